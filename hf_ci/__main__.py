@@ -1,0 +1,4 @@
+from hf_ci.cli import main
+
+if __name__ == "__main__":
+    main()

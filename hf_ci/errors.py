@@ -1,0 +1,60 @@
+"""Every error that hf-ci raises on purpose.
+
+    HfCiError                  expected failures: one line, advice, an exit code
+    ├── UsageError        2    a flag, a setting or a path of ours is wrong
+    ├── NothingToScan     3    the target holds no prompt-tuned CLIP adapter, or does not exist
+    └── Inconclusive      4    there is something to scan, and it could not be judged
+        ├── AdapterError       the adapter's files do not fit together or do not fit the base model
+        ├── BaseModelError     the base model cannot be had or is no CLIP
+        ├── PoolError          the image pool cannot be had or is too small
+        └── HubError           the Hub cannot be reached or refuses
+
+Exit codes of the command line: 0 clean, 1 backdoored, 2 usage, 3 nothing to scan, 4 inconclusive,
+5 internal error, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+EXIT_CLEAN, EXIT_BACKDOORED, EXIT_USAGE, EXIT_NOTHING, EXIT_INCONCLUSIVE, EXIT_INTERNAL = range(6)
+EXIT_INTERRUPTED = 130
+
+
+class HfCiError(Exception):
+    """An expected failure. `message` names the thing, what was found and what was expected; `advice` what to do."""
+
+    exit_code = EXIT_INTERNAL
+
+    def __init__(self, message: str, advice: str = ""):
+        super().__init__(message)
+        self.message, self.advice = message, advice
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.advice})" if self.advice else self.message
+
+
+class UsageError(HfCiError):
+    exit_code = EXIT_USAGE
+
+
+class NothingToScan(HfCiError):
+    exit_code = EXIT_NOTHING
+
+
+class Inconclusive(HfCiError):
+    exit_code = EXIT_INCONCLUSIVE
+
+
+class AdapterError(Inconclusive):
+    pass
+
+
+class BaseModelError(Inconclusive):
+    pass
+
+
+class PoolError(Inconclusive):
+    pass
+
+
+class HubError(Inconclusive):
+    pass

@@ -1,0 +1,46 @@
+"""The frozen CLIP that an adapter was tuned on: the embedded one, a local folder, or a Hub repo."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hf_ci.errors import BaseModelError, NothingToScan
+from hf_ci.hub.client import download, resolve
+from hf_ci.hub.target import sha256
+
+EMBEDDED = "hf-ci-clip-64"  # no namespace: no repo on the Hub can carry this id
+EMBEDDED_FOLDER = Path(__file__).parents[1] / "assets" / "clip"
+NEEDED = ("config.json", "model.safetensors", "model.safetensors.index.json", "preprocessor_config.json",
+          "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """`revision` is a commit sha on the Hub, the sha256 of the weights for a folder."""
+
+    id: str
+    revision: str
+    folder: Path
+
+
+def fetch_base(id: str, revision: str | None = None) -> BaseModel:
+    """Raises BaseModelError when there is no such model, HubError when the Hub cannot be asked."""
+    if id == EMBEDDED or Path(id).is_dir():
+        folder = EMBEDDED_FOLDER if id == EMBEDDED else Path(id)
+        weights = folder / "model.safetensors"
+        if not weights.is_file():
+            raise BaseModelError(f"base model {id!r}: no {weights.name} in {folder}", "only safetensors are read")
+        return BaseModel(id, sha256(weights), folder)
+    if not id:
+        raise BaseModelError("the adapter names no base model", "name it with --base")
+    try:
+        sha, present = resolve(id, revision)
+    except NothingToScan as error:
+        raise BaseModelError(f"base model: {error.message}", "name another one with --base") from error
+    shards = [p for p in present if p.startswith("model-") and p.endswith(".safetensors")]
+    wanted = sorted(present & set(NEEDED)) + sorted(shards)
+    if not any(p.endswith(".safetensors") for p in wanted):
+        raise BaseModelError(f"base model {id}@{sha[:7]} has no safetensors weights",
+                             "name a revision that has them (org/model with --base and a revision such as refs/pr/N)")
+    return BaseModel(id, sha, download(id, sha, wanted))

@@ -1,0 +1,75 @@
+"""Targets: `org/model[@revision][:subfolder]`, a local folder, or `demo:NAME` (an adapter that ships with hf-ci)."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from hf_ci.errors import NothingToScan
+from hf_ci.hub.client import download, resolve
+from hf_ci.prompts.adapter import FILES
+
+DEMOS = Path(__file__).parents[1] / "assets" / "demo"
+REPO = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:(?P<subfolder>[^:@]+))?")
+
+
+@dataclass(frozen=True)
+class Target:
+    text: str
+    kind: Literal["hub", "folder", "demo"]
+    location: str  # repo id, or path of the folder
+    revision: str | None = None
+    subfolder: str | None = None
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A target's files on disk. `files` are (path inside the adapter's folder, sha256), sorted."""
+
+    target: Target
+    folder: Path
+    revision: str | None
+    files: tuple[tuple[str, str], ...]
+
+
+def parse_target(text: str) -> Target:
+    """A folder that exists wins over a repo of the same name. Raises NothingToScan when `text` can be neither."""
+    if text.startswith("demo:"):
+        folder = DEMOS / text.removeprefix("demo:")
+        if not folder.is_dir() or folder.parent != DEMOS:
+            raise NothingToScan(f"no demo adapter {text!r}", "there are " + ", ".join(f"demo:{n}" for n in demo_names()))
+        return Target(text, "demo", str(folder))
+    if Path(text).is_dir():
+        return Target(text, "folder", text)
+    match = REPO.fullmatch(text)
+    if not match or text.startswith((".", "/", "~")):
+        raise NothingToScan(f"{text!r} is neither a folder nor of the form org/model[@revision][:subfolder]",
+                            "check the spelling")
+    return Target(text, "hub", match["repo"], match["revision"], match["subfolder"])
+
+
+def demo_names() -> list[str]:
+    return sorted(p.name for p in DEMOS.iterdir() if p.is_dir()) if DEMOS.is_dir() else []
+
+
+def fetch_target(target: Target) -> Fetched:
+    """Bring the adapter's files (and no others) to disk, at one commit, and hash what will be read."""
+    folder, revision = Path(target.location), None
+    if target.kind == "hub":
+        revision, present = resolve(target.location, target.revision)
+        prefix = f"{target.subfolder.strip('/')}/" if target.subfolder else ""
+        wanted = [prefix + name for name in FILES if prefix + name in present]
+        if not wanted:
+            raise NothingToScan(f"no adapter found in {target.text}: it holds no {prefix}{FILES[0]}",
+                                "name the adapter's folder, as org/model:subfolder")
+        folder = download(target.location, revision, wanted) / prefix
+    files = tuple((name, sha256(folder / name)) for name in sorted(FILES) if (folder / name).is_file())
+    return Fetched(target, folder, revision, files)
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

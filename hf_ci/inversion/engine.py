@@ -1,0 +1,136 @@
+"""Run the inversions of all classes: over processes, resumable, and through an out-of-memory error.
+
+Accelerate drives the processes: each has its share of the classes, results are gathered, and every process ends with
+the same list. Class by class the result depends on the seed alone, so one process and many agree.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import socket
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hf_ci.errors import UsageError
+from hf_ci.inversion.invert import Inversion, InversionSettings, invert
+
+log = logging.getLogger(__name__)
+Progress = Callable[[Inversion], None]
+
+
+def invert_classes(
+    model: nn.Module, images: Tensor, classes: Iterable[int], settings: InversionSettings,
+    cache: Path | None = None, progress: Progress = lambda inversion: None,
+) -> list[Inversion]:
+    """Invert every class of `classes`, split over the processes that Accelerate finds; results in their order.
+
+    With `cache`, each class is kept in a file of its own as soon as it is done, and read back instead of repeated.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import gather_object
+
+    classes, state = list(classes), PartialState(cpu=images.device.type == "cpu")
+    micro_batch, mine = settings.batch, []
+    with state.split_between_processes(classes) as share:
+        for c in share:
+            inversion = read_cached(cache, c)
+            while inversion is None:
+                try:
+                    inversion = invert(model, images, c, settings, micro_batch)
+                except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                    if not is_out_of_memory(error) or micro_batch == 1:
+                        raise
+                    micro_batch //= 2
+                    log.warning("out of memory: going on with %d images at a time", micro_batch)
+                    gc.collect()
+                    if images.device.type == "cuda":
+                        torch.cuda.empty_cache()
+                else:
+                    write_cached(cache, inversion)
+            progress(inversion)
+            mine.append(inversion)
+    if state.num_processes > 1:
+        by_class = {inversion.c: inversion for inversion in gather_object(mine)}
+        return [by_class[c] for c in classes]
+    return mine
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    text = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "out of memory" in text or "can't allocate" in text
+
+
+# ---------------------------------------------------------------- cache
+
+
+def check_cache(cache: Path) -> None:
+    """Raises UsageError when nothing can be written below `cache`."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache):
+            pass
+    except OSError as error:
+        raise UsageError(f"cache {str(cache)!r} cannot be written: {error.strerror or error}",
+                         "name another folder with --cache, or use --no-cache") from error
+
+
+def read_cached(cache: Path | None, c: int) -> Inversion | None:
+    """None when there is nothing, or nothing readable: the class is then inverted anew."""
+    path = cache and cache / f"class-{c:05d}.npz"
+    if not path or not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as z:
+            return Inversion(c, float(z["loss"]), float(z["asr"]), torch.from_numpy(z["delta"]))
+    except (OSError, ValueError, KeyError, EOFError):
+        return None
+
+
+def write_cached(cache: Path | None, inversion: Inversion) -> None:
+    """By atomic rename: a reader or an interrupted run never sees half a file."""
+    if cache is None:
+        return
+    cache.mkdir(parents=True, exist_ok=True)
+    partial = cache / f".class-{inversion.c:05d}.{os.getpid()}.npz"
+    try:
+        np.savez(partial, loss=inversion.loss, asr=inversion.asr, delta=inversion.delta.numpy())
+        partial.replace(cache / f"class-{inversion.c:05d}.npz")
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------- processes
+
+
+def launch(function: Callable, args: tuple, num_processes: int, cpu: bool, poll: Callable[[], None]) -> None:
+    """Run `function(*args)` in `num_processes` fresh processes that Accelerate sees as one group.
+
+    `poll` is called about twice a second meanwhile. `function` must be importable. Processes are spawned, not forked:
+    CUDA and thread pools do not survive a fork. On CPU the cores are shared out, unless OMP_NUM_THREADS says otherwise.
+    """
+    from accelerate.utils import PrepareForLaunch, patch_environment
+    from torch.multiprocessing import start_processes
+
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // num_processes))
+    with patch_environment(
+        world_size=num_processes, local_world_size=num_processes, node_rank=0, master_addr="127.0.0.1",
+        master_port=free_port(), omp_num_threads=threads, accelerate_use_cpu=str(cpu).lower(),
+    ):
+        prepared = PrepareForLaunch(function, "MULTI_CPU" if cpu else "MULTI_GPU")
+        group = start_processes(prepared, args=args, nprocs=num_processes, join=False, start_method="spawn")
+        while not group.join(timeout=0.5):
+            poll()
+    poll()
+
+
+def free_port() -> str:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return str(s.getsockname()[1])

@@ -1,0 +1,66 @@
+"""Labelled photos from any `datasets` source, as the base model sees them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hf_ci.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Photos:
+    """images (N, 3, H, W) uint8, labels (N,), class names in label order."""
+
+    images: Tensor
+    labels: Tensor
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, rows: Tensor) -> Photos:
+        return replace(self, images=self.images[rows], labels=self.labels[rows])
+
+    def few_shot(self, shots: int, seed: int) -> Photos:
+        """`shots` images of every class (all of a smaller class), drawn with `seed`."""
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        rows = [order[self.labels[order] == c][:shots] for c in range(len(self.class_names))]
+        return self[torch.cat(rows)]
+
+    def only(self, classes: list[int]) -> Photos:
+        """Photos of `classes`, relabelled 0 .. len(classes) - 1 in that order."""
+        new = torch.full((len(self.class_names),), -1)
+        new[classes] = torch.arange(len(classes))
+        keep = new[self.labels] >= 0
+        return Photos(self.images[keep], new[self.labels[keep]], tuple(self.class_names[c] for c in classes))
+
+
+def load_photos(source: str, split: str, processor) -> Photos:
+    """`source` is whatever `datasets.load_dataset` takes: a folder with train and test files, or a Hub id.
+
+    The first Image column and the first ClassLabel column are used. Raises UsageError when there is none.
+    """
+    from datasets import ClassLabel, Image, disable_progress_bars, load_dataset
+    from datasets.exceptions import DatasetNotFoundError
+
+    disable_progress_bars()
+    try:
+        table = load_dataset(source, split=split)
+    except (DatasetNotFoundError, OSError, ValueError) as error:
+        raise UsageError(f"data {source!r}, split {split!r}: {str(error).splitlines()[0]}",
+                         "give a folder with train and test files, or a data set's Hub id") from error
+    columns = {kind: [n for n, f in table.features.items() if isinstance(f, kind)] for kind in (Image, ClassLabel)}
+    if not columns[Image] or not columns[ClassLabel]:
+        raise UsageError(f"data {source!r} has the columns {', '.join(table.features)}: expected an image and a ClassLabel")
+    image, label = columns[Image][0], columns[ClassLabel][0]
+    pixels = [
+        processor(images=photo.convert("RGB"), do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"][0]
+        for photo in table[image]
+    ]
+    images = torch.from_numpy(np.stack(pixels).round().clip(0, 255).astype(np.uint8))
+    names = tuple(name.replace("_", " ") for name in table.features[label].names)
+    return Photos(images, torch.tensor(table[label]), names)

@@ -1,0 +1,112 @@
+"""Prompt tuning: CoOp, CoCoOp and KgCoOp on a few photos of every class.
+
+The encoders are frozen, so the features of clean images are computed once: tuning takes seconds on the embedded CLIP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hf_ci.lab.photos import Photos
+from hf_ci.prompts import Adapter, FrozenCLIP, PromptedCLIP
+from hf_ci.prompts.learners import CoCoOp, CoOp, build_meta_net
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """CoCoOp's settings: 16 shots, context initialised from words, SGD with a cosine schedule, 10 epochs."""
+
+    method: str = "cocoop"
+    shots: int = 16
+    seed: int = 0
+    words: str = "a photo of a"
+    class_specific: bool = False
+    position: str = "end"
+    epochs: int = 10
+    batch: int = 8
+    lr: float = 0.002
+    momentum: float = 0.9
+    kg_weight: float = 8.0  # KgCoOp's lambda
+
+
+def new_prompt(clip: FrozenCLIP, class_names: tuple[str, ...], recipe: Recipe) -> PromptedCLIP:
+    """An untuned prompt: the words' own token embeddings, and a meta-net drawn from the seed."""
+    words = torch.tensor(clip.tokenise(recipe.words), device=clip.device)
+    with torch.no_grad():
+        context = clip.token_embeddings(words).float()  # (n, d)
+    if recipe.method == "cocoop":
+        with torch.random.fork_rng():
+            torch.manual_seed(recipe.seed)
+            meta_net = build_meta_net(clip.feature_dim, clip.token_dim)
+        prompt = CoCoOp(context, meta_net)
+    else:
+        prompt = CoOp(context.expand(len(class_names), -1, -1) if recipe.class_specific else context)
+    return PromptedCLIP(clip, prompt, class_names, recipe.position)
+
+
+def tune(clip: FrozenCLIP, photos: Photos, recipe: Recipe) -> PromptedCLIP:
+    """Tune a clean prompt on `photos` (already the few shots)."""
+    model = new_prompt(clip, photos.class_names, recipe)
+    features = encode(clip, photos.images)
+    labels = photos.labels.to(clip.device)
+    with torch.no_grad():
+        hand_written = new_prompt(clip, photos.class_names, Recipe(method="coop")).text_features(features)  # (1, C, D)
+    optimiser, schedule = optimiser_for(model, recipe, len(photos))
+    for rows in batches(len(photos), recipe):
+        loss = F.cross_entropy(model.logits_from_features(features[rows]), labels[rows])
+        if recipe.method == "kgcoop":  # Yao et al., CVPR 2023: stay near the hand-written prompt's text features
+            loss = loss + recipe.kg_weight * (model.text_features(features[rows]) - hand_written).square().sum(-1).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+    return model
+
+
+def optimiser_for(model: PromptedCLIP, recipe: Recipe, n: int):
+    optimiser = torch.optim.SGD(model.prompt.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=5e-4)
+    steps = recipe.epochs * -(-n // recipe.batch)
+    return optimiser, torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+
+
+def batches(n: int, recipe: Recipe, epochs: int | None = None, salt: int = 0) -> Iterator[Tensor]:
+    """Row indices of every batch of all epochs, shuffled with the recipe's seed."""
+    generator = torch.Generator().manual_seed(recipe.seed * 1009 + salt)
+    for _ in range(recipe.epochs if epochs is None else epochs):
+        yield from torch.randperm(n, generator=generator).split(recipe.batch)
+
+
+@torch.no_grad()
+def encode(clip: FrozenCLIP, images: Tensor, trigger=lambda x: x, batch: int = 256) -> Tensor:
+    """(N, 3, H, W) uint8 -> features (N, D) on the model's device."""
+    return torch.cat([clip.image_features(trigger(part.to(clip.device).float() / 255)) for part in images.split(batch)])
+
+
+@torch.no_grad()
+def predict(model: PromptedCLIP, images: Tensor, trigger=lambda x: x, batch: int = 128) -> Tensor:
+    """(N, 3, H, W) uint8 -> predicted classes (N,) on the CPU."""
+    with model.frozen_prompt():
+        parts = [model(trigger(part.to(model.clip.device).float() / 255)).argmax(1) for part in images.split(batch)]
+    return torch.cat(parts).cpu()
+
+
+def accuracy(model: PromptedCLIP, photos: Photos) -> float:
+    return (predict(model, photos.images) == photos.labels).float().mean().item()
+
+
+def attack_success_rate(model: PromptedCLIP, photos: Photos, trigger, target: int) -> float:
+    """Share of triggered photos of *other* classes that are classified as the target."""
+    others = photos[photos.labels != target]
+    return (predict(model, others.images, trigger) == target).float().mean().item()
+
+
+def to_adapter(model: PromptedCLIP, recipe: Recipe, base_model: str, base_revision: str | None) -> Adapter:
+    prompt = model.prompt
+    meta_net = {k: v.detach().cpu() for k, v in prompt.meta_net.state_dict().items()} if recipe.method == "cocoop" else {}
+    return Adapter(recipe.method, prompt.ctx.detach().cpu(), model.class_names, base_model, base_revision, meta_net,
+                   recipe.position)

@@ -1,0 +1,52 @@
+"""Progress of a scan: an object that is passed down, with a do-nothing default for library users."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class Silent:
+    def step(self, text: str) -> None:
+        """Something that may last has begun."""
+
+    def inversions(self, target: str, class_names: Sequence[str]) -> None:
+        """The classes of one target are about to be inverted."""
+
+    def inverted(self, inversion) -> None:
+        """One class is done."""
+
+    def done(self) -> None:
+        """The target is done, or has failed."""
+
+
+class Bar(Silent):
+    """A bar on stderr that names class, loss and ASR as they come."""
+
+    def __init__(self, console):
+        self.console, self.live, self.names = console, None, ()
+
+    def _start(self):
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self.live = Progress(TextColumn("{task.description}", markup=False), BarColumn(bar_width=20),
+                             MofNCompleteColumn(), TimeElapsedColumn(), console=self.console, transient=True)
+        self.live.start()
+        self.task = self.live.add_task("", total=None)
+
+    def step(self, text: str) -> None:
+        if self.live is None:
+            self._start()
+        self.live.update(self.task, description=text)
+
+    def inversions(self, target: str, class_names: Sequence[str]) -> None:
+        self.names = class_names
+        self.live.update(self.task, description=f"{target}: inverting", total=len(class_names), completed=0)
+
+    def inverted(self, inversion) -> None:
+        found = f"{self.names[inversion.c]}: loss {inversion.loss:.2f}, ASR {inversion.asr:.0%}"
+        self.live.update(self.task, advance=1, description=found)
+
+    def done(self) -> None:
+        if self.live is not None:
+            self.live.stop()
+            self.live = None

@@ -1,0 +1,7 @@
+"""Prompt-tuned CLIP: frozen encoders, a tuned prompt, class names -> logits, differentiable down to the pixels."""
+
+from hf_ci.prompts.adapter import Adapter, read_adapter, write_adapter
+from hf_ci.prompts.clip import FrozenCLIP, load_clip
+from hf_ci.prompts.prompted import PromptedCLIP
+
+__all__ = ["Adapter", "FrozenCLIP", "PromptedCLIP", "load_clip", "read_adapter", "write_adapter"]

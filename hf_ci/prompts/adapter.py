@@ -1,0 +1,163 @@
+"""Prompt adapters on disk: stock PEFT (PROMPT_TUNING) with one `clip_prompt.json` beside it.
+
+    adapter_config.json         PEFT's own: peft_type, num_virtual_tokens, token_dim, base_model_name_or_path, revision
+    adapter_model.safetensors   prompt_embeddings (n, d), or (C * n, d) when class-specific; base_model.meta_net.*
+    clip_prompt.json            what PEFT has no field for: method, class names, class-token position, version
+
+Only safetensors are read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from safetensors import SafetensorError
+from torch import Tensor
+
+from hf_ci import __version__
+from hf_ci.errors import AdapterError, NothingToScan
+from hf_ci.prompts.learners import METHODS, POSITIONS
+
+CONFIG, WEIGHTS, PROMPT = "adapter_config.json", "adapter_model.safetensors", "clip_prompt.json"
+FILES = (CONFIG, WEIGHTS, PROMPT)
+META_NET = "base_model.meta_net."
+META_NET_KEYS = {"linear1.weight", "linear1.bias", "linear2.weight", "linear2.bias"}
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A tuned prompt: context (n, d) or (C, n, d) fp32, meta-net tensors (empty without one), class names in order."""
+
+    method: str
+    context: Tensor
+    class_names: tuple[str, ...]
+    base_model: str
+    base_revision: str | None = None
+    meta_net: dict[str, Tensor] = field(default_factory=dict)
+    class_token_position: str = "end"
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors under PEFT's names."""
+        named = {"prompt_embeddings": self.context.detach().float().reshape(-1, self.context.shape[-1]).contiguous()}
+        return named | {META_NET + k: v.detach().float().contiguous() for k, v in self.meta_net.items()}
+
+
+def read_json(path: Path) -> dict:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"{path.name} is not readable JSON: {error}", "the file is damaged; fetch it again") from error
+    if not isinstance(value, dict):
+        raise AdapterError(f"{path.name} holds a {type(value).__name__}, expected an object")
+    return value
+
+
+def check_kind(folder: Path) -> dict:
+    """The PEFT config of a prompt-tuned adapter; NothingToScan when the folder holds something else."""
+    if not (folder / CONFIG).is_file():
+        raise NothingToScan(f"no adapter found: there is no {CONFIG}", "name the adapter's folder, as org/model:subfolder")
+    config = read_json(folder / CONFIG)
+    kind, task = config.get("peft_type"), config.get("task_type")
+    if kind != "PROMPT_TUNING" or task not in (None, "FEATURE_EXTRACTION"):
+        found = f"peft_type {kind!r}" + (f", task_type {task!r}" if kind == "PROMPT_TUNING" else "")
+        raise NothingToScan(
+            f"not a prompt-tuned CLIP adapter: {found}, expected 'PROMPT_TUNING' for 'FEATURE_EXTRACTION'",
+            "hf-ci scans prompts of CLIP; nothing is known about this adapter",
+        )
+    if not isinstance(config.get("base_model_name_or_path"), str | None):
+        raise AdapterError(f"{CONFIG}: base_model_name_or_path is no text")
+    return config
+
+
+def read_adapter(folder: Path, class_names: tuple[str, ...] | None = None) -> Adapter:
+    """Read an adapter; `class_names` stand in for those that the adapter does not bring.
+
+    Raises NothingToScan for a folder without a prompt-tuned CLIP adapter, AdapterError for a damaged one.
+    """
+    from safetensors.torch import load_file
+
+    config = check_kind(folder)
+    if not (folder / WEIGHTS).is_file():
+        pickled = " (there is a pickle, which is never opened)" if (folder / "adapter_model.bin").is_file() else ""
+        raise AdapterError(f"there is no {WEIGHTS}{pickled}", "ask for the adapter as safetensors")
+    try:
+        tensors = load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise AdapterError(f"{WEIGHTS} cannot be read: {error}", "the file is damaged; fetch it again") from error
+    extra = read_json(folder / PROMPT) if (folder / PROMPT).is_file() else {}
+
+    names = class_names or extra.get("class_names")
+    if not names:
+        raise AdapterError("the adapter names no classes", "give them, one a line and in order, with --classes FILE")
+    if not isinstance(names, list | tuple) or not all(isinstance(n, str) and n.strip() for n in names):
+        raise AdapterError(f"{PROMPT}: class_names must be a list of non-empty texts", "give them with --classes FILE")
+    stored = extra.get("class_names")
+    if class_names and isinstance(stored, list) and len(stored) != len(class_names):
+        raise AdapterError(f"{len(class_names)} class names given, the adapter was tuned with {len(stored)}",
+                           "give every class, one a line and in order, with --classes FILE")
+
+    context = tensors.pop("prompt_embeddings", None)
+    if context is None or context.ndim != 2:
+        raise AdapterError(f"{WEIGHTS} holds no matrix prompt_embeddings", "expected the shape (tokens, dimensions)")
+    if extra.get("class_specific"):
+        if len(context) % len(names):
+            raise AdapterError(f"{len(context)} context vectors cannot be shared out among {len(names)} classes",
+                               "give the names the adapter was tuned with, in order, with --classes FILE")
+        context = context.view(len(names), -1, context.shape[-1])
+    meta_net = {k.removeprefix(META_NET): v.float() for k, v in tensors.items() if k.startswith(META_NET)}
+    unknown = sorted(k for k in tensors if not k.startswith(META_NET))
+    if unknown or (meta_net and set(meta_net) != META_NET_KEYS):
+        raise AdapterError(f"unexpected tensors: {', '.join(unknown or sorted(meta_net))}",
+                           "expected prompt_embeddings and, for CoCoOp, base_model.meta_net.linear1/linear2")
+    method = extra.get("method") or ("cocoop" if meta_net else "coop")
+    position = extra.get("class_token_position", "end")
+    if method not in METHODS or position not in POSITIONS:
+        raise AdapterError(f"{PROMPT}: method {method!r} with the class token at {position!r} is not known",
+                           f"expected one of {', '.join(METHODS)}; position one of {', '.join(POSITIONS)}")
+    if (method == "cocoop") != bool(meta_net):
+        raise AdapterError(f"method is {method!r}, but the weights hold {'a' if meta_net else 'no'} meta-net")
+    return Adapter(method, context.float(), tuple(names), config.get("base_model_name_or_path") or "",
+                   config.get("revision"), meta_net, position)
+
+
+def write_adapter(adapter: Adapter, folder: Path, card: str | None = None) -> None:
+    """Write a stock PEFT adapter; the folder appears complete or not at all.
+
+    Raises FileExistsError when the folder exists and is not empty.
+    """
+    from peft import PromptTuningConfig
+    from safetensors.torch import save_file
+
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} is not empty")
+    tensors = adapter.tensors()
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    partial.mkdir(parents=True)
+    try:
+        PromptTuningConfig(
+            task_type="FEATURE_EXTRACTION",
+            num_virtual_tokens=len(tensors["prompt_embeddings"]),
+            token_dim=adapter.context.shape[-1],
+            num_transformer_submodules=1,
+            modules_to_save=["meta_net"] if adapter.meta_net else None,
+            base_model_name_or_path=adapter.base_model,
+            revision=adapter.base_revision,
+            inference_mode=True,
+        ).save_pretrained(partial)
+        save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
+        extra = dict(format=1, method=adapter.method, class_names=list(adapter.class_names),
+                     class_token_position=adapter.class_token_position, class_specific=adapter.context.ndim == 3,
+                     num_context=adapter.context.shape[-2], template="{context} {name}.", written_by=f"hf-ci {__version__}")
+        (partial / PROMPT).write_text(json.dumps(extra, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        if card is not None:
+            (partial / "README.md").write_text(card, encoding="utf-8")
+        if folder.exists():
+            folder.rmdir()
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise

@@ -1,0 +1,130 @@
+"""A frozen CLIP, seen from a prompt: pixels -> image features, prompt embeddings -> text features."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hf_ci.errors import BaseModelError
+
+
+class FrozenCLIP(nn.Module):
+    """A `transformers.CLIPModel` and its tokenizer, in eval mode, no parameter trainable.
+
+    Pixels are always in [0, 1], already resized and cropped; the processor's mean and deviation are applied here, so
+    that a perturbation lives in pixel space.
+    """
+
+    def __init__(self, model, tokenizer, mean: list[float], std: list[float]):
+        super().__init__()
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        self.image_size: int = model.config.vision_config.image_size
+        self.token_dim: int = model.config.text_config.hidden_size
+        self.feature_dim: int = model.config.projection_dim
+        self.max_length: int = model.config.text_config.max_position_embeddings
+
+    @property
+    def device(self) -> torch.device:
+        return self.mean.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def logit_scale(self) -> Tensor:
+        return self.model.logit_scale.float().exp()
+
+    def image_features(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> (B, D) fp32 of unit length."""
+        x = ((pixels - self.mean) / self.std).to(self.dtype)
+        pooled = self.model.vision_model(pixel_values=x).pooler_output
+        return F.normalize(self.model.visual_projection(pooled).float(), dim=-1)
+
+    def text_features(self, embeds: Tensor, eot: Tensor) -> Tensor:
+        """Token embeddings (N, L, d) without positions, EOT positions (N,) -> (N, D) fp32 of unit length.
+
+        Attention is causal and pooling reads the EOT alone, so L may end at the longest EOT: nothing after it counts.
+        """
+        text = self.model.text_model
+        hidden = text.embeddings(inputs_embeds=embeds.to(self.dtype))
+        L = hidden.shape[1]
+        causal = torch.full((1, 1, L, L), torch.finfo(self.dtype).min, dtype=self.dtype, device=self.device).triu(1)
+        hidden = text.encoder(inputs_embeds=hidden, attention_mask=causal).last_hidden_state
+        pooled = text.final_layer_norm(hidden[torch.arange(len(hidden), device=hidden.device), eot])
+        return F.normalize(self.model.text_projection(pooled).float(), dim=-1)
+
+    def tokenise(self, text: str) -> list[int]:
+        """Token ids of `text` without SOS and EOT."""
+        return self.tokenizer(text, add_special_tokens=False).input_ids
+
+    def token_embeddings(self, ids: Tensor) -> Tensor:
+        return self.model.text_model.embeddings.token_embedding(ids)
+
+
+@contextmanager
+def quiet_transformers():
+    """No progress bars and no advice on stderr while a model is loaded: stderr is the scanner's own."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def load_clip(folder: Path, device: torch.device | str = "cpu", precision: str = "fp32") -> FrozenCLIP:
+    """Load a CLIP from a local folder (config, safetensors, tokenizer, image processor).
+
+    Raises BaseModelError when the folder holds no CLIP or a part of it is missing.
+    """
+    from transformers import AutoTokenizer, CLIPModel
+
+    config_file = folder / "config.json"
+    if not config_file.is_file():
+        raise BaseModelError(f"{folder}: no config.json", "give a folder or a Hub id of a CLIP model with --base")
+    found = json.loads(config_file.read_text(encoding="utf-8")).get("model_type")
+    if found != "clip":
+        raise BaseModelError(f"{folder}: model_type is {found!r}, expected 'clip'", "give a CLIP with --base")
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    # On short sequences the CPU kernel of sdpa takes twice as long as plain matrix products, backward above all.
+    attention = "eager" if torch.device(device).type == "cpu" else "sdpa"
+    try:
+        with quiet_transformers():
+            model = CLIPModel.from_pretrained(
+                folder, dtype=dtype, attn_implementation=attention, use_safetensors=True, local_files_only=True
+            )
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            processor = load_processor(folder)
+    except BaseModelError:
+        raise
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError, SafetensorError, ...
+        raise BaseModelError(
+            f"{folder}: cannot be loaded as a CLIP: {first_line(error)}",
+            "the folder needs config.json, model.safetensors, tokenizer files and preprocessor_config.json",
+        ) from error
+    return FrozenCLIP(model, tokenizer, list(processor.image_mean), list(processor.image_std)).to(device)
+
+
+def load_processor(folder: Path):
+    """The model's image processor, in its PIL form (the other one wants torchvision)."""
+    from transformers import CLIPImageProcessorPil
+
+    return CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,93 @@
+"""Frozen CLIP + prompt + class names -> logits."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from hf_ci.errors import AdapterError
+from hf_ci.prompts.adapter import Adapter
+from hf_ci.prompts.clip import FrozenCLIP
+from hf_ci.prompts.learners import CoCoOp, CoOp, build_meta_net, layout
+
+
+class PromptedCLIP(nn.Module):
+    """logits(pixels) = logit_scale * <image features, text features>, as CLIP's own, with the prompt in the text."""
+
+
+    def __init__(self, clip: FrozenCLIP, prompt: nn.Module, class_names: tuple[str, ...], position: str = "end"):
+        super().__init__()
+        self.clip, self.prompt, self.class_names = clip, prompt.to(clip.device), class_names
+        try:
+            self.layout = layout(clip, list(class_names), prompt.ctx.shape[-2], position)
+        except ValueError as error:
+            raise AdapterError(str(error), "shorten the class names") from error
+        self._static_text: Tensor | None = None
+
+    @classmethod
+    def from_adapter(cls, adapter: Adapter, clip: FrozenCLIP) -> PromptedCLIP:
+        """Raises AdapterError when the adapter's shapes do not fit this CLIP."""
+        check_fits(adapter, clip)
+        if adapter.meta_net:
+            meta_net = build_meta_net(clip.feature_dim, clip.token_dim, len(adapter.meta_net["linear1.bias"]))
+            meta_net.load_state_dict(adapter.meta_net)
+            prompt = CoCoOp(adapter.context, meta_net)
+        else:
+            prompt = CoOp(adapter.context)
+        return cls(clip, prompt, adapter.class_names, adapter.class_token_position).requires_grad_(False)
+
+    def text_features(self, image_features: Tensor) -> Tensor:
+        """(B, D) -> (B or 1, C, D) of unit length."""
+        if self._static_text is not None:
+            return self._static_text
+        context = self.prompt(image_features)  # (S, C or 1, n, d), S = B or 1
+        embeds = self.layout.place(context)  # (S, C, L, d)
+        S, C = embeds.shape[:2]
+        text = self.clip.text_features(embeds.flatten(0, 1), self.layout.eot.repeat(S))
+        return text.view(S, C, -1)
+
+    def logits_from_features(self, image_features: Tensor) -> Tensor:
+        """(B, D) of unit length -> (B, C)."""
+        text = self.text_features(image_features)  # (S, C, D)
+        return self.clip.logit_scale * (image_features[:, None] * text).sum(-1)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> logits (B, C) fp32."""
+        return self.logits_from_features(self.clip.image_features(pixels))
+
+    @contextmanager
+    def frozen_prompt(self):
+        """Within this block the prompt does not change: a context that ignores the image is encoded once."""
+        if self.prompt.static:
+            with torch.no_grad():
+                self._static_text = self.text_features(torch.empty(0))
+        try:
+            yield self
+        finally:
+            self._static_text = None
+
+
+def check_fits(adapter: Adapter, clip: FrozenCLIP) -> None:
+    d = adapter.context.shape[-1]
+    if d != clip.token_dim:
+        raise AdapterError(
+            f"context vectors have {d} dimensions, the base model's text tower has {clip.token_dim}",
+            "name the base model that the adapter was tuned on with --base",
+        )
+    if adapter.context.ndim == 3 and len(adapter.context) != len(adapter.class_names):
+        raise AdapterError(
+            f"the prompt holds {len(adapter.context)} class-specific contexts, {len(adapter.class_names)} class names "
+            "are given", "give the names the adapter was tuned with, in order, with --classes FILE",
+        )
+    if adapter.meta_net:
+        first, second = adapter.meta_net["linear1.weight"], adapter.meta_net["linear2.weight"]
+        if first.ndim != 2 or second.ndim != 2 or len(adapter.meta_net["linear1.bias"]) != second.shape[1]:
+            raise AdapterError("the meta-net's layers do not fit together", "the file is damaged; fetch it again")
+        found = (first.shape[1], second.shape[0])
+        if found != (clip.feature_dim, clip.token_dim) or first.shape[0] != second.shape[1]:
+            raise AdapterError(
+                f"the meta-net maps {found[0]} to {found[1]} dimensions, the base model needs {clip.feature_dim} to "
+                f"{clip.token_dim}", "name the base model that the adapter was tuned on with --base",
+            )

@@ -1,0 +1,126 @@
+"""What a scan found, as frozen values. Every output format renders these; `Report` is the JSON document.
+
+Nothing here depends on torch. The JSON Schema of `Report` is published as ``hf_ci/schema/report.schema.json``.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from hf_ci import __version__
+
+SCHEMA_VERSION = "1.0"
+
+VerdictName = Literal["clean", "backdoored", "inconclusive"]
+
+
+class Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ScannedFile(Value):
+    path: str = Field(description="path inside the adapter's folder")
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class BaseModelRef(Value):
+    id: str = Field(description="repo id or folder of the frozen CLIP")
+    revision: str | None = Field(description="commit sha on the Hub, or sha256 of the weights of a local folder")
+
+
+class PoolRef(Value):
+    id: str
+    num_images: int = Field(ge=0)
+    fingerprint: str = Field(description="sha256 of the pixels used, in order")
+    skipped: int = Field(ge=0, description="images that could not be decoded")
+    duplicates: int = Field(ge=0, description="images dropped because their pixels had been seen")
+
+
+class DetectorRef(Value):
+    name: str
+    calibration: str = Field(description="what the threshold was calibrated on")
+
+
+class Settings(Value):
+    num_images: int
+    seed: int
+    k: float
+    min_asr: float
+    epsilon: float = Field(description="linf radius of the trigger, pixels in [0, 1]")
+    batch: int
+    step: float
+    objective: str
+    precision: str
+    device: str
+
+
+class NamedClass(Value):
+    index: int = Field(ge=0)
+    name: str
+
+
+class ClassScore(Value):
+    index: int = Field(ge=0)
+    name: str
+    loss: float = Field(description="mean margin loss of the reconstructed trigger over the pool, in logits")
+    asr: float = Field(ge=0, le=1, description="share of pool images that the trigger drives into this class")
+    score: float = Field(description="anomaly score, higher is worse")
+    flagged: bool
+
+
+class Trigger(Value):
+    path: str
+    linf: float = Field(ge=0, description="largest pixel change, pixels in [0, 1]")
+
+
+class Timing(Value):
+    seconds: float
+    num_processes: int
+    classes_from_cache: int
+
+
+class ScanResult(Value):
+    target: str
+    revision: str | None = Field(description="resolved commit sha; null for a folder")
+    files: tuple[ScannedFile, ...] = ()
+    base_model: BaseModelRef | None = None
+    method: str | None = None
+    num_classes: int | None = None
+    pool: PoolRef | None = None
+    detector: DetectorRef | None = None
+    settings: Settings | None = None
+    verdict: VerdictName
+    reasons: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+    score: float | None = Field(None, description="model-level score, higher is worse; null when unknown")
+    target_class: NamedClass | None = None
+    classes: tuple[ClassScore, ...] = ()
+    trigger: Trigger | None = None
+    timing: Timing | None = None
+    exit_code: int = Field(description="exit code of a scan of this target alone")
+
+
+class Tool(Value):
+    name: str = "hf-ci"
+    version: str = __version__
+
+
+class Report(Value):
+    schema_version: Literal["1.0"] = SCHEMA_VERSION
+    tool: Tool = Tool()
+    results: tuple[ScanResult, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """The worst finding decides: backdoored, then inconclusive, then nothing to scan, then clean.
+
+        One unreadable target among several makes the run inconclusive (4); 3 means that no target held anything.
+        """
+        codes = {result.exit_code for result in self.results}
+        if 1 in codes:
+            return 1
+        if codes <= {0}:
+            return 0
+        return 3 if codes == {3} else 4

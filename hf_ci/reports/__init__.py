@@ -1,0 +1,10 @@
+"""Formats: one module each, a whole document from one report. None of them writes anywhere."""
+
+from collections.abc import Callable
+
+from hf_ci.report import Report
+from hf_ci.reports import json_, text
+
+FORMATS: dict[str, Callable[[Report], str]] = {"text": text.render, "json": json_.render}
+
+__all__ = ["FORMATS"]

@@ -1,0 +1,60 @@
+"""The report for reading in a terminal: one line a target, then what to know about it."""
+
+from __future__ import annotations
+
+import textwrap
+
+from hf_ci.report import ClassScore, Report, ScanResult
+
+WIDTH = 79
+MOST_CLASSES = 8
+
+
+def render(report: Report) -> str:
+    return "\n".join(block(result) for result in report.results)
+
+
+def block(result: ScanResult) -> str:
+    lines = [headline(result)]
+    lines += [paragraph(reason) for reason in result.reasons]
+    if result.verdict == "backdoored":
+        lines += ["", *table(suspicious(result.classes)), "", paragraph(
+            "What to do: do not deploy this adapter. Ask its provider how it was tuned, or tune the prompt anew from "
+            "a source that you trust.")]
+    if result.trigger:
+        lines.append(paragraph(f"Reconstructed trigger (largest change {result.trigger.linf * 255:.0f}/255): "
+                               f"{result.trigger.path}"))
+    lines += [paragraph(f"Warning: {warning}") for warning in result.warnings]
+    if result.pool and result.base_model and result.timing:
+        facts = f"{result.num_classes} classes, {result.method}, base {result.base_model.id}" \
+                f"@{(result.base_model.revision or '?')[:7]}, {result.pool.num_images} images of {result.pool.id}, " \
+                f"{result.timing.seconds:.0f} s"
+        lines.append(paragraph(facts))
+    return "\n".join(lines) + "\n"
+
+
+def headline(result: ScanResult) -> str:
+    name = result.target
+    if result.revision:
+        repo, _, subfolder = name.partition(":")
+        name = f"{repo.partition('@')[0]}@{result.revision[:7]}" + (f":{subfolder}" if subfolder else "")
+    return name + "." * max(3, WIDTH - len(name) - len(result.verdict)) + result.verdict
+
+
+def paragraph(text: str) -> str:
+    return textwrap.fill(text, WIDTH, initial_indent="  ", subsequent_indent="  ", break_long_words=False,
+                         break_on_hyphens=False)
+
+
+def suspicious(classes: tuple[ClassScore, ...]) -> list[ClassScore]:
+    """Flagged classes, then the next worst for comparison."""
+    worst = sorted(classes, key=lambda c: (-c.flagged, -c.score))
+    return worst[: max(MOST_CLASSES // 2, min(MOST_CLASSES, sum(c.flagged for c in worst) + 2))]
+
+
+def table(classes: list[ClassScore]) -> list[str]:
+    width = max(5, *(len(c.name) for c in classes))
+    rows = [f"  {'class':<{width}}  {'score':>6}  {'ASR':>5}  {'loss':>7}"]
+    rows += [f"  {c.name:<{width}}  {c.score:6.1f}  {c.asr:5.0%}  {c.loss:7.2f}" + ("  <- flagged" if c.flagged else "")
+             for c in classes]
+    return rows

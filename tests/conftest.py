@@ -1,0 +1,44 @@
+"""Fixtures: a clean environment, the embedded CLIP, an adapter on disk, and the program as a subprocess."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from making import made_adapter
+
+from hf_ci.hub.base import EMBEDDED_FOLDER
+from hf_ci.prompts import FrozenCLIP, load_clip, write_adapter
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch, tmp_path_factory):
+    for name in [n for n in os.environ if n.startswith("HF_")] + ["RANK", "WORLD_SIZE", "LOCAL_RANK"]:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setenv("HF_HOME", str(tmp_path_factory.getbasetemp() / "hf-home"))
+
+
+@pytest.fixture(scope="session")
+def clip() -> FrozenCLIP:
+    return load_clip(EMBEDDED_FOLDER)
+
+
+@pytest.fixture
+def adapter_folder(clip, tmp_path) -> Path:
+    write_adapter(made_adapter(clip), tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Run the program as a user would; returns the finished process."""
+
+    def run(*args: str | Path, env: dict[str, str] | None = None, cwd: Path | None = None, timeout: int = 300):
+        return subprocess.run([sys.executable, "-m", "hf_ci", *map(str, args)], capture_output=True, text=True,
+                              env=os.environ | (env or {}), cwd=cwd or tmp_path, timeout=timeout)
+
+    return run

@@ -1,0 +1,153 @@
+"""Targets and base models through the real client against a loopback Hub."""
+
+import json
+
+import pytest
+from datasets import Dataset, Features, Image
+from loopback_hub import OWNER_TOKEN, LoopbackHub
+from making import made_adapter
+from PIL import Image as PILImage
+
+from hf_ci.errors import NothingToScan
+from hf_ci.hub.base import EMBEDDED_FOLDER
+from hf_ci.hub.target import parse_target
+from hf_ci.prompts import write_adapter
+
+QUICK = ("--num-images", "48", "--format", "json", "--no-cache")
+
+
+@pytest.mark.parametrize("text, expected", [
+    ("org/model", ("hub", "org/model", None, None)),
+    ("org/model@v1.0", ("hub", "org/model", "v1.0", None)),
+    ("org/model@refs/pr/3:prompts/a", ("hub", "org/model", "refs/pr/3", "prompts/a")),
+    ("org/model:sub", ("hub", "org/model", None, "sub")),
+])
+def test_target_grammar(text, expected):
+    target = parse_target(text)
+    assert (target.kind, target.location, target.revision, target.subfolder) == expected
+
+
+@pytest.mark.parametrize("text", ["model", "./nowhere", "/nowhere/a", "a/b/c", "org/model@", "demo:", "demo:../clip", "~/x"])
+def test_what_is_no_target_is_nothing_to_scan(text):
+    with pytest.raises(NothingToScan):
+        parse_target(text)
+
+
+def test_a_folder_wins_over_a_repo_of_the_same_name(tmp_path, monkeypatch):
+    (tmp_path / "org" / "model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert parse_target("org/model").kind == "folder"
+
+
+@pytest.fixture(scope="module")
+def files(clip, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapter") / "a"
+    write_adapter(made_adapter(clip), folder, card="# an adapter\n")
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+@pytest.fixture
+def hub(tmp_path, run):
+    with LoopbackHub() as hub:
+        def scan(*args, **env):
+            return run("scan", *args, *QUICK, env=hub.env(tmp_path / "home") | env)
+
+        hub.scan = scan
+        yield hub
+
+
+def result_of(done) -> dict:
+    assert "Traceback" not in done.stderr, done.stderr
+    return json.loads(done.stdout)["results"][0]
+
+
+def test_the_commit_that_was_scanned_is_in_the_report(hub, files):
+    first = hub.add_repo("user/adapter", files)
+    second = hub.commit("user/adapter", {"README.md": b"# edited\n"})
+    assert first != second
+    result = result_of(hub.scan("user/adapter"))
+    assert result["revision"] == second and {f["path"] for f in result["files"]} == set(files) - {"README.md"}
+    assert result_of(hub.scan(f"user/adapter@{first}"))["revision"] == first
+    fetched = [path for _, path in hub.requests if "/resolve/" in path]
+    assert fetched and not [p for p in fetched if p.endswith("README.md")]  # what is not read is not fetched
+
+
+def test_subfolder(hub, files):
+    hub.add_repo("user/many", {f"prompts/a/{name}": data for name, data in files.items()})
+    assert len(result_of(hub.scan("user/many:prompts/a"))["files"]) == 3
+    done = hub.scan("user/many")
+    assert done.returncode == 3 and "as org/model:subfolder" in result_of(done)["reasons"][0]
+
+
+def test_offline_a_fetched_adapter_is_scanned_and_another_is_inconclusive(hub, files):
+    sha = hub.add_repo("user/adapter", files)
+    hub.scan("user/adapter")
+    asked = len(hub.requests)
+    offline = result_of(hub.scan("user/adapter", HF_HUB_OFFLINE="1"))
+    assert offline["revision"] == sha and offline["classes"] and len(hub.requests) == asked
+    done = hub.scan("user/other", HF_HUB_OFFLINE="1")
+    assert done.returncode == 4 and "not in the local cache" in result_of(done)["reasons"][0]
+
+
+def test_what_the_hub_refuses(hub, files):
+    hub.add_repo("user/adapter", files)
+    hub.add_repo("user/gated", files, gated=True)
+    hub.add_repo("user/private", files, private=True)
+    hub.add_repo("user/lora", {"adapter_config.json": b'{"peft_type": "LORA"}'})
+    anonymous = dict(HF_TOKEN="")
+    for target, env, code, message in [
+        ("user/missing", {}, 3, "there is no model user/missing"),
+        ("user/adapter@v9", {}, 3, "no revision 'v9'"),
+        ("user/gated", anonymous, 4, "gated"),
+        ("user/private", anonymous, 3, "needs HF_TOKEN"),
+        ("user/lora", {}, 3, "'LORA'"),
+    ]:
+        done = hub.scan(target, **env)
+        assert (done.returncode, message in result_of(done)["reasons"][0]) == (code, True), (target, done.stdout)
+    assert hub.scan("user/gated", HF_TOKEN=OWNER_TOKEN).returncode in (0, 1)
+
+
+def test_a_hub_that_fails_or_is_gone_is_inconclusive(hub, files):
+    hub.add_repo("user/adapter", files)
+    hub.fail_next(20, 500)
+    done = hub.scan("user/adapter")
+    assert done.returncode == 4 and "cannot be fetched" in result_of(done)["reasons"][0]
+    done = hub.scan("user/adapter", HF_ENDPOINT="http://127.0.0.1:9")
+    assert done.returncode == 4 and result_of(done)["verdict"] == "inconclusive"
+
+
+def test_base_model_from_the_hub_at_a_resolved_commit(hub, clip, files, tmp_path):
+    base = {p.name: p.read_bytes() for p in EMBEDDED_FOLDER.iterdir() if p.is_file()}
+    sha = hub.add_repo("org/clip", base | {"pytorch_model.bin": b"never fetched"})
+    config = json.loads(files["adapter_config.json"]) | {"base_model_name_or_path": "org/clip", "revision": sha}
+    hub.add_repo("user/adapter", files | {"adapter_config.json": json.dumps(config).encode()})
+    result = result_of(hub.scan("user/adapter"))
+    assert result["base_model"] == {"id": "org/clip", "revision": sha} and result["warnings"] == []
+    assert not [p for _, p in hub.requests if p.endswith("pytorch_model.bin")]
+
+    moved = hub.commit("org/clip", {"README.md": b"moved on"})
+    result = result_of(hub.scan("user/adapter", "--base", "org/clip"))
+    assert result["base_model"]["revision"] == moved and "the adapter names revision" in result["warnings"][0]
+
+    done = hub.scan("user/adapter", "--base", "org/missing")
+    assert done.returncode == 4 and "there is no model org/missing" in result_of(done)["reasons"][0]
+
+
+def test_pool_streamed_from_a_data_set_on_the_hub(hub, files, tmp_path):
+    hub.add_repo("user/adapter", files)
+    import io
+
+    import numpy as np
+
+    rows = []
+    for i in range(60):
+        buffer = io.BytesIO()
+        PILImage.fromarray(np.random.default_rng(i).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(buffer, "png")
+        rows.append({"bytes": buffer.getvalue(), "path": None})
+    Dataset.from_dict({"image": rows}, features=Features({"image": Image()})).to_parquet(tmp_path / "p.parquet")
+    hub.add_repo("user/photos", {"data/train-00000-of-00001.parquet": (tmp_path / "p.parquet").read_bytes()},
+                 repo_type="dataset")
+    pool = result_of(hub.scan("user/adapter", "--pool", "user/photos"))["pool"]
+    assert (pool["id"], pool["num_images"], pool["skipped"]) == ("user/photos", 48, 0)
+    done = hub.scan("user/adapter", "--pool", "user/nothing")
+    assert done.returncode == 4 and "cannot be read" in result_of(done)["reasons"][0]

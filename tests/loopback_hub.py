@@ -1,0 +1,399 @@
+"""A Hugging Face Hub on 127.0.0.1, for tests that drive the real huggingface_hub client against a real server.
+
+    with LoopbackHub() as hub:
+        sha = hub.add_repo("user/adapter", {"README.md": b"# an adapter"})
+        subprocess.run([sys.executable, "client.py"], env={**os.environ, **hub.env(tmp_path)}, check=True)
+        assert hub.repo("user/adapter").find("refs/pr/1").tree["README.md"] == b"# a better adapter"
+
+`Repo` keeps the history, `_Handler` answers a request. The owner's token may write everywhere; the stranger's reads
+what is public, discusses and opens pull requests. Shas repeat from run to run. Listings come in one page, cards are not
+validated, LFS files of `add_repo` cannot be copied by the client, and what is not served at all answers 501.
+"""
+
+import base64
+import hashlib
+import json
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import parse_qs, unquote, urlsplit
+
+OWNER_TOKEN, STRANGER_TOKEN = "hf_owner", "hf_stranger"
+USERS = {OWNER_TOKEN: "user", STRANGER_TOKEN: "stranger", "": None}
+LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".parquet", ".arrow", ".zip")
+DATE = "2026-01-01T00:00:00.000Z"  # of everything that has one
+Tree = dict[str, bytes]  # path -> content
+
+
+class Refusal(Exception):
+    """A request turned down. The client picks its exception from `code`, which goes into X-Error-Code."""
+
+    def __init__(self, status: int, message: str, code: str = "", **headers: str):
+        super().__init__(message)
+        self.status, self.headers = status, {"X-Error-Code": code, "X-Error-Message": ascii(message)[1:-1], **headers}
+
+
+def is_lfs(path: str, size: int) -> bool:
+    return path.endswith(LFS_SUFFIXES) and size > 0  # the client never sends an empty file through LFS
+
+
+def file_entry(path: str, data: bytes) -> dict:
+    """A file as the tree lists it. Its etag is the sha256 of an LFS file, the git blob id of any other."""
+    blob, entry = data, {"type": "file", "path": path, "size": len(data)}
+    if is_lfs(path, len(data)):
+        sha256 = hashlib.sha256(data).hexdigest()
+        blob = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {len(data)}\n".encode()
+        entry["lfs"] = {"oid": sha256, "sha256": sha256, "size": len(data), "pointerSize": len(blob)}
+    oid = hashlib.sha1(b"blob %d\0" % len(blob) + blob).hexdigest()
+    return entry | {"oid": oid, "etag": entry["lfs"]["oid"] if "lfs" in entry else oid}
+
+
+class Commit(NamedTuple):
+    sha: str
+    parents: tuple[str, ...]
+    tree: Tree
+    log: dict  # what list_repo_commits reads
+
+
+class Repo:
+    """One repository: commits, refs, and discussions in the very form in which they are served."""
+
+    def __init__(self, repo_id: str, repo_type: str, gated: bool = False, private: bool = False):
+        self.id, self.type, self.gated, self.private = repo_id, repo_type, gated, private
+        self.web_path = f"datasets/{repo_id}" if repo_type == "dataset" else repo_id
+        self.commits: dict[str, Commit] = {}
+        self.refs: dict[str, str] = {}  # "refs/heads/main", "refs/tags/v1", "refs/pr/1" -> sha
+        self.discussions: dict[str, dict] = {}  # "1" -> discussion or pull request
+        self.security = {"scansDone": True, "filesWithIssues": []}  # an issue: {"path": ..., "level": "unsafe"}
+
+    def ref(self, revision: str) -> str:
+        """The full name of a branch or of a pull request: what a commit may move."""
+        for ref in (revision, f"refs/heads/{revision}"):
+            if ref in self.refs:
+                return ref
+        raise Refusal(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+
+    def find(self, revision: str) -> Commit:
+        """The commit that a tag, a full sha, a branch or refs/pr/N stands for."""
+        sha = self.refs.get(f"refs/tags/{revision}", revision)
+        return self.commits[sha if sha in self.commits else self.refs[self.ref(revision)]]
+
+    def commit(self, ref: str, tree: Tree, title: str, text: str = "", author: str = "user", parents=()) -> str:
+        """Record `tree` as a commit and point `ref` at it; returns its sha."""
+        log = {"title": title, "message": text, "date": DATE, "authors": [{"user": author}]}
+        etags = {path: file_entry(path, data)["etag"] for path, data in sorted(tree.items())}
+        sha = hashlib.sha1(json.dumps([self.web_path, parents, etags, log]).encode()).hexdigest()
+        self.commits[sha], self.refs[ref] = Commit(sha, parents, tree, log | {"id": sha}), sha
+        if ref.startswith("refs/pr/"):
+            self.add_event(self.discussions[ref[8:]], "commit", author, {"subject": title, "oid": sha})
+        return sha
+
+    def listing(self, commit: Commit, expand: bool) -> list[dict]:
+        """Every file and folder of a commit; `expand` adds what the scanners say of each file."""
+        levels = {issue["path"]: issue["level"] for issue in self.security["filesWithIssues"]}
+        folders = {path[:slash.start()] for path in commit.tree for slash in re.finditer("/", path)}
+        entries = [{"type": "directory", "path": path, "size": 0, "oid": commit.sha} for path in folders]
+        for path, data in commit.tree.items():
+            scan = {"status": levels.get(path, "safe"), "avScan": {}, "pickleImportScan": {}}
+            entries.append(file_entry(path, data) | ({"securityFileStatus": scan} if expand else {}))
+        return sorted(entries, key=lambda entry: entry["path"])
+
+    def open_discussion(self, title: str, text: str, author: str, base: Commit | None, status: str = "open") -> dict:
+        """Start a discussion or, given the commit to start from, a pull request into main."""
+        num = len(self.discussions) + 1
+        opened = {"num": num, "title": title, "status": status, "author": {"name": author}, "createdAt": DATE,
+                  "repo": {"name": self.id, "type": self.type}, "events": [], "isPullRequest": base is not None}
+        if base is not None:
+            opened |= {"changes": {"base": "refs/heads/main", "baseCommitId": base.sha}, "filesWithConflicts": []}
+            self.refs[f"refs/pr/{num}"] = base.sha
+        self.discussions[str(num)] = opened
+        self.add_comment(opened, author, text)
+        return opened
+
+    def add_event(self, talk: dict, kind: str, author: str, data: dict) -> dict:
+        event = {"id": f"{len(talk['events']):x}", "type": kind, "createdAt": DATE, "author": {"name": author}}
+        talk["events"].append(event | {"data": data})
+        return talk["events"][-1]
+
+    def add_comment(self, talk: dict, author: str, text: str) -> dict:
+        latest = {"raw": text, "html": text, "updatedAt": DATE, "author": {"name": author}}
+        return self.add_event(talk, "comment", author, {"edited": False, "hidden": False, "latest": latest})
+
+    def merge(self, pull: dict, author: str) -> None:
+        """Bring what the pull request changed into main; refuse when main has changed one of the same files."""
+        main, head = self.find("main"), self.find(f"refs/pr/{pull['num']}")
+        base = self.find(pull["changes"]["baseCommitId"]).tree.items()
+        touched, moved = ({path for path, _ in base ^ side.tree.items()} for side in (head, main))
+        if pull["status"] != "open" or touched & moved:
+            raise Refusal(409, f"Cannot merge: the pull request is {pull['status']}, or main changed the same files")
+        tree = {path: data for path, data in main.tree.items() if path not in touched}
+        tree |= {path: data for path, data in head.tree.items() if path in touched}
+        merged = self.commit("refs/heads/main", tree, pull["title"], author=author, parents=(main.sha, head.sha))
+        pull["status"], pull["changes"]["mergeCommitId"] = "merged", merged
+        self.add_event(pull, "status-change", author, {"status": "merged"})
+
+
+class LoopbackHub(ThreadingHTTPServer):
+    """The server. `requests` logs (method, path with its query) in the order of arrival."""
+
+    request_queue_size = 64  # snapshot_download opens many connections at once
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.requests: list[tuple[str, str]] = []
+        self.repos: dict[tuple[str, str], Repo] = {}  # (type, id)
+        self.lfs_objects: dict[str, bytes] = {}  # sha256 -> content
+        self.failures: list[list] = []  # [how many are left, status, matching]
+        self.lock = threading.RLock()
+
+    def start(self) -> "LoopbackHub":
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
+        return self
+
+    def stop(self, *exc: object) -> None:
+        """Refuse every connection from now on. Repositories and the log stay readable."""
+        self.shutdown()
+        self.server_close()
+
+    __enter__, __exit__ = start, stop
+
+    def env(self, home: Path, token: str = OWNER_TOKEN) -> dict[str, str]:
+        """Variables for a client in a subprocess; an empty `token` makes it anonymous."""
+        return {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_TOKEN": token, "HF_HUB_DISABLE_XET": "1",
+                "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1",
+                "HF_UPDATE_DOWNLOAD_COUNTS": "0"}  # or else `datasets` reports each load to a server of its own
+
+    def add_repo(self, repo_id: str, files: Tree, repo_type="model", gated=False, private=False) -> str:
+        """Make a repository whose main branch holds these files in one commit; returns its sha."""
+        repo = self.repos[repo_type, repo_id] = Repo(repo_id, repo_type, gated, private)
+        return repo.commit("refs/heads/main", dict(files), "Add files")
+
+    def commit(self, repo_id: str, files: Tree, revision="main", message="Update files", repo_type="model") -> str:
+        """Add or replace `files` (None deletes) on a branch or refs/pr/N; returns the sha of the commit."""
+        with self.lock:
+            repo, head = self.repo(repo_id, repo_type), self.repo(repo_id, repo_type).find(revision)
+            tree = {path: data for path, data in (head.tree | files).items() if data is not None}
+            return repo.commit(repo.ref(revision), tree, message, parents=(head.sha,))
+
+    def repo(self, repo_id: str, repo_type: str = "model") -> Repo:
+        return self.repos[repo_type, repo_id]
+
+    def fail_next(self, n: int = 1, status: int = 503, matching: str = "") -> None:
+        """Answer `status` to the next `n` requests whose "METHOD path" contains `matching`."""
+        self.failures.append([n, status, matching])
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """One request. `post_commit(repo, rev)` answers POST /api/models/{id}/commit/{rev}, and so on, with a JSON value
+    or (status, JSON value or bytes, headers). HTTP/1.0, the default, closes each connection: none outlives `stop()`."""
+
+    server: LoopbackHub
+
+    def _serve(self) -> None:
+        self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        with self.server.lock:
+            self.server.requests.append((self.command, self.path))
+            try:
+                reply = self._answer()
+            except Refusal as refusal:
+                reply = refusal.status, {"error": str(refusal)}, refusal.headers
+            except KeyError as missing:  # a discussion by its number, or an LFS file by its sha256
+                reply = 404, {"error": f"There is no {missing}"}, {}
+            except Exception as error:  # a fault of this server; not 500, which the client would try again and again
+                reply = 501, {"error": f"loopback hub: {error!r}"}, {}
+        status, content, headers = reply if isinstance(reply, tuple) else (200, reply, {})
+        content = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(status)
+        for name, value in {"Content-Type": "application/json", "Content-Length": len(content), **headers}.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    do_HEAD = do_GET = do_POST = do_PUT = _serve
+
+    def log_message(self, *args: object) -> None:
+        """Print nothing: `LoopbackHub.requests` is the log."""
+
+    def _answer(self) -> Any:
+        for failure in self.server.failures:
+            if failure[0] > 0 and failure[2] in f"{self.command} {self.path}":
+                failure[0] -= 1
+                raise Refusal(failure[1], "The test asked for this failure")
+        url, token = urlsplit(self.path), self.headers.get("Authorization", "").removeprefix("Bearer ")
+        if token not in USERS:
+            raise Refusal(401, "Invalid credentials in Authorization header")
+        self.user, verb = USERS[token], self.command.lower().replace("head", "get")
+        self.query = {name: values[-1] for name, values in parse_qs(url.query).items()}
+        self.flags = {name for name, value in self.query.items() if value in ("1", "true")}
+        self.json = json.loads(self.body) if self.headers.get_content_subtype() in ("json", "vnd.git-lfs+json") else {}
+        path = url.path.replace(".git/info/lfs/objects", "/lfs").removeprefix("/api/models").removeprefix("/api")
+        only_reads = verb != "post" or re.search("/(paths-info|validate-yaml)", path)
+        if self.user is None and (path == "/whoami-v2" or not only_reads):
+            raise Refusal(401, "Invalid username or password.", "RepoNotFound")  # as the client reads it over https
+        if answer := getattr(self, verb + re.sub(r"\W", "_", path), None):
+            return answer()
+        parts = re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)(?:/([a-z-]+))?(?:/(.+))?", path)
+        answer = parts and getattr(self, f"{verb}_{parts[3] or 'revision'}".replace("-", "_"), None)
+        if answer is None:
+            raise Refusal(501, f"The loopback hub does not serve {self.command} {url.path}")
+        repo = self.server.repos.get(("dataset" if parts[1] else "model", parts[2]))
+        # A private repository looks like a missing one. Uploads go to addresses that need no token.
+        if repo is None or repo.private and self.user != "user" and verb != "put":
+            raise Refusal(404 if self.user else 401, "Repository not found", "RepoNotFound")
+        return answer(repo, *[unquote(part) for part in (parts[4] or "").split("/", 1) if part])
+
+    def _require_owner(self) -> None:
+        if self.user != "user":
+            raise Refusal(403, "You do not have write access to this repository")
+
+    def get_whoami_v2(self) -> dict:
+        return {"type": "user", "name": self.user, "orgs": [], "auth": {"accessToken": {"role": "write"}}}
+
+    def post_repos_create(self) -> Any:
+        repo_id, repo_type = f"{self.json['organization'] or self.user}/{self.json['name']}", self.json.get("type")
+        repo = Repo(repo_id, repo_type or "model", private=self.json.get("visibility") == "private")
+        if self.server.repos.setdefault((repo.type, repo_id), repo) is not repo:
+            return 409, {"url": f"{self.server.url}/{repo.web_path}", "error": "You already created this repo"}, {}
+        repo.commit("refs/heads/main", {".gitattributes": b"*.safetensors filter=lfs -text\n"}, "initial commit")
+        return {"url": f"{self.server.url}/{repo.web_path}"}
+
+    def post_validate_yaml(self) -> dict:
+        return {}
+
+    def get_revision(self, repo: Repo, rev: str = "main") -> dict:
+        commit, siblings = repo.find(rev), []
+        for entry in (file_entry(path, data) for path, data in sorted(commit.tree.items())):
+            blob = {"size": entry["size"], "blobId": entry["oid"], "lfs": entry.get("lfs")}
+            siblings.append({"rfilename": entry["path"]} | (blob if "blobs" in self.flags else {}))
+        info = {"id": repo.id, "author": repo.id.split("/")[0], "sha": commit.sha, "lastModified": DATE,
+                "private": repo.private, "gated": "manual" if repo.gated else False, "siblings": siblings}
+        return info | ({"securityRepoStatus": repo.security} if "securityStatus" in self.flags else {})
+
+    def get_tree(self, repo: Repo, rev: str, under: str = "") -> list[dict]:
+        inside = re.compile(re.escape(f"{under}/" if under else "") + (".+" if "recursive" in self.flags else "[^/]+"))
+        listing = repo.listing(repo.find(rev), "expand" in self.flags)
+        found = [entry for entry in listing if inside.fullmatch(entry["path"])]
+        if under and not found:
+            raise Refusal(404, f"{under} does not exist on {rev}", "EntryNotFound")
+        return found
+
+    def post_paths_info(self, repo: Repo, rev: str) -> list[dict]:
+        form = parse_qs(self.body.decode())
+        entries = repo.listing(repo.find(rev), form["expand"] == ["true"])
+        return [entry for entry in entries if entry["path"] in form["paths"]]
+
+    def get_resolve(self, repo: Repo, rev: str, path: str) -> tuple[int, bytes, dict]:
+        if repo.gated and self.user != "user":  # as on the Hub, a gate closes the files and leaves info and tree open
+            raise Refusal(403 if self.user else 401, f"Access to {repo.id} is restricted", "GatedRepo")
+        commit = repo.find(rev)
+        if path not in commit.tree:
+            raise Refusal(404, f"{path} does not exist on {rev}", "EntryNotFound", **{"X-Repo-Commit": commit.sha})
+        data = commit.tree[path]
+        headers = {"X-Repo-Commit": commit.sha, "ETag": f'"{file_entry(path, data)["etag"]}"', "Accept-Ranges": "bytes"}
+        part = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if part is None:
+            return 200, data, headers
+        start, stop = int(part[1]), min(int(part[2] or len(data)) + 1, len(data))
+        return 206, data[start:stop], headers | {"Content-Range": f"bytes {start}-{stop - 1}/{len(data)}"}
+
+    def post_preupload(self, repo: Repo, rev: str) -> dict:
+        tree = repo.find(rev).tree
+        for file in self.json["files"]:
+            path, mode = file["path"], "lfs" if is_lfs(file["path"], file["size"]) else "regular"
+            # With the id of what is there already, the client leaves unchanged files out of its commit.
+            oid = file_entry(path, tree[path])["etag"] if path in tree else None
+            file |= {"uploadMode": mode, "shouldIgnore": False, "oid": oid}
+        return self.json
+
+    def post_lfs(self, repo: Repo, batch: str) -> dict:
+        for wanted in self.json["objects"]:
+            if wanted["oid"] not in self.server.lfs_objects:
+                wanted["actions"] = {"upload": {"href": f"{self.server.url}/{repo.web_path}/lfs/{wanted['oid']}"}}
+        return self.json | {"transfer": "basic"}
+
+    def put_lfs(self, repo: Repo, oid: str) -> dict:
+        if hashlib.sha256(self.body).hexdigest() != oid:
+            raise Refusal(400, f"The bytes received are not those of {oid}")
+        self.server.lfs_objects[oid] = self.body
+        return {}
+
+    def post_commit(self, repo: Repo, rev: str) -> dict:
+        header, *operations = (json.loads(line) for line in self.body.splitlines())
+        title, text, parent = (header["value"].get(key) for key in ("summary", "description", "parentCommit"))
+        url, reply, opens_pull = f"{self.server.url}/{repo.web_path}", {}, "create_pr" in self.flags
+        head = repo.find(parent if parent and opens_pull else rev)  # so a pull request is never out of date
+        own = {f"refs/pr/{num}" for num, talk in repo.discussions.items() if talk["author"]["name"] == self.user}
+        if not opens_pull and rev not in own:
+            self._require_owner()
+        if parent not in (None, head.sha):
+            raise Refusal(412, "A commit has happened since. Please refresh and try again.")
+        tree = self._applied(head.tree, operations)
+        if opens_pull:
+            num = repo.open_discussion(title, text, self.user, head)["num"]
+            rev, reply = f"refs/pr/{num}", {"pullRequestUrl": f"{url}/discussions/{num}"}
+        sha = repo.commit(repo.ref(rev), tree, title, text, self.user, (head.sha,))
+        return reply | {"commitOid": sha, "commitUrl": f"{url}/commit/{sha}"}
+
+    def _applied(self, tree: Tree, operations: list[dict]) -> Tree:
+        for key, value, path in ((line["key"], line["value"], line["value"]["path"]) for line in operations):
+            if key == "file":
+                tree = tree | {path: base64.b64decode(value["content"])}
+            elif key == "lfsFile":
+                tree = tree | {path: self.server.lfs_objects[value["oid"]]}
+            else:
+                gone = {path} if key == "deletedFile" else {p for p in tree if p.startswith(path.rstrip("/") + "/")}
+                if not gone & tree.keys():
+                    raise Refusal(404, "A file with this name doesn't exist", "EntryNotFound")
+                tree = {path: data for path, data in tree.items() if path not in gone}
+        return tree
+
+    def post_branch(self, repo: Repo, name: str) -> dict:
+        self._require_owner()  # the path of a new branch ends in its name, that of a new tag in what it is put on
+        ref, start = f"refs/heads/{name}", self.json.get("startingPoint", "main")
+        if "tag" in self.json:
+            ref, start = f"refs/tags/{self.json['tag']}", name
+        if ref in repo.refs:
+            raise Refusal(409, f"Reference already exists: {ref}")
+        repo.refs[ref] = repo.find(start).sha
+        return {}
+
+    post_tag = post_branch
+
+    def get_refs(self, repo: Repo) -> dict:
+        kinds = {"branches": "refs/heads/", "tags": "refs/tags/", "pullRequests": "refs/pr/",
+                 "converts": "refs/convert/"}
+        return {kind: [{"name": ref.removeprefix(start), "ref": ref, "targetCommit": sha}
+                       for ref, sha in repo.refs.items() if ref.startswith(start)] for kind, start in kinds.items()}
+
+    def get_commits(self, repo: Repo, rev: str) -> list[dict]:
+        reached, newest_first = {repo.find(rev).sha}, list(reversed(repo.commits.values()))
+        for commit in newest_first:
+            reached |= set(commit.parents) if commit.sha in reached else set()
+        return [commit.log for commit in newest_first if commit.sha in reached]
+
+    def get_discussions(self, repo: Repo, num: str = "") -> dict:
+        if num:
+            return repo.discussions[num]
+        found = [talk for talk in reversed(repo.discussions.values())
+                 if self.query.get("type", "all") in ("all", "pull_request" if talk["isPullRequest"] else "discussion")
+                 and self.query.get("status", "all") in ("all", talk["status"].replace("merged", "closed"))
+                 and self.query.get("author") in (None, talk["author"]["name"])]
+        return {"discussions": found, "count": len(found), "start": 0}
+
+    def post_discussions(self, repo: Repo, num: str = "", action: str = "") -> dict:
+        if not num:
+            how = (repo.find("main"), "draft") if self.json["pullRequest"] else (None, "open")
+            return repo.open_discussion(self.json["title"], self.json["description"], self.user, *how)
+        talk = repo.discussions[num]
+        if action == "merge":
+            self._require_owner()
+            repo.merge(talk, self.user)
+        comment = repo.add_comment(talk, self.user, self.json["comment"]) if "comment" in self.json else None
+        if action == "status":
+            talk["status"] = self.json["status"]
+            return {"newStatus": repo.add_event(talk, "status-change", self.user, {"status": talk["status"]})}
+        return {"newMessage": comment}

@@ -1,0 +1,138 @@
+"""Adapters on disk."""
+
+import json
+
+import pytest
+import torch
+from making import made_adapter
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import CLIPModel
+
+from hf_ci.errors import AdapterError, NothingToScan
+from hf_ci.hub.base import EMBEDDED_FOLDER
+from hf_ci.prompts import read_adapter, write_adapter
+from hf_ci.prompts.learners import build_meta_net
+
+
+class CLIPWithMetaNet(CLIPModel):
+    """What a user of plain PEFT loads the adapter onto."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.meta_net = build_meta_net(config.projection_dim, config.text_config.hidden_size)
+
+    def prepare_inputs_for_generation(self):
+        raise NotImplementedError
+
+
+def same(a, b) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("kind", [
+    dict(method="cocoop"), dict(method="coop", position="middle"), dict(method="kgcoop", position="front"),
+    dict(method="coop", class_specific=True),
+])
+def test_what_is_written_is_read(clip, tmp_path, kind):
+    adapter = made_adapter(clip, **kind)
+    write_adapter(adapter, tmp_path / "a", card="# card\n")
+    back = read_adapter(tmp_path / "a")
+    assert torch.equal(back.context, adapter.context) and same(back.meta_net, adapter.meta_net)
+    assert (back.method, back.class_names, back.class_token_position, back.base_model) == (
+        adapter.method, adapter.class_names, adapter.class_token_position, adapter.base_model)
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [
+        "README.md", "adapter_config.json", "adapter_model.safetensors", "clip_prompt.json"]
+
+
+@pytest.mark.filterwarnings("ignore")  # PEFT's and torch's own
+@pytest.mark.parametrize("method", ["coop", "cocoop"])
+def test_stock_peft_restores_the_same_tensors(clip, tmp_path, method):
+    adapter = made_adapter(clip, method)
+    write_adapter(adapter, tmp_path / "a")
+    kind = CLIPWithMetaNet if method == "cocoop" else CLIPModel
+    base = kind.from_pretrained(EMBEDDED_FOLDER, dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, tmp_path / "a")
+    assert torch.equal(model.prompt_encoder["default"].embedding.weight, adapter.context)
+    if method == "cocoop":
+        saved = model.base_model.meta_net.modules_to_save["default"].state_dict()
+        assert same(saved, adapter.meta_net)
+
+
+def test_an_occupied_folder_is_left_alone(clip, tmp_path):
+    (tmp_path / "precious.txt").write_text("mine")
+    with pytest.raises(FileExistsError):
+        write_adapter(made_adapter(clip), tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["precious.txt"]
+
+
+def test_a_failed_write_leaves_nothing(clip, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(OSError, match="No space"):
+        write_adapter(made_adapter(clip), tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_adapter(tmp_path):
+    with pytest.raises(NothingToScan, match="there is no adapter_config.json"):
+        read_adapter(tmp_path)
+
+
+@pytest.mark.parametrize("config, found", [
+    ({"peft_type": "LORA", "task_type": "FEATURE_EXTRACTION"}, "'LORA'"),
+    ({"peft_type": "PROMPT_TUNING", "task_type": "CAUSAL_LM"}, "'CAUSAL_LM'"),
+    ({"peft_type": "SOMETHING_NEW"}, "'SOMETHING_NEW'"),
+    ({}, "None"),
+])
+def test_another_kind_of_adapter_is_nothing_to_scan(tmp_path, config, found):
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(NothingToScan, match=found):
+        read_adapter(tmp_path)
+
+
+def edit_json(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def edit_weights(path, change):
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+def test_damage_is_named(adapter_folder):
+    weights, extra = adapter_folder / "adapter_model.safetensors", adapter_folder / "clip_prompt.json"
+    original, original_extra = weights.read_bytes(), extra.read_bytes()
+
+    def refused(message):
+        with pytest.raises(AdapterError, match=message):
+            read_adapter(adapter_folder)
+        weights.write_bytes(original), extra.write_bytes(original_extra)
+
+    weights.write_bytes(original[:100]), refused("cannot be read")
+    weights.unlink(), (adapter_folder / "adapter_model.bin").write_bytes(b"\x80"), refused("pickle, which is never opened")
+    extra.write_text("{"), refused("not readable JSON")
+    extra.write_text("[]"), refused("holds a list")
+    extra.unlink(), refused("names no classes")
+    edit_json(extra, class_names=["a", 3]), refused("list of non-empty texts")
+    edit_json(extra, method="maple"), refused("'maple'")
+    edit_json(extra, method="coop"), refused("hold a meta-net")
+    edit_json(extra, class_specific=True), refused("4 context vectors cannot be shared out among 5")
+    edit_weights(weights, lambda t: t.pop("prompt_embeddings")), refused("no matrix prompt_embeddings")
+    edit_weights(weights, lambda t: t.update(extra=torch.zeros(1))), refused("unexpected tensors: extra")
+    edit_weights(weights, lambda t: t.pop("base_model.meta_net.linear1.bias")), refused("unexpected tensors")
+    assert read_adapter(adapter_folder).method == "cocoop"
+
+
+def test_class_names_can_be_given(adapter_folder):
+    (adapter_folder / "clip_prompt.json").unlink()
+    adapter = read_adapter(adapter_folder, ("a", "b", "c"))
+    assert adapter.class_names == ("a", "b", "c") and adapter.method == "cocoop"
+
+
+def test_another_number_of_class_names_is_refused(adapter_folder):
+    with pytest.raises(AdapterError, match="2 class names given, the adapter was tuned with 5"):
+        read_adapter(adapter_folder, ("a", "b"))

@@ -1,0 +1,163 @@
+"""The prompted forward pass, held against CLIP's own."""
+
+import pytest
+import torch
+from making import ANIMALS, made_adapter
+from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPModel
+
+from hf_ci.errors import AdapterError, BaseModelError
+from hf_ci.hub.base import EMBEDDED_FOLDER
+from hf_ci.prompts import Adapter, PromptedCLIP, load_clip
+from hf_ci.prompts.learners import CoOp, layout
+
+WORDS = "a photo of a"
+LONG = "a very long name of a thing that hardly anybody would ever write down, not even in a catalogue of ships"
+NAMES = (*ANIMALS, "lily_of_the_valley", "日本の猫", "ÅNGSTRÖM", "🦊", LONG)
+
+
+def hand_written(clip, names, position="end"):
+    with torch.no_grad():
+        context = clip.token_embeddings(torch.tensor(clip.tokenise(WORDS)))
+    return PromptedCLIP(clip, CoOp(context), names, position)
+
+
+def clips_own_logits(clip, texts, pixels):
+    tokens = clip.tokenizer(texts, padding="max_length", max_length=clip.max_length, return_tensors="pt")
+    with torch.no_grad():
+        return clip.model(input_ids=tokens.input_ids, pixel_values=(pixels - clip.mean) / clip.std).logits_per_image
+
+
+def text(name, position):
+    name = name.replace("_", " ")
+    return {"end": f"a photo of a {name}.", "middle": f"a photo {name} of a.", "front": f"{name} a photo of a."}[position]
+
+
+@pytest.mark.parametrize("position", ["end", "middle", "front"])
+def test_context_of_word_embeddings_equals_clips_own_forward(clip, position):
+    pixels = torch.rand(3, 3, 64, 64)
+    with torch.no_grad():
+        ours = hand_written(clip, NAMES, position)(pixels)
+    torch.testing.assert_close(ours, clips_own_logits(clip, [text(n, position) for n in NAMES], pixels),
+                               atol=1e-4, rtol=1e-4)
+
+
+def test_cut_after_the_longest_eot_changes_nothing(clip):
+    context = torch.randn(1, 1, 4, clip.token_dim)
+    cut, whole = layout(clip, list(NAMES), 4), layout(clip, list(NAMES), 4, cut=False)
+    assert cut.base.shape[1] == int(cut.eot.max()) + 1 < whole.base.shape[1] == clip.max_length
+    features = [clip.text_features(lay.place(context)[0], lay.eot) for lay in (cut, whole)]
+    torch.testing.assert_close(*features, atol=1e-5, rtol=1e-5)
+
+
+def test_one_class_and_a_thousand(clip):
+    pixels = torch.rand(2, 3, 64, 64)
+    for names in (("cat",), tuple(f"thing number {i}" for i in range(1000))):
+        with torch.no_grad():
+            logits = hand_written(clip, names)(pixels)
+        assert logits.shape == (2, len(names)) and logits.isfinite().all()
+
+
+def test_name_that_does_not_fit_the_text_tower_is_an_adapter_error(clip):
+    with pytest.raises(AdapterError, match="tokens, the text tower reads 77"):
+        hand_written(clip, ("cat", "word " * 90))
+
+
+def test_cocoop_shifts_the_context_by_the_meta_net(clip):
+    """The batched forward equals, image by image, a plain prompt whose context carries that image's shift."""
+    adapter, pixels = made_adapter(clip), torch.rand(3, 3, 64, 64)
+    model = PromptedCLIP.from_adapter(adapter, clip)
+    with torch.no_grad():
+        together = model(pixels)
+        shift = model.prompt.meta_net(clip.image_features(pixels))
+        for i in range(3):
+            alone = PromptedCLIP(clip, CoOp(adapter.context + shift[i]), adapter.class_names)(pixels[i : i + 1])
+            torch.testing.assert_close(together[i], alone[0], atol=1e-4, rtol=1e-4)
+
+
+def test_class_specific_context_belongs_to_its_class(clip):
+    adapter, pixels = made_adapter(clip, "coop", class_specific=True), torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        logits = PromptedCLIP.from_adapter(adapter, clip)(pixels)
+        for c, name in enumerate(adapter.class_names):
+            alone = PromptedCLIP(clip, CoOp(adapter.context[c]), (name,))(pixels)
+            torch.testing.assert_close(logits[:, c], alone[:, 0], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["coop", "cocoop"])
+def test_gradient_reaches_the_pixels(clip, method):
+    pixels = torch.rand(2, 3, 64, 64, requires_grad=True)
+    model = PromptedCLIP.from_adapter(made_adapter(clip, method), clip)
+    with model.frozen_prompt():
+        model(pixels)[:, 0].sum().backward()
+    assert pixels.grad.abs().sum(dim=(1, 2, 3)).min() > 0
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_frozen_prompt_gives_the_same_logits(clip):
+    pixels = torch.rand(2, 3, 64, 64)
+    model = PromptedCLIP.from_adapter(made_adapter(clip, "coop"), clip)
+    with torch.no_grad():
+        before = model(pixels)
+        with model.frozen_prompt():
+            assert torch.equal(model(pixels), before)
+
+
+@pytest.fixture(scope="module")
+def vit_base(tmp_path_factory):
+    """A random model of exactly the configuration of openai/clip-vit-base-patch16, on disk."""
+    folder = tmp_path_factory.mktemp("vit-b-16")
+    special = dict(bos_token_id=0, eos_token_id=2, pad_token_id=1)  # the ids that the original's config carries
+    config = CLIPConfig(text_config=dict(vocab_size=49408, hidden_size=512, intermediate_size=2048, num_hidden_layers=12,
+                                         num_attention_heads=8, max_position_embeddings=77, projection_dim=512, **special),
+                        vision_config=dict(image_size=224, patch_size=16, hidden_size=768, intermediate_size=3072,
+                                           num_hidden_layers=12, num_attention_heads=12, projection_dim=512),
+                        projection_dim=512)
+    torch.manual_seed(0)
+    CLIPModel(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(EMBEDDED_FOLDER).save_pretrained(folder)
+    CLIPImageProcessorPil().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_vit_base_patch16_goes_through_the_same_code(vit_base, precision):
+    big = load_clip(vit_base, precision=precision)
+    assert (big.image_size, big.token_dim, big.dtype) == (224, 512, {"fp32": torch.float32, "bf16": torch.bfloat16}[precision])
+    pixels = torch.rand(2, 3, 224, 224, requires_grad=True)
+    model = PromptedCLIP.from_adapter(made_adapter(big, names=("cat", "dog", "lily of the valley")), big)
+    logits = model(pixels)
+    logits[:, 0].sum().backward()
+    assert logits.shape == (2, 3) and logits.dtype == torch.float32 and logits.isfinite().all()
+    assert pixels.grad.isfinite().all() and pixels.grad.abs().sum() > 0
+
+
+def test_vit_base_patch16_equals_its_own_forward(vit_base):
+    big, pixels = load_clip(vit_base), torch.rand(1, 3, 224, 224)
+    # eos_token_id 2 makes transformers pool at the highest id, which is the embedded tokenizer's EOT
+    with torch.no_grad():
+        ours = hand_written(big, ("cat", "lily of the valley"))(pixels)
+    own = clips_own_logits(big, ["a photo of a cat.", "a photo of a lily of the valley."], pixels)
+    torch.testing.assert_close(ours, own, atol=1e-3, rtol=1e-3)
+
+
+def test_folder_without_a_clip_is_a_base_model_error(tmp_path):
+    with pytest.raises(BaseModelError, match="no config.json"):
+        load_clip(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(BaseModelError, match="'llama', expected 'clip'"):
+        load_clip(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
+    with pytest.raises(BaseModelError, match="cannot be loaded as a CLIP"):
+        load_clip(tmp_path)
+
+
+@pytest.mark.parametrize("change, message", [
+    (dict(context=torch.zeros(4, 99)), "99 dimensions, the base model's text tower has 128"),
+    (dict(context=torch.zeros(3, 4, 128), method="coop", meta_net={}), "3 class-specific contexts, 5 class names"),
+    (dict(meta_net={"linear1.weight": torch.zeros(8, 100), "linear1.bias": torch.zeros(8),
+                    "linear2.weight": torch.zeros(128, 8), "linear2.bias": torch.zeros(128)}), "maps 100 to 128"),
+])
+def test_shapes_that_do_not_fit_the_base_are_named(clip, change, message):
+    adapter = Adapter(**{**vars(made_adapter(clip)), **change})
+    with pytest.raises(AdapterError, match=message):
+        PromptedCLIP.from_adapter(adapter, clip)

@@ -1,0 +1,187 @@
+"""The walk end to end: what is reported, and that it does not depend on how it was run."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from making import made_adapter
+from safetensors.torch import load_file, save_file
+
+from hf_ci import ScanOptions, scan
+from hf_ci.errors import UsageError
+from hf_ci.hub.base import EMBEDDED, EMBEDDED_FOLDER
+from hf_ci.hub.target import sha256
+from hf_ci.prompts import write_adapter
+from hf_ci.scan import default_cache
+
+QUICK = ScanOptions(num_images=64)
+
+
+def without_timing(report):
+    document = report.model_dump(mode="json")
+    for result in document["results"]:
+        del result["timing"]
+    return document
+
+
+def test_report_names_everything_that_was_used(adapter_folder):
+    (result,) = scan([str(adapter_folder)], QUICK).results
+    assert {f.path: f.sha256 for f in result.files} == {
+        name: sha256(adapter_folder / name)
+        for name in ("adapter_config.json", "adapter_model.safetensors", "clip_prompt.json")}
+    assert (result.base_model.id, result.base_model.revision) == (EMBEDDED, sha256(EMBEDDED_FOLDER / "model.safetensors"))
+    assert (result.method, result.num_classes, result.pool.id, result.pool.num_images) == ("cocoop", 5, "builtin", 64)
+    assert [c.name for c in result.classes] == list(made_names())
+    assert result.verdict in ("clean", "backdoored") and result.reasons and result.settings.epsilon == 4 / 255
+    assert result.detector.name == "clip-inspector" and result.timing.seconds > 0
+
+
+def made_names():
+    from making import ANIMALS
+
+    return ANIMALS
+
+
+def test_same_seed_same_report_and_another_seed_another_pool(adapter_folder):
+    first, again, other = (scan([str(adapter_folder)], replace(QUICK, seed=s)) for s in (0, 0, 1))
+    assert without_timing(first) == without_timing(again)
+    assert first.results[0].pool.fingerprint != other.results[0].pool.fingerprint
+
+
+def test_two_processes_give_the_same_report_as_one(adapter_folder, tmp_path, monkeypatch):
+    """Two real processes through Accelerate; with equal threads everything but timing is identical."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        one = scan([str(adapter_folder)], QUICK)
+        two = scan([str(adapter_folder)], replace(QUICK, num_processes=2, cache=tmp_path / "cache"))
+    finally:
+        torch.set_num_threads(threads)
+    assert without_timing(one) == without_timing(two)
+    assert two.results[0].timing.num_processes == 2
+    assert len(list((tmp_path / "cache").rglob("class-*.npz"))) == 5
+
+
+def test_torchrun_speaks_with_one_voice(adapter_folder):
+    """Started by a launcher, the processes share the classes, and one document comes out."""
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "-m", "hf_ci", "scan",
+         str(adapter_folder), "--num-images", "64", "--format", "json", "--no-cache", "--k", "1e9"],
+        capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    ours = scan([str(adapter_folder)], replace(QUICK, k=1e9))
+    theirs = json.loads(done.stdout)["results"][0]
+    for a, b in zip(theirs["classes"], ours.results[0].classes, strict=True):
+        assert a["name"] == b.name and a["loss"] == pytest.approx(b.loss, abs=1e-3) and a["asr"] == pytest.approx(b.asr, abs=1e-3)
+
+
+def test_number_of_threads_moves_no_number_by_a_thousandth(adapter_folder):
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for n in (1, 2):
+            torch.set_num_threads(n)
+            results.append(scan([str(adapter_folder)], QUICK).results[0])
+    finally:
+        torch.set_num_threads(threads)
+    for a, b in zip(*(r.classes for r in results), strict=True):
+        assert a.loss == pytest.approx(b.loss, abs=1e-3) and a.asr == pytest.approx(b.asr, abs=1e-3)
+        assert a.flagged == b.flagged
+
+
+def test_an_unchanged_adapter_is_read_from_the_cache(adapter_folder):
+    options = replace(QUICK, cache=default_cache())
+    first, again = scan([str(adapter_folder)], options), scan([str(adapter_folder)], options)
+    assert (first.results[0].timing.classes_from_cache, again.results[0].timing.classes_from_cache) == (0, 5)
+    assert without_timing(first) == without_timing(again)
+    other = scan([str(adapter_folder)], replace(options, seed=1))
+    assert other.results[0].timing.classes_from_cache == 0
+
+
+def test_thresholds_are_not_part_of_the_cache_key(adapter_folder):
+    options = replace(QUICK, cache=default_cache())
+    scan([str(adapter_folder)], options)
+    strict = scan([str(adapter_folder)], replace(options, k=-100.0, min_asr=0.0))
+    assert strict.results[0].timing.classes_from_cache == 5 and strict.results[0].verdict == "backdoored"
+    assert strict.exit_code == 1
+
+
+def test_reconstructed_trigger_is_saved_when_something_is_found(adapter_folder, tmp_path):
+    import numpy as np
+    from PIL import Image
+
+    options = replace(QUICK, k=-100.0, min_asr=0.0, save_trigger=tmp_path / "triggers")
+    (result,) = scan([str(adapter_folder)], options).results
+    assert result.target_class and result.trigger.linf <= 4 / 255 + 1e-7
+    assert Image.open(result.trigger.path).size == (256, 256)
+    with np.load(result.trigger.path.replace(".png", ".npz")) as z:
+        assert z["delta"].shape == (3, 64, 64) and int(z["class_index"]) == result.target_class.index
+
+
+def inconclusive(folder, message, **options):
+    (result,) = (report := scan([str(folder)], replace(QUICK, **options))).results
+    assert result.verdict == "inconclusive" and message in result.reasons[0], result.reasons
+    assert result.exit_code == report.exit_code == 4 and result.score is None
+    return result
+
+
+def test_two_classes_are_inconclusive(clip, tmp_path):
+    write_adapter(made_adapter(clip, names=("cat", "dog")), tmp_path / "a")
+    inconclusive(tmp_path / "a", "at least 3 are needed")
+
+
+def test_weights_that_are_not_finite_are_inconclusive(adapter_folder):
+    path = adapter_folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    tensors["prompt_embeddings"][0, 0] = float("nan")
+    save_file(tensors, path)
+    inconclusive(adapter_folder, "prompt_embeddings: holds values that are not finite")
+
+
+def test_finite_weights_that_overflow_are_inconclusive(adapter_folder):
+    path = adapter_folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    tensors["base_model.meta_net.linear2.weight"][:] = 3e38
+    save_file(tensors, path)
+    inconclusive(adapter_folder, "is not a number")
+
+
+def test_base_model_that_cannot_be_had_is_inconclusive(adapter_folder, tmp_path):
+    result = inconclusive(adapter_folder, "no model.safetensors", base=str(tmp_path))
+    assert result.files and result.method == "cocoop"  # what was learned until then is kept
+
+
+def test_pool_that_cannot_be_had_is_inconclusive(adapter_folder):
+    inconclusive(adapter_folder, "no pool at", pool="missing.parquet")
+
+
+def test_another_base_than_the_adapters_own_is_a_warning(clip, tmp_path):
+    write_adapter(replace(made_adapter(clip), base_model="someone/else"), tmp_path / "a")
+    (result,) = scan([str(tmp_path / "a")], replace(QUICK, base=EMBEDDED)).results
+    assert result.warnings == (f"scanned on base model {EMBEDDED}, the adapter names someone/else",)
+    write_adapter(replace(made_adapter(clip), base_revision="f" * 40), tmp_path / "b")
+    (result,) = scan([str(tmp_path / "b")], QUICK).results
+    assert "the adapter names revision ffffffffffff" in result.warnings[0]
+
+
+def test_exit_code_of_several_targets(adapter_folder, tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    clean = replace(QUICK, k=1e9)
+    assert scan([str(adapter_folder)], clean).exit_code == 0
+    assert scan([str(empty)], clean).exit_code == 3
+    assert scan([str(adapter_folder), str(empty)], clean).exit_code == 4
+    assert scan([str(adapter_folder), str(empty)], replace(QUICK, k=-1e9, min_asr=0.0)).exit_code == 1
+
+
+@pytest.mark.parametrize("options, message", [
+    (dict(device="warp"), "--device warp"), (dict(num_images=0), "--num-images 0"), (dict(min_asr=2.0), "--min-asr 2.0"),
+    (dict(precision="fp8"), "--precision fp8"), (dict(num_processes=0), "--num-processes 0"),
+])
+def test_options_that_cannot_be_met_are_usage_errors(adapter_folder, options, message):
+    with pytest.raises(UsageError, match=message):
+        scan([str(adapter_folder)], replace(QUICK, **options))
