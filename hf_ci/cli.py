@@ -12,6 +12,7 @@ import typer
 
 from hf_ci import __version__
 from hf_ci.errors import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_USAGE, HfCiError, UsageError
+from hf_ci.lab.cli import app as lab
 
 CommandLineError = typer.BadParameter.__mro__[2]  # the root of the parser's own exceptions
 SETTINGS_FILE = "hf-ci.toml"
@@ -100,6 +101,9 @@ def scan(
         write_file(path, FORMATS[name](report))
     write_stdout(FORMATS[format](report))
     raise typer.Exit(report.exit_code)
+
+
+app.add_typer(lab, name="lab")
 
 
 # ---------------------------------------------------------------- in and out

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_ci.errors import BaseModelError
+from hf_ci.prompts.text import TextTree
 
 
 class FrozenCLIP(nn.Module):
@@ -49,17 +50,12 @@ class FrozenCLIP(nn.Module):
         pooled = self.model.vision_model(pixel_values=x).pooler_output
         return F.normalize(self.model.visual_projection(pooled).float(), dim=-1)
 
-    def text_features(self, embeds: Tensor, eot: Tensor) -> Tensor:
-        """Token embeddings (N, L, d) without positions, EOT positions (N,) -> (N, D) fp32 of unit length.
-
-        Attention is causal and pooling reads the EOT alone, so L may end at the longest EOT: nothing after it counts.
-        """
+    def text_features(self, embeds: Tensor, tree: TextTree) -> Tensor:
+        """Prompt embeddings (S, T, d) without positions, laid out as `tree` says -> (S, C, D) fp32 of unit length."""
         text = self.model.text_model
-        hidden = text.embeddings(inputs_embeds=embeds.to(self.dtype))
-        L = hidden.shape[1]
-        causal = torch.full((1, 1, L, L), torch.finfo(self.dtype).min, dtype=self.dtype, device=self.device).triu(1)
-        hidden = text.encoder(inputs_embeds=hidden, attention_mask=causal).last_hidden_state
-        pooled = text.final_layer_norm(hidden[torch.arange(len(hidden), device=hidden.device), eot])
+        hidden = embeds.to(self.dtype) + text.embeddings.position_embedding(tree.position)
+        hidden = text.encoder(inputs_embeds=hidden, attention_mask=tree.mask).last_hidden_state
+        pooled = text.final_layer_norm(hidden[:, tree.eot])
         return F.normalize(self.model.text_projection(pooled).float(), dim=-1)
 
     def tokenise(self, text: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""The prompt methods: what gives the context vectors, and where they stand in the text.
+"""The prompt methods: what gives the context vectors.
 
 A prompt module maps image features (B, D) to context vectors (B or 1, C or 1, n, d); a leading 1 means that the
 context does not depend on the image, so that text features can be computed once.
@@ -7,9 +7,7 @@ context does not depend on the image, so that text features can be computed once
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 POSITIONS = ("end", "middle", "front")
@@ -62,57 +60,3 @@ def build_meta_net(feature_dim: int, token_dim: int, hidden: int | None = None) 
             linear2=nn.Linear(hidden, token_dim),
         )
     )
-
-
-@dataclass(frozen=True)
-class TextLayout:
-    """Where context, class name, full stop and EOT stand, for every class; text is cut after the longest EOT.
-
-    base: (C, L, d) token embeddings with anything in the context's places
-    slot: (C, L) index of the context vector that stands there, -1 for a token
-    eot:  (C,) position of the EOT
-    """
-
-    base: Tensor
-    slot: Tensor
-    eot: Tensor
-
-    def place(self, context: Tensor, classes: Tensor | None = None) -> Tensor:
-        """Context (S, C or 1, n, d) -> prompt embeddings (S, C, L, d)."""
-        base, slot = (self.base, self.slot) if classes is None else (self.base[classes], self.slot[classes])
-        rows = torch.arange(len(slot), device=slot.device)[:, None] if context.shape[1] > 1 else slot.new_zeros(1, 1)
-        if classes is not None and context.shape[1] > 1:
-            rows = classes[:, None]
-        vectors = context[:, rows, slot.clamp(min=0)]  # (S, C, L, d)
-        return torch.where(slot[None, :, :, None] >= 0, vectors, base[None].to(vectors.dtype))
-
-
-def layout(clip, class_names: list[str], num_context: int, position: str = "end", cut: bool = True) -> TextLayout:
-    """Lay out "[SOS] ctx name . [EOT]" (class name at the end, in the middle of the context, or in front of it).
-
-    As in the CoOp code, underscores become blanks and a full stop follows. Raises ValueError when a name leaves no
-    room for itself in the text tower.
-    """
-    config = clip.model.config.text_config
-    sos, eot_id, pad = clip.tokenizer.bos_token_id, clip.tokenizer.eos_token_id, config.pad_token_id or 0
-    rows, slots = [], []
-    for name in class_names:
-        name, stop = name.replace("_", " "), clip.tokenise(".")
-        name_ids = clip.tokenise(name)
-        if position == "end":  # tokenised as one text: after a symbol the full stop may belong to the same token
-            name_ids, stop = clip.tokenise(name + "."), []
-        half = {"end": num_context, "middle": num_context // 2, "front": 0}[position]
-        ctx = list(range(num_context))
-        ids = [sos] + [pad] * half + name_ids + [pad] * (num_context - half) + stop + [eot_id]
-        slot = [-1] + ctx[:half] + [-1] * len(name_ids) + ctx[half:] + [-1] * (len(stop) + 1)
-        if len(ids) > clip.max_length:
-            raise ValueError(f"class name {name[:40]!r} and its context take {len(ids)} tokens, "
-                             f"the text tower reads {clip.max_length}")
-        rows.append(ids), slots.append(slot)
-    eot = torch.tensor([len(r) - 1 for r in rows])
-    length = int(eot.max()) + 1 if cut else clip.max_length
-    ids = torch.tensor([r + [pad] * (length - len(r)) for r in rows], device=clip.device)
-    slot = torch.tensor([s + [-1] * (length - len(s)) for s in slots], device=clip.device)
-    with torch.no_grad():
-        base = clip.token_embeddings(ids)
-    return TextLayout(base, slot, eot.to(clip.device))

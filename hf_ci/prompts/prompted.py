@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from hf_ci.errors import AdapterError
 from hf_ci.prompts.adapter import Adapter
 from hf_ci.prompts.clip import FrozenCLIP
-from hf_ci.prompts.learners import CoCoOp, CoOp, build_meta_net, layout
+from hf_ci.prompts.learners import CoCoOp, CoOp, build_meta_net
+from hf_ci.prompts.text import build_trees
 
 
 class PromptedCLIP(nn.Module):
@@ -21,7 +22,7 @@ class PromptedCLIP(nn.Module):
         super().__init__()
         self.clip, self.prompt, self.class_names = clip, prompt.to(clip.device), class_names
         try:
-            self.layout = layout(clip, list(class_names), prompt.ctx.shape[-2], position)
+            self.trees = build_trees(clip, class_names, prompt.ctx.shape[-2], position, prompt.ctx.ndim == 3)
         except ValueError as error:
             raise AdapterError(str(error), "shorten the class names") from error
         self._static_text: Tensor | None = None
@@ -43,10 +44,7 @@ class PromptedCLIP(nn.Module):
         if self._static_text is not None:
             return self._static_text
         context = self.prompt(image_features)  # (S, C or 1, n, d), S = B or 1
-        embeds = self.layout.place(context)  # (S, C, L, d)
-        S, C = embeds.shape[:2]
-        text = self.clip.text_features(embeds.flatten(0, 1), self.layout.eot.repeat(S))
-        return text.view(S, C, -1)
+        return torch.cat([self.clip.text_features(tree.place(context), tree) for tree in self.trees], dim=1)
 
     def logits_from_features(self, image_features: Tensor) -> Tensor:
         """(B, D) of unit length -> (B, C)."""

@@ -8,7 +8,8 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPM
 from hf_ci.errors import AdapterError, BaseModelError
 from hf_ci.hub.base import EMBEDDED_FOLDER
 from hf_ci.prompts import Adapter, PromptedCLIP, load_clip
-from hf_ci.prompts.learners import CoOp, layout
+from hf_ci.prompts.learners import CoOp
+from hf_ci.prompts.text import LONGEST_TREE, build_trees
 
 WORDS = "a photo of a"
 LONG = "a very long name of a thing that hardly anybody would ever write down, not even in a catalogue of ships"
@@ -21,8 +22,8 @@ def hand_written(clip, names, position="end"):
     return PromptedCLIP(clip, CoOp(context), names, position)
 
 
-def clips_own_logits(clip, texts, pixels):
-    tokens = clip.tokenizer(texts, padding="max_length", max_length=clip.max_length, return_tensors="pt")
+def clips_own_logits(clip, texts, pixels, padding="max_length"):
+    tokens = clip.tokenizer(texts, padding=padding, max_length=clip.max_length, return_tensors="pt")
     with torch.no_grad():
         return clip.model(input_ids=tokens.input_ids, pixel_values=(pixels - clip.mean) / clip.std).logits_per_image
 
@@ -32,21 +33,35 @@ def text(name, position):
     return {"end": f"a photo of a {name}.", "middle": f"a photo {name} of a.", "front": f"{name} a photo of a."}[position]
 
 
+@pytest.mark.parametrize("padding", ["max_length", "longest"])
 @pytest.mark.parametrize("position", ["end", "middle", "front"])
-def test_context_of_word_embeddings_equals_clips_own_forward(clip, position):
+def test_context_of_word_embeddings_equals_clips_own_forward(clip, position, padding):
+    """CLIP encodes every text alone and padded; ours shares the prefix and ends at each EOT."""
     pixels = torch.rand(3, 3, 64, 64)
     with torch.no_grad():
         ours = hand_written(clip, NAMES, position)(pixels)
-    torch.testing.assert_close(ours, clips_own_logits(clip, [text(n, position) for n in NAMES], pixels),
-                               atol=1e-4, rtol=1e-4)
+    own = clips_own_logits(clip, [text(n, position) for n in NAMES], pixels, padding)
+    torch.testing.assert_close(ours, own, atol=1e-4, rtol=1e-4)
 
 
-def test_cut_after_the_longest_eot_changes_nothing(clip):
-    context = torch.randn(1, 1, 4, clip.token_dim)
-    cut, whole = layout(clip, list(NAMES), 4), layout(clip, list(NAMES), 4, cut=False)
-    assert cut.base.shape[1] == int(cut.eot.max()) + 1 < whole.base.shape[1] == clip.max_length
-    features = [clip.text_features(lay.place(context)[0], lay.eot) for lay in (cut, whole)]
-    torch.testing.assert_close(*features, atol=1e-5, rtol=1e-5)
+def test_prefix_is_encoded_once_and_nothing_after_an_eot(clip):
+    (tree,) = build_trees(clip, ("cat", "king penguin"), 4, "end", class_specific=False)
+    lengths = [len(clip.tokenise(f"{name}.")) + 1 for name in ("cat", "king penguin")]
+    assert len(tree.position) == 5 + sum(lengths)
+    assert tree.position.tolist() == [*range(5), *range(5, 5 + lengths[0]), *range(5, 5 + lengths[1])]
+    assert tree.eot.tolist() == [5 + lengths[0] - 1, 5 + sum(lengths) - 1]
+
+
+def test_classes_do_not_see_one_another(clip):
+    """Many trees or one, alone or in company: a class's features stay the same."""
+    names = tuple(f"thing {i}" for i in range(150))
+    trees = build_trees(clip, names, 4, "end", class_specific=False)
+    assert len(trees) > 1 and all(len(t.position) <= LONGEST_TREE for t in trees)
+    with torch.no_grad():
+        together = hand_written(clip, names).text_features(torch.empty(0))[0]
+        for c in (0, 70, 149):
+            alone = hand_written(clip, names[c : c + 1]).text_features(torch.empty(0))[0, 0]
+            torch.testing.assert_close(together[c], alone, atol=1e-5, rtol=1e-4)
 
 
 def test_one_class_and_a_thousand(clip):

@@ -1,0 +1,100 @@
+"""Where context, class names, full stops and EOTs stand in the text tower.
+
+All class texts of one image begin alike: "[SOS] ctx ..." differs from class to class only where the name comes. Text
+attention is causal, so that common prefix need be encoded once. The texts are therefore laid out as a *tree*: one
+sequence holds the prefix and then every class's own tokens, each attending to the prefix and to its own class alone, at
+the positions it would have had. That is exact (the mask hides everything else), and pooling reads the EOTs, so nothing
+after an EOT is encoded at all.
+
+           [SOS] ctx1 ctx2 ctx3 ctx4 | cat . [EOT] | king penguin . [EOT] | ...
+    pos      0    1    2    3    4      5  6   7      5     6     7   8
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LONGEST_TREE = 256  # tokens; attention is quadratic in them, so many classes make several trees
+
+
+@dataclass(frozen=True)
+class TextTree:
+    """Some classes' texts in one sequence of T tokens.
+
+    base: (T, d) token embeddings, anything in the context's places
+    slot: (T,) index of the context vector that stands there, -1 for a token
+    owner: (T,) class (in the whole list) that a token belongs to, the first one's for the prefix
+    position: (T,) position in the class's own text
+    mask: (1, 1, T, T) additive attention mask
+    eot: (C,) where the classes' EOTs stand
+    """
+
+    base: Tensor
+    slot: Tensor
+    owner: Tensor
+    position: Tensor
+    mask: Tensor
+    eot: Tensor
+
+    def place(self, context: Tensor) -> Tensor:
+        """Context (S, C or 1, n, d) -> prompt embeddings (S, T, d)."""
+        rows = self.owner if context.shape[1] > 1 else torch.zeros_like(self.owner)
+        vectors = context[:, rows, self.slot.clamp(min=0)]  # (S, T, d)
+        return torch.where(self.slot[None, :, None] >= 0, vectors, self.base[None].to(vectors.dtype))
+
+
+def build_trees(clip, class_names: tuple[str, ...], num_context: int, position: str, class_specific: bool) -> list[TextTree]:
+    """Lay out "[SOS] ctx name . [EOT]" for all classes, in order.
+
+    `position` of the class name: at the end, in the middle of the context, or in front of it. As in the CoOp code,
+    underscores become blanks and a full stop follows. Raises ValueError when a name leaves no room in the text tower.
+    """
+    half = {"end": num_context, "middle": num_context // 2, "front": 0}[position]
+    shared = 1 if class_specific else 1 + half
+    trees: list[TextTree] = []
+    texts = [class_text(clip, name, num_context, half) for name in class_names]
+    first = 0
+    while first < len(texts):
+        last, tokens = first, shared
+        while last < len(texts) and (last == first or tokens + len(texts[last]) - shared <= LONGEST_TREE):
+            tokens += len(texts[last]) - shared
+            last += 1
+        trees.append(_tree(clip, texts[first:last], first, shared))
+        first = last
+    return trees
+
+
+def class_text(clip, name: str, num_context: int, half: int) -> list[tuple[int, int]]:
+    """One class's text as (token id, context slot or -1)."""
+    name = name.replace("_", " ")
+    if half == num_context:  # tokenised as one text: after a symbol the full stop may belong to the same token
+        name_ids, stop_ids = clip.tokenise(name + "."), []
+    else:
+        name_ids, stop_ids = clip.tokenise(name), clip.tokenise(".")
+    sos, eot = clip.tokenizer.bos_token_id, clip.tokenizer.eos_token_id
+    context = [(eot, i) for i in range(num_context)]
+    token = lambda ids: [(i, -1) for i in ids]  # noqa: E731
+    text = token([sos]) + context[:half] + token(name_ids) + context[half:] + token(stop_ids) + token([eot])
+    if len(text) > clip.max_length:
+        raise ValueError(f"class name {name[:40]!r} and its context take {len(text)} tokens, "
+                         f"the text tower reads {clip.max_length}")
+    return text
+
+
+def _tree(clip, texts: list[list[tuple[int, int]]], first: int, shared: int) -> TextTree:
+    nodes = [(*texts[0][p], first, p, True) for p in range(shared)]  # (id, slot, owner, position, in the prefix)
+    eot = []
+    for c, text in enumerate(texts, start=first):
+        nodes += [(*text[p], c, p, False) for p in range(shared, len(text))]
+        eot.append(len(nodes) - 1)
+    ids, slot, owner, position, prefix = (torch.tensor(column, device=clip.device) for column in zip(*nodes))
+    seen = (position[None] <= position[:, None]) & (prefix[None] | (owner[None] == owner[:, None]))  # (T, T): i sees j
+    seen &= prefix[None] | ~prefix[:, None]  # the prefix sees itself alone
+    mask = torch.zeros(seen.shape, dtype=clip.dtype, device=clip.device)
+    mask = mask.masked_fill(~seen, torch.finfo(clip.dtype).min)[None, None]
+    with torch.no_grad():
+        base = clip.token_embeddings(ids)
+    return TextTree(base, slot, owner, position, mask, torch.tensor(eot, device=clip.device))
