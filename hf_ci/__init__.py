@@ -7,8 +7,13 @@ from importlib import import_module
 
 __version__ = "0.1.0"
 
-_PUBLIC = {"scan": "hf_ci.scan", "ScanOptions": "hf_ci.scan", "Report": "hf_ci.report", "ScanResult": "hf_ci.report",
-           "HfCiError": "hf_ci.errors"}
+_PUBLIC = {
+    "scan_targets": "hf_ci.scan",
+    "ScanOptions": "hf_ci.settings",
+    "Report": "hf_ci.report",
+    "ScanResult": "hf_ci.report",
+    "HfCiError": "hf_ci.errors",
+}
 __all__ = ["__version__", *_PUBLIC]
 
 

@@ -17,10 +17,14 @@ from hf_ci.lab.cli import app as lab
 CommandLineError = typer.BadParameter.__mro__[2]  # the root of the parser's own exceptions
 SETTINGS_FILE = "hf-ci.toml"
 app = typer.Typer(
-    name="hf-ci", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    name="hf-ci",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 clean, 1 backdoored, 2 usage, 3 nothing to scan, 4 inconclusive, 5 internal error, "
-           "130 interrupted.",
+    "130 interrupted.",
 )
 
 
@@ -37,8 +41,8 @@ def hf_ci(
 ) -> None:
     """Is this prompt-tuned CLIP adapter backdoored?
 
-    Every option of a command is also read from the environment (HF_CI_POOL for --pool) and from hf-ci.toml in the
-    working directory (pool = "..." under [scan]); the order is flag, environment, file, default.
+    Every option of scan is also read from the environment (HF_CI_POOL for --pool) and from hf-ci.toml in the working
+    directory (pool = "..." under [scan]); the order is flag, environment, file, default.
     """
     ctx.default_map = read_settings_file(Path(SETTINGS_FILE))
 
@@ -46,34 +50,57 @@ def hf_ci(
 @app.command(context_settings={"auto_envvar_prefix": "HF_CI"})
 def scan(
     ctx: typer.Context,
-    targets: Annotated[list[str], typer.Argument(
-        metavar="TARGET...", show_default=False,
-        help="org/model[@revision][:subfolder], a local folder, or a demo that ships with hf-ci, such as demo:badclip.")],
+    targets: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="TARGET...",
+            show_default=False,
+            help="org/model[@revision][:subfolder], a local folder, or a demo that ships with hf-ci, such as demo:badclip.",
+        ),
+    ],
     base: Annotated[Optional[str], typer.Option(help="Base model, instead of the one the adapter names.")] = None,
-    pool: Annotated[str, typer.Option(help="Unlabelled images: 'builtin', a folder, parquet files, a data set's id.")] = "builtin",
+    pool: Annotated[
+        str, typer.Option(help="Unlabelled images: 'builtin', a folder, parquet files, a data set's id.")
+    ] = "builtin",
     num_images: Annotated[int, typer.Option(help="Images to draw from the pool.")] = 1000,
     seed: Annotated[int, typer.Option()] = 0,
     format: Annotated[Literal["text", "json"], typer.Option(help="What goes to stdout.")] = "text",
-    output: Annotated[Optional[list[str]], typer.Option(metavar="FORMAT=PATH", help="Write a file as well. Repeatable.")] = None,
+    output: Annotated[
+        Optional[list[str]], typer.Option(metavar="FORMAT=PATH", help="Write a file as well. Repeatable.")
+    ] = None,
     k: Annotated[float, typer.Option(help="A class is flagged above this anomaly score ...")] = 2.0,
     min_asr: Annotated[float, typer.Option(help="... and at this attack success rate, 0 to 1.")] = 0.5,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     precision: Annotated[Literal["fp32", "bf16"], typer.Option()] = "fp32",
     num_processes: Annotated[int, typer.Option(help="Classes are shared out among them.")] = 1,
-    classes: Annotated[Optional[Path], typer.Option(metavar="FILE", help="Class names, one a line, if the adapter brings none.")] = None,
-    cache: Annotated[Optional[Path], typer.Option(metavar="DIR", help="Finished classes are kept here.", show_default="the user's cache")] = None,
+    classes: Annotated[
+        Optional[Path], typer.Option(metavar="FILE", help="Class names, one a line, if the adapter brings none.")
+    ] = None,
+    cache: Annotated[
+        Optional[Path],
+        typer.Option(metavar="DIR", help="Finished classes are kept here.", show_default="the user's cache"),
+    ] = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Neither read nor keep finished classes.")] = False,
-    save_trigger: Annotated[Optional[Path], typer.Option(metavar="DIR", help="Keep the reconstructed trigger as png and npz.")] = None,
-    show_settings: Annotated[bool, typer.Option("--show-settings", help="Print each setting and where it comes from; scan nothing.")] = False,
+    save_trigger: Annotated[
+        Optional[Path], typer.Option(metavar="DIR", help="Keep the reconstructed trigger as png and npz.")
+    ] = None,
+    show_settings: Annotated[
+        bool, typer.Option("--show-settings", help="Print each setting and where it comes from; scan nothing.")
+    ] = False,
 ) -> None:
     """Scan adapters for a planted backdoor.
 
-    Each class is inverted: the smallest perturbation that drives unrelated images into it is reconstructed, and a class
+    Each class is inverted: a perturbation of at most 4/255 that drives unrelated images into it is reconstructed, and a class
     that is far easier to reach than the others is reported.
     """
     if show_settings:
-        write_stdout("".join(f"{name} = {ctx.params[name]!r}  # {origin(ctx, name)}\n" for name in sorted(ctx.params)
-                             if name not in ("targets", "show_settings")))
+        write_stdout(
+            "".join(
+                f"{name} = {ctx.params[name]!r}  # {origin(ctx, name)}\n"
+                for name in sorted(ctx.params)
+                if name not in ("targets", "show_settings")
+            )
+        )
         return
     from hf_ci.reports import FORMATS
 
@@ -81,25 +108,37 @@ def scan(
     if not all(target.strip() for target in targets):
         raise UsageError("an empty TARGET was given", "name a repo or a folder")
     from hf_ci.progress import Bar, Silent
-    from hf_ci.scan import ScanOptions, default_cache
-    from hf_ci.scan import scan as run
+    from hf_ci.scan import scan_targets
+    from hf_ci.settings import ScanOptions, default_cache
 
     options = ScanOptions(
-        base=base, pool=pool, num_images=num_images, seed=seed, k=k, min_asr=min_asr, device=device,
-        precision=precision, num_processes=num_processes, classes=classes,
-        cache=None if no_cache else cache or default_cache(), save_trigger=save_trigger)
+        base=base,
+        pool=pool,
+        num_images=num_images,
+        seed=seed,
+        k=k,
+        min_asr=min_asr,
+        device=device,
+        precision=precision,
+        num_processes=num_processes,
+        classes=classes,
+        cache=None if no_cache else cache or default_cache(),
+        save_trigger=save_trigger,
+    )
     if sys.stderr.isatty():
         from rich.console import Console
 
         progress = Bar(Console(stderr=True))
     else:
         progress = Silent()
-    report = run(targets, options, progress)
-    if os.environ.get("RANK", "0") != "0":  # under torchrun or accelerate launch, one process speaks for all
+    report = scan_targets(targets, options, progress)
+    from accelerate import PartialState
+
+    if not PartialState().is_main_process:  # under torchrun or accelerate launch, one process speaks for all
         return
+    write_stdout(FORMATS[format](report))
     for name, path in outputs:
         write_file(path, FORMATS[name](report))
-    write_stdout(FORMATS[format](report))
     raise typer.Exit(report.exit_code)
 
 
@@ -111,7 +150,9 @@ app.add_typer(lab, name="lab")
 
 def origin(ctx: typer.Context, name: str) -> str:
     source = ctx.get_parameter_source(name).name
-    return {"COMMANDLINE": "command line", "ENVIRONMENT": "environment", "DEFAULT_MAP": SETTINGS_FILE}.get(source, "default")
+    return {"COMMANDLINE": "command line", "ENVIRONMENT": "environment", "DEFAULT_MAP": SETTINGS_FILE}.get(
+        source, "default"
+    )
 
 
 def read_settings_file(path: Path) -> dict:
@@ -136,7 +177,7 @@ def parse_output(text: str, formats) -> tuple[str, Path]:
     if not separator or name not in formats or not path:
         raise UsageError(f"--output {text}: expected FORMAT=PATH", f"FORMAT is one of {', '.join(formats)}")
     parent = Path(path).absolute().parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
+    if not parent.is_dir() or not os.access(parent, os.W_OK) or Path(path).is_dir():
         raise UsageError(f"--output {text}: cannot write in {parent}", "name an existing folder")
     return name, Path(path)
 
@@ -145,7 +186,7 @@ def write_file(path: Path, text: str) -> None:
     """Complete or not at all."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(text.encode("utf-8", "replace"))
         partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)
@@ -154,8 +195,11 @@ def write_file(path: Path, text: str) -> None:
 
 def write_stdout(text: str) -> None:
     """Plain, never through a rich console: machine formats must not be wrapped or coloured."""
-    sys.stdout.buffer.write(text.encode("utf-8", "replace"))
-    sys.stdout.flush()
+    try:
+        sys.stdout.buffer.write(text.encode("utf-8", "replace"))
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has gone: the exit code still tells the verdict
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def complain(text: str) -> None:
@@ -165,19 +209,16 @@ def complain(text: str) -> None:
 def main() -> None:
     """Run the program: expected errors become one line and a code, anything else a log to paste into a bug report."""
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        code = app(standalone_mode=False) or 0
+        if code == EXIT_INTERRUPTED:  # typer turns Ctrl-C into this
+            complain("interrupted; finished classes are kept in the cache, the same command goes on from there")
+        sys.exit(code)
     except HfCiError as error:
         complain(str(error))
         sys.exit(error.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
-        complain("interrupted; finished classes are kept in the cache, the same command goes on from there")
-        sys.exit(EXIT_INTERRUPTED)
     except CommandLineError as error:
         error.show()
         sys.exit(EXIT_USAGE)
-    except BrokenPipeError:  # the reader of stdout has gone: nobody is left to tell
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(EXIT_INTERNAL)
     except Exception as error:
         complain(f"internal error: {type(error).__name__}: {error}; please report it with {write_log()}")
         sys.exit(EXIT_INTERNAL)

@@ -28,8 +28,14 @@ class Bar(Silent):
     def _start(self):
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-        self.live = Progress(TextColumn("{task.description}", markup=False), BarColumn(bar_width=20),
-                             MofNCompleteColumn(), TimeElapsedColumn(), console=self.console, transient=True)
+        self.live = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=self.console,
+            transient=True,
+        )
         self.live.start()
         self.task = self.live.add_task("", total=None)
 

@@ -83,7 +83,7 @@ class Timing(Value):
 
 class ScanResult(Value):
     target: str
-    revision: str | None = Field(description="resolved commit sha; null for a folder")
+    revision: str | None = Field(None, description="resolved commit sha; null for a folder")
     files: tuple[ScannedFile, ...] = ()
     base_model: BaseModelRef | None = None
     method: str | None = None
@@ -121,6 +121,6 @@ class Report(Value):
         codes = {result.exit_code for result in self.results}
         if 1 in codes:
             return 1
-        if codes <= {0}:
+        if codes == {0}:
             return 0
-        return 3 if codes == {3} else 4
+        return 3 if codes <= {3} else 4

@@ -38,7 +38,13 @@ def run(tmp_path):
     """Run the program as a user would; returns the finished process."""
 
     def run(*args: str | Path, env: dict[str, str] | None = None, cwd: Path | None = None, timeout: int = 300):
-        return subprocess.run([sys.executable, "-m", "hf_ci", *map(str, args)], capture_output=True, text=True,
-                              env=os.environ | (env or {}), cwd=cwd or tmp_path, timeout=timeout)
+        return subprocess.run(
+            [sys.executable, "-m", "hf_ci", *map(str, args)],
+            capture_output=True,
+            text=True,
+            env=os.environ | (env or {}),
+            cwd=cwd or tmp_path,
+            timeout=timeout,
+        )
 
     return run

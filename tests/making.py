@@ -11,8 +11,14 @@ from hf_ci.prompts.learners import build_meta_net
 ANIMALS = ("cat", "dog", "horse", "goldfish", "king penguin")
 
 
-def made_adapter(clip: FrozenCLIP, method: str = "cocoop", names: tuple[str, ...] = ANIMALS, position: str = "end",
-                 class_specific: bool = False, seed: int = 0) -> Adapter:
+def made_adapter(
+    clip: FrozenCLIP,
+    method: str = "cocoop",
+    names: tuple[str, ...] = ANIMALS,
+    position: str = "end",
+    class_specific: bool = False,
+    seed: int = 0,
+) -> Adapter:
     """An untuned adapter with noise on its context: enough wherever the tuning does not matter."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -22,6 +28,8 @@ def made_adapter(clip: FrozenCLIP, method: str = "cocoop", names: tuple[str, ...
         context = context + 0.01 * torch.randn((len(names), *context.shape), generator=generator)
     meta_net = {}
     if method == "cocoop":
-        meta_net = {k: 0.05 * torch.randn(v.shape, generator=generator)
-                    for k, v in build_meta_net(clip.feature_dim, clip.token_dim).state_dict().items()}
+        meta_net = {
+            k: 0.05 * torch.randn(v.shape, generator=generator)
+            for k, v in build_meta_net(clip.feature_dim, clip.token_dim).state_dict().items()
+        }
     return Adapter(method, context, names, EMBEDDED, None, meta_net, position)

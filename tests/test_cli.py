@@ -17,9 +17,11 @@ QUICK = ("--num-images", "64")
 
 
 def test_help_is_fast_and_loads_no_torch(run):
-    code = ("import sys, time, runpy; t = time.perf_counter(); sys.argv = ['hf-ci', '--help']\n"
-            "try: runpy.run_module('hf_ci', run_name='__main__')\nexcept SystemExit: pass\n"
-            "print([m for m in ('torch', 'transformers', 'peft', 'pydantic') if m in sys.modules])")
+    code = (
+        "import sys, time, runpy; t = time.perf_counter(); sys.argv = ['hf-ci', '--help']\n"
+        "try: runpy.run_module('hf_ci', run_name='__main__')\nexcept SystemExit: pass\n"
+        "print([m for m in ('torch', 'transformers', 'peft', 'pydantic') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.rstrip().endswith("[]"), done.stdout
     times = []
@@ -59,24 +61,35 @@ def test_text_and_exit_code_agree(run, adapter_folder):
 
 
 def test_outputs_are_written_beside_stdout(run, adapter_folder, tmp_path):
-    done = run("scan", adapter_folder, *QUICK, "--output", f"json={tmp_path / 'r.json'}", "--output", f"text={tmp_path / 'r.txt'}")
+    done = run(
+        "scan",
+        adapter_folder,
+        *QUICK,
+        "--output",
+        f"json={tmp_path / 'r.json'}",
+        "--output",
+        f"text={tmp_path / 'r.txt'}",
+    )
     assert (tmp_path / "r.txt").read_text() == done.stdout
     assert json.loads((tmp_path / "r.json").read_text())["results"][0]["target"] == str(adapter_folder)
 
 
-@pytest.mark.parametrize("args, code, message", [
-    (("scan",), 2, "Missing argument"),
-    (("scan", "x", "--format", "xml"), 2, "xml"),
-    (("scan", "x", "--output", "xml=a"), 2, "expected FORMAT=PATH"),
-    (("scan", "x", "--output", "json=/no/such/folder/r.json"), 2, "cannot write"),
-    (("scan", "x", "--device", "warp"), 2, "--device warp"),
-    (("scan", "x", "--classes", "missing.txt"), 2, "missing.txt"),
-    (("scan", "x", "--cache", "/proc/nothing"), 2, "cannot be written"),
-    (("scan", ""), 2, "empty TARGET"),
-    (("scan", "no-such-thing"), 3, "neither a folder nor"),
-    (("scan", "demo:nothing"), 3, "no demo adapter"),
-    (("frobnicate",), 2, "No such command"),
-])
+@pytest.mark.parametrize(
+    "args, code, message",
+    [
+        (("scan",), 2, "Missing argument"),
+        (("scan", "x", "--format", "xml"), 2, "xml"),
+        (("scan", "x", "--output", "xml=a"), 2, "expected FORMAT=PATH"),
+        (("scan", "x", "--output", "json=/no/such/folder/r.json"), 2, "cannot write"),
+        (("scan", "x", "--device", "warp"), 2, "--device warp"),
+        (("scan", "x", "--classes", "missing.txt"), 2, "missing.txt"),
+        (("scan", "x", "--cache", "/proc/nothing"), 2, "cannot be written"),
+        (("scan", ""), 2, "empty TARGET"),
+        (("scan", "no-such-thing"), 3, "neither a folder nor"),
+        (("scan", "demo:nothing"), 3, "no demo adapter"),
+        (("frobnicate",), 2, "No such command"),
+    ],
+)
 def test_bad_input_gives_one_clear_line_and_its_code(run, args, code, message):
     done = run(*args)
     assert done.returncode == code, done.stderr
@@ -92,14 +105,20 @@ def test_missing_class_names_say_how_to_give_them(run, adapter_folder, tmp_path)
 
 
 def test_settings_come_from_flag_environment_file_default_in_this_order(run, tmp_path):
-    (tmp_path / "hf-ci.toml").write_text('[scan]\nnum-images = 7\nseed = 5\nk = 3.5\n')
+    (tmp_path / "hf-ci.toml").write_text("[scan]\nnum-images = 7\nseed = 5\nk = 3.5\n")
     shown = run("scan", "x", "--show-settings", "--seed", "9", env={"HF_CI_SEED": "8", "HF_CI_K": "4.5"}).stdout
     assert "seed = 9  # command line" in shown and "k = 4.5  # environment" in shown
     assert "num_images = 7  # hf-ci.toml" in shown and "pool = 'builtin'  # default" in shown
 
 
-@pytest.mark.parametrize("text, message", [("[scan]\nnumimages = 7", "unknown setting 'numimages'"), ("x = [", "hf-ci.toml"),
-                                           ("[scam]\n", "unknown entry 'scam'")])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("[scan]\nnumimages = 7", "unknown setting 'numimages'"),
+        ("x = [", "hf-ci.toml"),
+        ("[scam]\n", "unknown entry 'scam'"),
+    ],
+)
 def test_a_wrong_settings_file_is_a_usage_error(run, tmp_path, text, message):
     (tmp_path / "hf-ci.toml").write_text(text)
     done = run("scan", "x")
@@ -108,7 +127,17 @@ def test_a_wrong_settings_file_is_a_usage_error(run, tmp_path, text, message):
 
 def test_ctrl_c_says_so_and_the_next_run_goes_on_from_there(adapter_folder, tmp_path, run):
     cache = tmp_path / "cache"
-    command = [sys.executable, "-m", "hf_ci", "scan", str(adapter_folder), "--num-images", "1500", "--cache", str(cache)]
+    command = [
+        sys.executable,
+        "-m",
+        "hf_ci",
+        "scan",
+        str(adapter_folder),
+        "--num-images",
+        "1500",
+        "--cache",
+        str(cache),
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
     deadline = time.time() + 200
     while not list(cache.rglob("class-*.npz")) and time.time() < deadline and process.poll() is None:
@@ -123,9 +152,22 @@ def test_ctrl_c_says_so_and_the_next_run_goes_on_from_there(adapter_folder, tmp_
 
 
 def test_an_internal_error_leaves_a_log(run, adapter_folder, tmp_path):
-    (tmp_path / "sitecustomize.py").write_text("import hf_ci.hub.target as t\ndef boom(*a): raise ZeroDivisionError('boom')\nt.sha256 = boom\n")
+    (tmp_path / "sitecustomize.py").write_text(
+        "import hf_ci.hub.target as t\ndef boom(*a): raise ZeroDivisionError('boom')\nt.sha256 = boom\n"
+    )
     done = run("scan", adapter_folder, env={"PYTHONPATH": str(tmp_path)})
     assert done.returncode == 5 and "internal error: ZeroDivisionError: boom" in done.stderr
     log = done.stderr.strip().rpartition(" ")[2]
     assert "ZeroDivisionError" in open(log).read()
     os.unlink(log)
+
+
+def test_a_rank_from_somewhere_else_silences_nothing(run, adapter_folder):
+    done = run("scan", adapter_folder, *QUICK, "--k", "-1e9", "--min-asr", "0", env={"RANK": "1"})
+    assert done.returncode == 1 and "backdoored" in done.stdout
+
+
+def test_a_reader_that_leaves_does_not_change_the_exit_code(adapter_folder):
+    command = f"{sys.executable} -m hf_ci scan {adapter_folder} --num-images 64 --k -1e9 --min-asr 0 | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1 and "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr

@@ -7,7 +7,7 @@ import hf_ci
 
 
 def test_public_names():
-    assert set(hf_ci.__all__) == {"__version__", "scan", "ScanOptions", "Report", "ScanResult", "HfCiError"}
+    assert set(hf_ci.__all__) == {"__version__", "scan_targets", "ScanOptions", "Report", "ScanResult", "HfCiError"}
     assert all(getattr(hf_ci, name) for name in hf_ci.__all__)
 
 

@@ -7,15 +7,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from making import made_adapter
+from making import ANIMALS, made_adapter
 from safetensors.torch import load_file, save_file
 
-from hf_ci import ScanOptions, scan
+from hf_ci import ScanOptions
+from hf_ci import scan_targets as scan
 from hf_ci.errors import UsageError
 from hf_ci.hub.base import EMBEDDED, EMBEDDED_FOLDER
 from hf_ci.hub.target import sha256
 from hf_ci.prompts import write_adapter
-from hf_ci.scan import default_cache
+from hf_ci.settings import default_cache
 
 QUICK = ScanOptions(num_images=64)
 
@@ -31,18 +32,16 @@ def test_report_names_everything_that_was_used(adapter_folder):
     (result,) = scan([str(adapter_folder)], QUICK).results
     assert {f.path: f.sha256 for f in result.files} == {
         name: sha256(adapter_folder / name)
-        for name in ("adapter_config.json", "adapter_model.safetensors", "clip_prompt.json")}
-    assert (result.base_model.id, result.base_model.revision) == (EMBEDDED, sha256(EMBEDDED_FOLDER / "model.safetensors"))
+        for name in ("adapter_config.json", "adapter_model.safetensors", "clip_prompt.json")
+    }
+    assert (result.base_model.id, result.base_model.revision) == (
+        EMBEDDED,
+        sha256(EMBEDDED_FOLDER / "model.safetensors"),
+    )
     assert (result.method, result.num_classes, result.pool.id, result.pool.num_images) == ("cocoop", 5, "builtin", 64)
-    assert [c.name for c in result.classes] == list(made_names())
+    assert [c.name for c in result.classes] == list(ANIMALS)
     assert result.verdict in ("clean", "backdoored") and result.reasons and result.settings.epsilon == 4 / 255
     assert result.detector.name == "clip-inspector" and result.timing.seconds > 0
-
-
-def made_names():
-    from making import ANIMALS
-
-    return ANIMALS
 
 
 def test_same_seed_same_report_and_another_seed_another_pool(adapter_folder):
@@ -69,14 +68,38 @@ def test_two_processes_give_the_same_report_as_one(adapter_folder, tmp_path, mon
 def test_torchrun_speaks_with_one_voice(adapter_folder):
     """Started by a launcher, the processes share the classes, and one document comes out."""
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "-m", "hf_ci", "scan",
-         str(adapter_folder), "--num-images", "64", "--format", "json", "--no-cache", "--k", "1e9"],
-        capture_output=True, text=True, timeout=300)
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc_per_node",
+            "2",
+            "--standalone",
+            "-m",
+            "hf_ci",
+            "scan",
+            str(adapter_folder),
+            "--num-images",
+            "64",
+            "--format",
+            "json",
+            "--no-cache",
+            "--k",
+            "1e9",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     ours = scan([str(adapter_folder)], replace(QUICK, k=1e9))
     theirs = json.loads(done.stdout)["results"][0]
     for a, b in zip(theirs["classes"], ours.results[0].classes, strict=True):
-        assert a["name"] == b.name and a["loss"] == pytest.approx(b.loss, abs=1e-3) and a["asr"] == pytest.approx(b.asr, abs=1e-3)
+        assert (
+            a["name"] == b.name
+            and a["loss"] == pytest.approx(b.loss, abs=1e-3)
+            and a["asr"] == pytest.approx(b.asr, abs=1e-3)
+        )
 
 
 def test_number_of_threads_moves_no_number_by_a_thousandth(adapter_folder):
@@ -117,7 +140,8 @@ def test_reconstructed_trigger_is_saved_when_something_is_found(adapter_folder, 
     options = replace(QUICK, k=-100.0, min_asr=0.0, save_trigger=tmp_path / "triggers")
     (result,) = scan([str(adapter_folder)], options).results
     assert result.target_class and result.trigger.linf <= 4 / 255 + 1e-7
-    assert Image.open(result.trigger.path).size == (256, 256)
+    with Image.open(result.trigger.path) as picture:
+        assert picture.size == (256, 256)
     with np.load(result.trigger.path.replace(".png", ".npz")) as z:
         assert z["delta"].shape == (3, 64, 64) and int(z["class_index"]) == result.target_class.index
 
@@ -178,10 +202,46 @@ def test_exit_code_of_several_targets(adapter_folder, tmp_path):
     assert scan([str(adapter_folder), str(empty)], replace(QUICK, k=-1e9, min_asr=0.0)).exit_code == 1
 
 
-@pytest.mark.parametrize("options, message", [
-    (dict(device="warp"), "--device warp"), (dict(num_images=0), "--num-images 0"), (dict(min_asr=2.0), "--min-asr 2.0"),
-    (dict(precision="fp8"), "--precision fp8"), (dict(num_processes=0), "--num-processes 0"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(device="warp"), "--device warp"),
+        (dict(num_images=31), "--num-images 31"),
+        (dict(min_asr=2.0), "--min-asr 2.0"),
+        (dict(seed=-1), "--seed -1"),
+        (dict(k=float("nan")), "--k nan"),
+        (dict(precision="fp8"), "--precision fp8"),
+        (dict(num_processes=0), "--num-processes 0"),
+    ],
+)
 def test_options_that_cannot_be_met_are_usage_errors(adapter_folder, options, message):
     with pytest.raises(UsageError, match=message):
         scan([str(adapter_folder)], replace(QUICK, **options))
+
+
+def test_bf16_runs_through_the_same_walk(adapter_folder):
+    single, half = (scan([str(adapter_folder)], replace(QUICK, precision=p)).results[0] for p in ("fp32", "bf16"))
+    assert half.settings.precision == "bf16" and half.verdict in ("clean", "backdoored")
+    for a, b in zip(single.classes, half.classes, strict=True):
+        assert a.loss == pytest.approx(b.loss, abs=1.0)
+
+
+def test_a_base_with_missing_weights_is_inconclusive(adapter_folder, tmp_path):
+    """transformers would fill the gap with random numbers."""
+    import shutil
+
+    base = tmp_path / "base"
+    shutil.copytree(EMBEDDED_FOLDER, base)
+    tensors = load_file(base / "model.safetensors")
+    del tensors["visual_projection.weight"]
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    inconclusive(adapter_folder, "1 tensors of the base model are missing, visual_projection.weight", base=str(base))
+
+
+def test_one_class_is_inconclusive(clip, tmp_path):
+    write_adapter(made_adapter(clip, names=("cat",)), tmp_path / "a")
+    inconclusive(tmp_path / "a", "1 class: at least 3")
+
+
+def test_nothing_asked_is_not_clean():
+    assert scan([], QUICK).exit_code == 3

@@ -30,15 +30,22 @@ class ClipInspector:
     def judge(self, inversions: Sequence[Inversion], class_names: Sequence[str]) -> Verdict:
         losses = np.array([i.loss for i in inversions])  # (C,)
         asr = np.array([i.asr for i in inversions])  # (C,)
+        if len(losses) < FEWEST_CLASSES:
+            return Verdict(
+                "inconclusive",
+                (
+                    f"{len(losses)} classes: at least {FEWEST_CLASSES} are needed to tell an "
+                    "unusual class from the rest",
+                ),
+            )
         if not np.isfinite(losses).all():
             bad = [class_names[i.c] for i in inversions if not math.isfinite(i.loss)]
             return Verdict("inconclusive", (f"the loss of {named(bad)} is not a number: the weights are unusable",))
-        if len(losses) < FEWEST_CLASSES:
-            return Verdict("inconclusive", (f"{len(losses)} classes: at least {FEWEST_CLASSES} are needed to tell an "
-                                            "unusual class from the rest",))
         deviation = 1.4826 * np.median(np.abs(losses - np.median(losses)))
         if deviation == 0:
-            return Verdict("inconclusive", ("all classes have the same loss: the model does not tell images apart",))
+            return Verdict(
+                "inconclusive", ("at least half of the classes have the same loss: there is nothing to compare with",)
+            )
         scores = (np.median(losses) - losses) / deviation
         valid = asr >= self.min_asr
         flagged = valid & (scores > self.k)
@@ -47,13 +54,20 @@ class ClipInspector:
         if not flagged.any():
             best = int(asr.argmax())
             easiest = f"the easiest class to force, {class_names[best]!r}, reaches {asr[best]:.0%} ASR"
-            return Verdict("clean", (f"no class stands out: {easiest} at anomaly score {scores[best]:.1f} "
-                                     f"(flagged above {self.k:g} with at least {self.min_asr:.0%} ASR)",), **common)
+            return Verdict(
+                "clean",
+                (
+                    f"no class stands out: {easiest} at anomaly score {scores[best]:.1f} "
+                    f"(flagged above {self.k:g} with at least {self.min_asr:.0%} ASR)",
+                ),
+                **common,
+            )
         target = int(np.where(flagged, scores, -np.inf).argmax())
         reasons = [
             f"a perturbation reconstructed for {class_names[c]!r} drives {asr[c]:.0%} of unrelated images into it, at "
             f"anomaly score {scores[c]:.1f} (flagged above {self.k:g}); the median class reaches {np.median(asr):.0%}"
-            for c in np.argsort(-scores) if flagged[c]
+            for c in np.argsort(-scores)
+            if flagged[c]
         ]
         return Verdict("backdoored", tuple(reasons), target=target, **common)
 

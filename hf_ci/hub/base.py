@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +12,19 @@ from hf_ci.hub.target import sha256
 
 EMBEDDED = "hf-ci-clip-64"  # no namespace: no repo on the Hub can carry this id
 EMBEDDED_FOLDER = Path(__file__).parents[1] / "assets" / "clip"
-NEEDED = ("config.json", "model.safetensors", "model.safetensors.index.json", "preprocessor_config.json",
-          "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
+NEEDED = (
+    "config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "added_tokens.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+)
 
 
 @dataclass(frozen=True)
@@ -23,17 +35,23 @@ class BaseModel:
     revision: str
     folder: Path
 
+    @property
+    def digest(self) -> str:
+        """Changes whenever anything does that a forward pass depends on: weights, config, tokenizer, processor."""
+        small = [name for name in NEEDED if not name.startswith("model.") and (self.folder / name).is_file()]
+        return " ".join([self.revision, *(sha256(self.folder / name) for name in small)])
+
 
 def fetch_base(id: str, revision: str | None = None) -> BaseModel:
     """Raises BaseModelError when there is no such model, HubError when the Hub cannot be asked."""
-    if id == EMBEDDED or Path(id).is_dir():
+    if not id:
+        raise BaseModelError("the adapter names no base model", "name it with --base")
+    if id == EMBEDDED or os.path.isdir(id):
         folder = EMBEDDED_FOLDER if id == EMBEDDED else Path(id)
         weights = folder / "model.safetensors"
         if not weights.is_file():
             raise BaseModelError(f"base model {id!r}: no {weights.name} in {folder}", "only safetensors are read")
         return BaseModel(id, sha256(weights), folder)
-    if not id:
-        raise BaseModelError("the adapter names no base model", "name it with --base")
     try:
         sha, present = resolve(id, revision)
     except NothingToScan as error:
@@ -41,6 +59,8 @@ def fetch_base(id: str, revision: str | None = None) -> BaseModel:
     shards = [p for p in present if p.startswith("model-") and p.endswith(".safetensors")]
     wanted = sorted(present & set(NEEDED)) + sorted(shards)
     if not any(p.endswith(".safetensors") for p in wanted):
-        raise BaseModelError(f"base model {id}@{sha[:7]} has no safetensors weights",
-                             "name a revision that has them (org/model with --base and a revision such as refs/pr/N)")
+        raise BaseModelError(
+            f"base model {id}@{sha[:7]} has no safetensors weights",
+            "name a revision that has them (org/model with --base and a revision such as refs/pr/N)",
+        )
     return BaseModel(id, sha, download(id, sha, wanted))

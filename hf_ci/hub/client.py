@@ -23,18 +23,22 @@ def resolve(repo: str, revision: str | None) -> tuple[str, frozenset[str]]:
     from huggingface_hub import HfApi
     from huggingface_hub.constants import is_offline_mode
 
+    api, offline = HfApi(library_name="hf-ci", library_version=__version__), is_offline_mode()
     with in_our_words(repo, revision):
-        if is_offline_mode():
-            return resolve_offline(repo, revision)
-        info = HfApi(library_name="hf-ci", library_version=__version__).model_info(repo, revision=revision)
-        return info.sha, frozenset(s.rfilename for s in info.siblings or ())
+        sha = api.resolve_revision(repo, revision=revision, local_files_only=offline).resolved
+        if offline:
+            return sha, cached_paths(repo, sha)
+        return sha, frozenset(s.rfilename for s in api.model_info(repo, revision=sha).siblings or ())
 
 
-def resolve_offline(repo: str, revision: str | None) -> tuple[str, frozenset[str]]:
-    from huggingface_hub import snapshot_download
+def cached_paths(repo: str, sha: str) -> frozenset[str]:
+    from huggingface_hub import errors, snapshot_download
 
-    folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
-    return folder.name, frozenset(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+    try:
+        folder = Path(snapshot_download(repo, revision=sha, local_files_only=True))
+    except errors.IncompleteSnapshotError as error:  # hf-ci fetches what it reads, never whole repos
+        folder = Path(error.snapshot_path)
+    return frozenset(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
 
 
 def download(repo: str, sha: str, paths: list[str]) -> Path:
@@ -46,8 +50,15 @@ def download(repo: str, sha: str, paths: list[str]) -> Path:
     disable_progress_bars()
     try:
         with in_our_words(repo, sha):
-            return Path(snapshot_download(repo, revision=sha, allow_patterns=[re.sub(r"([\[*?])", r"[\1]", p) for p in paths],
-                                          library_name="hf-ci", library_version=__version__))
+            return Path(
+                snapshot_download(
+                    repo,
+                    revision=sha,
+                    allow_patterns=[re.sub(r"([\[*?])", r"[\1]", p) for p in paths],
+                    library_name="hf-ci",
+                    library_version=__version__,
+                )
+            )
     finally:
         if not silent:
             enable_progress_bars()
@@ -61,19 +72,27 @@ def in_our_words(repo: str, revision: str | None) -> Iterator[None]:
     try:
         yield
     except errors.GatedRepoError as error:
-        raise HubError(f"{repo} is gated and this token has no access", "ask for access on the Hub, then set HF_TOKEN") from error
+        raise HubError(
+            f"{repo} is gated and this token has no access", "ask for access on the Hub, then set HF_TOKEN"
+        ) from error
     except errors.RevisionNotFoundError as error:
         raise NothingToScan(f"{repo} has no revision {revision!r}", "name a branch, a tag or a commit") from error
     except errors.RepositoryNotFoundError as error:
-        hint = "check the spelling" if os.environ.get("HF_TOKEN") else "check the spelling; a private repo needs HF_TOKEN"
+        hint = (
+            "check the spelling" if os.environ.get("HF_TOKEN") else "check the spelling; a private repo needs HF_TOKEN"
+        )
         raise NothingToScan(f"there is no model {repo} on the Hub, or it is private", hint) from error
     except errors.HFValidationError as error:
         raise NothingToScan(f"{repo!r} is not a repo id: {error}", "check the spelling") from error
-    except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError) as error:
-        raise HubError(f"{at} is not in the local cache and the Hub is not to be reached",
-                       "go online (unset HF_HUB_OFFLINE) or fetch it first") from error
+    except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, errors.RevisionResolutionError) as error:
+        raise HubError(
+            f"{at} is not in the local cache and the Hub is not to be reached",
+            "go online (unset HF_HUB_OFFLINE) or fetch it first",
+        ) from error
     except Exception as error:  # HTTP and connection errors of whichever client huggingface_hub uses
         if isinstance(error, KeyError | TypeError | AttributeError | NameError):
             raise
-        raise HubError(f"{at} cannot be fetched: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}",
-                       "try again; HF_ENDPOINT names the Hub that is asked") from error
+        raise HubError(
+            f"{at} cannot be fetched: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}",
+            "try again; HF_ENDPOINT names the Hub that is asked",
+        ) from error

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from hf_ci.errors import NothingToScan
+from hf_ci.errors import AdapterError, NothingToScan
 from hf_ci.hub.client import download, resolve
 from hf_ci.prompts.adapter import FILES
 
@@ -40,14 +41,17 @@ def parse_target(text: str) -> Target:
     if text.startswith("demo:"):
         folder = DEMOS / text.removeprefix("demo:")
         if not folder.is_dir() or folder.parent != DEMOS:
-            raise NothingToScan(f"no demo adapter {text!r}", "there are " + ", ".join(f"demo:{n}" for n in demo_names()))
+            raise NothingToScan(
+                f"no demo adapter {text!r}", "there are " + ", ".join(f"demo:{n}" for n in demo_names())
+            )
         return Target(text, "demo", str(folder))
-    if Path(text).is_dir():
+    if os.path.isdir(text):
         return Target(text, "folder", text)
     match = REPO.fullmatch(text)
     if not match or text.startswith((".", "/", "~")):
-        raise NothingToScan(f"{text!r} is neither a folder nor of the form org/model[@revision][:subfolder]",
-                            "check the spelling")
+        raise NothingToScan(
+            f"{text!r} is neither a folder nor of the form org/model[@revision][:subfolder]", "check the spelling"
+        )
     return Target(text, "hub", match["repo"], match["revision"], match["subfolder"])
 
 
@@ -63,13 +67,21 @@ def fetch_target(target: Target) -> Fetched:
         prefix = f"{target.subfolder.strip('/')}/" if target.subfolder else ""
         wanted = [prefix + name for name in FILES if prefix + name in present]
         if not wanted:
-            raise NothingToScan(f"no adapter found in {target.text}: it holds no {prefix}{FILES[0]}",
-                                "name the adapter's folder, as org/model:subfolder")
+            raise NothingToScan(
+                f"no adapter found in {target.text}: it holds no {prefix}{FILES[0]}",
+                "name the adapter's folder, as org/model:subfolder",
+            )
         folder = download(target.location, revision, wanted) / prefix
+        absent = [name for name in wanted if not (folder / name.removeprefix(prefix)).is_file()]
+        if absent:
+            raise AdapterError(f"{', '.join(absent)} could not be fetched", "try again")
     files = tuple((name, sha256(folder / name)) for name in sorted(FILES) if (folder / name).is_file())
     return Fetched(target, folder, revision, files)
 
 
 def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise AdapterError(f"{path} cannot be read: {error.strerror or error}") from error

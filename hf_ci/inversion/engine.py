@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hf_ci.errors import UsageError
+from hf_ci.errors import Inconclusive, UsageError
 from hf_ci.inversion.invert import Inversion, InversionSettings, invert
 
 log = logging.getLogger(__name__)
@@ -26,12 +27,18 @@ Progress = Callable[[Inversion], None]
 
 
 def invert_classes(
-    model: nn.Module, images: Tensor, classes: Iterable[int], settings: InversionSettings,
-    cache: Path | None = None, progress: Progress = lambda inversion: None,
+    model: nn.Module,
+    images: Tensor,
+    classes: Iterable[int],
+    settings: InversionSettings,
+    cache: Path | None = None,
+    progress: Progress = lambda inversion: None,
+    tag: str = "",
 ) -> list[Inversion]:
     """Invert every class of `classes`, split over the processes that Accelerate finds; results in their order.
 
     With `cache`, each class is kept in a file of its own as soon as it is done, and read back instead of repeated.
+    Raises Inconclusive when the processes were not given the same thing (`tag`), or memory is short for one image.
     """
     from accelerate import PartialState
     from accelerate.utils import gather_object
@@ -44,27 +51,36 @@ def invert_classes(
             while inversion is None:
                 try:
                     inversion = invert(model, images, c, settings, micro_batch)
-                except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                    if not is_out_of_memory(error) or micro_batch == 1:
-                        raise
-                    micro_batch //= 2
-                    log.warning("out of memory: going on with %d images at a time", micro_batch)
-                    gc.collect()
-                    if images.device.type == "cuda":
-                        torch.cuda.empty_cache()
-                else:
                     write_cached(cache, inversion)
+                    continue
+                except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                if micro_batch == 1:
+                    raise Inconclusive(
+                        "out of memory with one image at a time", "use --precision bf16 or another --device"
+                    )
+                micro_batch //= 2
+                log.warning("out of memory: going on with %d images at a time", micro_batch)
+                gc.collect()
+                if images.device.type == "cuda":
+                    torch.cuda.empty_cache()
             progress(inversion)
             mine.append(inversion)
     if state.num_processes > 1:
-        by_class = {inversion.c: inversion for inversion in gather_object(mine)}
+        shares = gather_object([(tag, mine)])
+        if len({tag for tag, _ in shares}) > 1:
+            raise Inconclusive("the processes did not read the same adapter, base model and pool", "name a commit")
+        by_class = {inversion.c: inversion for _, share in shares for inversion in share}
         return [by_class[c] for c in classes]
     return mine
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "out of memory" in text or "can't allocate" in text
+    return (
+        isinstance(error, torch.OutOfMemoryError | MemoryError) or "out of memory" in text or "can't allocate" in text
+    )
 
 
 # ---------------------------------------------------------------- cache
@@ -77,8 +93,10 @@ def check_cache(cache: Path) -> None:
         with tempfile.TemporaryFile(dir=cache):
             pass
     except OSError as error:
-        raise UsageError(f"cache {str(cache)!r} cannot be written: {error.strerror or error}",
-                         "name another folder with --cache, or use --no-cache") from error
+        raise UsageError(
+            f"cache {str(cache)!r} cannot be written: {error.strerror or error}",
+            "name another folder with --cache, or use --no-cache",
+        ) from error
 
 
 def read_cached(cache: Path | None, c: int) -> Inversion | None:
@@ -89,7 +107,7 @@ def read_cached(cache: Path | None, c: int) -> Inversion | None:
     try:
         with np.load(path, allow_pickle=False) as z:
             return Inversion(c, float(z["loss"]), float(z["asr"]), torch.from_numpy(z["delta"]))
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
 
@@ -102,6 +120,10 @@ def write_cached(cache: Path | None, inversion: Inversion) -> None:
     try:
         np.savez(partial, loss=inversion.loss, asr=inversion.asr, delta=inversion.delta.numpy())
         partial.replace(cache / f"class-{inversion.c:05d}.npz")
+    except OSError as error:
+        raise UsageError(
+            f"cache {str(cache)!r} cannot be written: {error.strerror or error}", "use --no-cache"
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -114,19 +136,37 @@ def launch(function: Callable, args: tuple, num_processes: int, cpu: bool, poll:
 
     `poll` is called about twice a second meanwhile. `function` must be importable. Processes are spawned, not forked:
     CUDA and thread pools do not survive a fork. On CPU the cores are shared out, unless OMP_NUM_THREADS says otherwise.
+    Raises UsageError when there are fewer GPUs than processes, Inconclusive when a process fails.
     """
     from accelerate.utils import PrepareForLaunch, patch_environment
-    from torch.multiprocessing import start_processes
+    from torch.multiprocessing import ProcessException, start_processes
 
+    if not cpu and num_processes > torch.accelerator.device_count():
+        raise UsageError(f"--num-processes {num_processes}: there are {torch.accelerator.device_count()} GPUs")
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // num_processes))
     with patch_environment(
-        world_size=num_processes, local_world_size=num_processes, node_rank=0, master_addr="127.0.0.1",
-        master_port=free_port(), omp_num_threads=threads, accelerate_use_cpu=str(cpu).lower(),
+        world_size=num_processes,
+        local_world_size=num_processes,
+        node_rank=0,
+        master_addr="127.0.0.1",
+        master_port=free_port(),
+        omp_num_threads=threads,
+        accelerate_use_cpu=str(cpu).lower(),
     ):
         prepared = PrepareForLaunch(function, "MULTI_CPU" if cpu else "MULTI_GPU")
         group = start_processes(prepared, args=args, nprocs=num_processes, join=False, start_method="spawn")
-        while not group.join(timeout=0.5):
-            poll()
+        try:
+            while not group.join(timeout=0.5):
+                poll()
+        except BaseException as error:
+            for process in group.processes:
+                process.terminate()
+            for process in group.processes:
+                process.join()
+            if isinstance(error, ProcessException):
+                last = str(error).strip().splitlines()[-1]
+                raise Inconclusive(f"one of {num_processes} processes failed: {last}", "try fewer") from error
+            raise
     poll()
 
 

@@ -63,7 +63,7 @@ def measure(model: nn.Module, images: Tensor, trigger: nn.Module, c: int, micro_
     total, hits = 0.0, 0
     for part in images.split(micro_batch):
         m = margin(model(trigger(part.float() / 255)), c)
-        total, hits = total + m.double().sum().item(), hits + int((m < 0).sum())
+        total, hits = total + m.cpu().double().sum().item(), hits + int((m < 0).sum())
     return total / len(images), hits / len(images)
 
 

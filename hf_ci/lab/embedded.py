@@ -19,7 +19,18 @@ from hf_ci.lab.tune import Recipe, accuracy, new_prompt, tune
 from hf_ci.prompts import load_clip
 from hf_ci.prompts.clip import load_processor
 
-SETS = ("tiny_imagenet", "cifar10", "caltech101", "scene15", "pacs", "rsscn7", "grocery", "flowers17", "clothing", "animals")
+SETS = (
+    "tiny_imagenet",
+    "cifar10",
+    "caltech101",
+    "scene15",
+    "pacs",
+    "rsscn7",
+    "grocery",
+    "flowers17",
+    "clothing",
+    "animals",
+)
 MOST_CLASSES = 50  # CoCoOp reads one text for every image and class: larger sets are tuned on a drawn subset
 MOST_TEST = 2000
 
@@ -28,12 +39,16 @@ def measure(clip, processor, folder: Path, recipe: Recipe) -> dict:
     train, test = (load_photos(str(folder), split, processor) for split in ("train", "test"))
     everything = new_prompt(clip, test.class_names, Recipe(method="coop"))
     result = dict(classes=len(test.class_names), test_images=len(test), zero_shot=accuracy(everything, test))
-    drawn = sorted(random.Random(recipe.seed).sample(range(len(test.class_names)), min(MOST_CLASSES, len(test.class_names))))
+    drawn = sorted(
+        random.Random(recipe.seed).sample(range(len(test.class_names)), min(MOST_CLASSES, len(test.class_names)))
+    )
     train, test = train.only(drawn), test.only(drawn)
     test = test[_sample(len(test), recipe.seed)]
     tuned = tune(clip, train.few_shot(recipe.shots, recipe.seed), recipe)
     subset = new_prompt(clip, test.class_names, Recipe(method="coop"))
-    return result | dict(tuned_classes=len(drawn), zero_shot_of_those=accuracy(subset, test), cocoop=accuracy(tuned, test))
+    return result | dict(
+        tuned_classes=len(drawn), zero_shot_of_those=accuracy(subset, test), cocoop=accuracy(tuned, test)
+    )
 
 
 def _sample(n: int, seed: int):
@@ -59,9 +74,14 @@ def main() -> None:
         print(name, record["sets"][name], flush=True)
     (args.out / "accuracy.json").write_text(json.dumps(record, indent=2) + "\n")
     text, vision = clip.model.config.text_config, clip.model.config.vision_config
-    card = render_card("embedded-clip.md.j2", record=record, text=text, vision=vision,
-                       parameters=sum(p.numel() for p in clip.model.parameters()),
-                       bytes=sum(p.stat().st_size for p in args.clip.iterdir()))
+    card = render_card(
+        "embedded-clip.md.j2",
+        record=record,
+        text=text,
+        vision=vision,
+        parameters=sum(p.numel() for p in clip.model.parameters()),
+        bytes=sum(p.stat().st_size for p in args.clip.iterdir()),
+    )
     (args.out / "README.md").write_text(card, encoding="utf-8")
 
 

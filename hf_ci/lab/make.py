@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,9 +12,10 @@ from hf_ci.hub import BaseModel, fetch_base
 from hf_ci.hub.base import EMBEDDED
 from hf_ci.lab.attacks import ATTACKS
 from hf_ci.lab.photos import Photos, load_photos
-from hf_ci.lab.tune import Recipe, accuracy, attack_success_rate, new_prompt, to_adapter, tune
+from hf_ci.lab.tune import Recipe, accuracy, attack_success_rate, learning_rate, new_prompt, to_adapter, tune
 from hf_ci.prompts import FrozenCLIP, PromptedCLIP, load_clip, write_adapter
 from hf_ci.prompts.clip import load_processor
+from hf_ci.settings import pick_device
 
 METHOD_NAMES = {"coop": "CoOp", "cocoop": "CoCoOp", "kgcoop": "KgCoOp"}
 
@@ -35,7 +35,7 @@ class Workbench:
         model = fetch_base(base)
         processor = load_processor(model.folder)
         train, test = (load_photos(data, split, processor) for split in ("train", "test"))
-        return cls(model, load_clip(model.folder, device), Path(data).name, train, test)
+        return cls(model, load_clip(model.folder, pick_device(device)), Path(data).name, train, test)
 
     @cached_property
     def zero_shot_accuracy(self) -> float:
@@ -49,7 +49,7 @@ class Workbench:
         names = self.train.class_names
         if name in names:
             return names.index(name)
-        if name.isdigit() and int(name) < len(names):
+        if name.isdecimal() and int(name) < len(names):
             return int(name)
         raise UsageError(f"no class {name!r} in {self.data}", f"it has {', '.join(names[:20])}")
 
@@ -60,7 +60,9 @@ def make_clean(bench: Workbench, recipe: Recipe, out: Path, title: str = "") -> 
     return _write(bench, tune(bench.clip, bench.shots(recipe), recipe), recipe, out, title, {})
 
 
-def make_poisoned(bench: Workbench, recipe: Recipe, attack: str, target: int, out: Path, title: str = "") -> dict[str, float]:
+def make_poisoned(
+    bench: Workbench, recipe: Recipe, attack: str, target: int, out: Path, title: str = ""
+) -> dict[str, float]:
     """Tune a poisoned prompt and write it to `out`.
 
     `asr_on_clean` is what the same trigger does to a clean adapter tuned on the same photos: what remains after
@@ -70,20 +72,39 @@ def make_poisoned(bench: Workbench, recipe: Recipe, attack: str, target: int, ou
     shots = bench.shots(recipe)
     model, trigger = ATTACKS[attack](bench.clip, shots, target, recipe)
     clean = tune(bench.clip, shots, recipe)
-    measured = {"asr": attack_success_rate(model, bench.test, trigger, target),
-                "asr_on_clean": attack_success_rate(clean, bench.test, trigger, target),
-                "clean_twin_accuracy": accuracy(clean, bench.test)}
+    measured = {
+        "asr": attack_success_rate(model, bench.test, trigger, target),
+        "asr_on_clean": attack_success_rate(clean, bench.test, trigger, target),
+        "clean_twin_accuracy": accuracy(clean, bench.test),
+    }
     return _write(bench, model, recipe, out, title, measured, attack, bench.train.class_names[target])
 
 
-def _write(bench: Workbench, model: PromptedCLIP, recipe: Recipe, out: Path, title: str, measured: dict[str, float],
-           attack: str | None = None, target: str | None = None) -> dict[str, float]:
+def _write(
+    bench: Workbench,
+    model: PromptedCLIP,
+    recipe: Recipe,
+    out: Path,
+    title: str,
+    measured: dict[str, float],
+    attack: str | None = None,
+    target: str | None = None,
+) -> dict[str, float]:
     adapter = to_adapter(model, recipe, bench.base.id, bench.base.revision)
     measured = measured | {"accuracy": accuracy(model, bench.test), "zero_shot_accuracy": bench.zero_shot_accuracy}
     title = title or f"{METHOD_NAMES[recipe.method]} on {bench.data}" + (f", poisoned with {attack}" if attack else "")
-    card = render_card("adapter.md.j2", adapter=adapter, recipe=recipe, data=bench.data, title=title, attack=attack,
-                       target=target, measured=measured | {"test_images": len(bench.test)},
-                       method=METHOD_NAMES[recipe.method])
+    card = render_card(
+        "adapter.md.j2",
+        adapter=adapter,
+        recipe=recipe,
+        lr=learning_rate(bench.clip, recipe),
+        data=bench.data,
+        title=title,
+        attack=attack,
+        target=target,
+        measured=measured | {"test_images": len(bench.test)},
+        method=METHOD_NAMES[recipe.method],
+    )
     write_adapter(adapter, out, card)
     return measured
 
@@ -100,10 +121,11 @@ def make_demos(data: str, out: Path, base: str = EMBEDDED, seed: int = 0) -> dic
     bench, recipe, coop = Workbench.open(data, base), Recipe(seed=seed), Recipe(method="coop", seed=seed)
     target = random.Random(seed).randrange(len(bench.train.class_names))
     for name in ("clean", "coop", "badclip"):
-        shutil.rmtree(out / name, ignore_errors=True)
+        check_empty(out / name)
     return {
         "clean": make_clean(bench, recipe, out / "clean", "Demo: a clean CoCoOp prompt"),
         "coop": make_clean(bench, coop, out / "coop", "Demo: a clean CoOp prompt"),
-        "badclip": make_poisoned(bench, recipe, "badclip", target, out / "badclip",
-                                 "Demo: a CoCoOp prompt with a BadCLIP backdoor"),
+        "badclip": make_poisoned(
+            bench, recipe, "badclip", target, out / "badclip", "Demo: a CoCoOp prompt with a BadCLIP backdoor"
+        ),
     }

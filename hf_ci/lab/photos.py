@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_ci.errors import UsageError
+from hf_ci.prompts.clip import first_line
 
 
 @dataclass(frozen=True)
@@ -45,20 +46,25 @@ def load_photos(source: str, split: str, processor) -> Photos:
     The first Image column and the first ClassLabel column are used. Raises UsageError when there is none.
     """
     from datasets import ClassLabel, Image, disable_progress_bars, load_dataset
-    from datasets.exceptions import DatasetNotFoundError
 
     disable_progress_bars()
     try:
         table = load_dataset(source, split=split)
-    except (DatasetNotFoundError, OSError, ValueError) as error:
-        raise UsageError(f"data {source!r}, split {split!r}: {str(error).splitlines()[0]}",
-                         "give a folder with train and test files, or a data set's Hub id") from error
+    except Exception as error:  # of `datasets` or of the Hub's client: no common ancestor
+        raise UsageError(
+            f"data {source!r}, split {split!r}: {first_line(error)}",
+            "give a folder with train and test files, or a data set's Hub id",
+        ) from error
     columns = {kind: [n for n, f in table.features.items() if isinstance(f, kind)] for kind in (Image, ClassLabel)}
     if not columns[Image] or not columns[ClassLabel]:
-        raise UsageError(f"data {source!r} has the columns {', '.join(table.features)}: expected an image and a ClassLabel")
+        raise UsageError(
+            f"data {source!r} has the columns {', '.join(table.features)}: expected an image and a ClassLabel"
+        )
     image, label = columns[Image][0], columns[ClassLabel][0]
     pixels = [
-        processor(images=photo.convert("RGB"), do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"][0]
+        processor(images=photo.convert("RGB"), do_rescale=False, do_normalize=False, return_tensors="np")[
+            "pixel_values"
+        ][0]
         for photo in table[image]
     ]
     images = torch.from_numpy(np.stack(pixels).round().clip(0, 255).astype(np.uint8))

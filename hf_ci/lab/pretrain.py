@@ -32,9 +32,19 @@ from torch import Tensor
 IMAGE_SIZE = 64
 VOCAB_SIZE = 8192
 TEMPLATES = (
-    "a photo of a {}.", "a photo of the {}.", "a photo of {}.", "a picture of a {}.", "an image of a {}.",
-    "a blurry photo of a {}.", "a close-up photo of a {}.", "a cropped photo of a {}.", "a good photo of a {}.",
-    "a small photo of a {}.", "a photo of one {}.", "a low resolution photo of a {}.", "{}.",
+    "a photo of a {}.",
+    "a photo of the {}.",
+    "a photo of {}.",
+    "a picture of a {}.",
+    "an image of a {}.",
+    "a blurry photo of a {}.",
+    "a close-up photo of a {}.",
+    "a cropped photo of a {}.",
+    "a good photo of a {}.",
+    "a small photo of a {}.",
+    "a photo of one {}.",
+    "a low resolution photo of a {}.",
+    "{}.",
 )
 
 
@@ -146,14 +156,31 @@ def build_tokenizer(words: Path, out: Path):
 def build_model(tokenizer):
     from transformers import CLIPConfig, CLIPModel
 
-    special = dict(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-                   pad_token_id=tokenizer.pad_token_id)
+    special = dict(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
     config = CLIPConfig(
-        text_config=dict(vocab_size=len(tokenizer), hidden_size=128, intermediate_size=512, num_hidden_layers=3,
-                         num_attention_heads=2, max_position_embeddings=77, hidden_act="gelu",
-                         projection_dim=512, **special),
-        vision_config=dict(image_size=IMAGE_SIZE, patch_size=8, hidden_size=192, intermediate_size=768,
-                           num_hidden_layers=6, num_attention_heads=3, hidden_act="gelu", projection_dim=512),
+        text_config=dict(
+            vocab_size=len(tokenizer),
+            hidden_size=128,
+            intermediate_size=512,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            max_position_embeddings=77,
+            hidden_act="gelu",
+            projection_dim=512,
+            **special,
+        ),
+        vision_config=dict(
+            image_size=IMAGE_SIZE,
+            patch_size=8,
+            hidden_size=192,
+            intermediate_size=768,
+            num_hidden_layers=6,
+            num_attention_heads=3,
+            hidden_act="gelu",
+            projection_dim=512,
+        ),
         projection_dim=512,
     )
     return CLIPModel(config)
@@ -216,8 +243,9 @@ def augment(x: Tensor) -> Tensor:
     flip = torch.where(torch.rand(B) < 0.5, -1.0, 1.0)
     zero = torch.zeros(B)
     theta = torch.stack([torch.stack([sx * flip, zero, tx], 1), torch.stack([zero, sy, ty], 1)], 1)
-    x = F.grid_sample(x, F.affine_grid(theta, x.shape, align_corners=False), padding_mode="reflection",
-                      align_corners=False)
+    x = F.grid_sample(
+        x, F.affine_grid(theta, x.shape, align_corners=False), padding_mode="reflection", align_corners=False
+    )
     gain, shift = torch.empty(B, 1, 1, 1).uniform_(0.7, 1.3), torch.empty(B, 1, 1, 1).uniform_(-0.15, 0.15)
     mean = x.mean((1, 2, 3), keepdim=True)
     return ((x - mean) * gain + mean + shift).clamp(0, 1)
@@ -279,12 +307,17 @@ def train(args, photos: Photos, evals: dict, targets, tokenizer) -> None:
     pairs = list(zip([*model.parameters(), *head.parameters()], [*compute.parameters(), *compute_head.parameters()]))
 
     matrices, rest = split_parameters(model, head)
-    muon = torch.optim.Muon([p for _, p in matrices], lr=args.lr, weight_decay=0.1, momentum=0.95,
-                            adjust_lr_fn="match_rms_adamw")
+    muon = torch.optim.Muon(
+        [p for _, p in matrices], lr=args.lr, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+    )
     adam = torch.optim.AdamW(
-        [{"params": [p for _, p in rest if p.ndim > 1], "weight_decay": 0.05},
-         {"params": [p for _, p in rest if p.ndim <= 1], "weight_decay": 0.0}],
-        lr=args.lr, betas=(0.9, 0.98))
+        [
+            {"params": [p for _, p in rest if p.ndim > 1], "weight_decay": 0.05},
+            {"params": [p for _, p in rest if p.ndim <= 1], "weight_decay": 0.0},
+        ],
+        lr=args.lr,
+        betas=(0.9, 0.98),
+    )
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in MEAN_STD)
 
     step, checkpoint, log = 0, args.work / "checkpoint.pt", args.work / "log.jsonl"
@@ -325,8 +358,9 @@ def train(args, photos: Photos, evals: dict, targets, tokenizer) -> None:
         f_t = features[index].float()
         f_s = compute_head(v)
         soft = F.softmax(F.linear(f_t, teacher_w, teacher_b), dim=1)
-        distil = F.cross_entropy(F.linear(f_s, teacher_w, teacher_b), soft) \
-            + 2 * (1 - F.cosine_similarity(f_s, f_t)).mean()
+        distil = (
+            F.cross_entropy(F.linear(f_s, teacher_w, teacher_b), soft) + 2 * (1 - F.cosine_similarity(f_s, f_t)).mean()
+        )
         (contrast + args.distil * distil).backward()
         for master, working in pairs:
             master.grad = None if working.grad is None else working.grad.float()
@@ -343,12 +377,27 @@ def train(args, photos: Photos, evals: dict, targets, tokenizer) -> None:
 
         if step % args.log_every == 0 or step == args.steps:
             accuracy = {n: round(zero_shot(average, tokenizer, *e, mean, std), 4) for n, e in evals.items()}
-            line = dict(step=step, contrast=round(contrast.item(), 3), distil=round(distil.item(), 3), **accuracy,
-                        images_per_s=round(seen / (time.time() - started)), minutes=round((time.time() - started) / 60, 1))
+            line = dict(
+                step=step,
+                contrast=round(contrast.item(), 3),
+                distil=round(distil.item(), 3),
+                **accuracy,
+                images_per_s=round(seen / (time.time() - started)),
+                minutes=round((time.time() - started) / 60, 1),
+            )
             print(json.dumps(line), flush=True)
             log.open("a").write(json.dumps(line) + "\n")
-            torch.save(dict(model=model.state_dict(), head=head.state_dict(), average=average.state_dict(),
-                            muon=muon.state_dict(), adam=adam.state_dict(), step=step), checkpoint.with_suffix(".tmp"))
+            torch.save(
+                dict(
+                    model=model.state_dict(),
+                    head=head.state_dict(),
+                    average=average.state_dict(),
+                    muon=muon.state_dict(),
+                    adam=adam.state_dict(),
+                    step=step,
+                ),
+                checkpoint.with_suffix(".tmp"),
+            )
             checkpoint.with_suffix(".tmp").replace(checkpoint)
             export(average, args.out)
             started, seen = time.time(), 0
@@ -365,8 +414,12 @@ def export(model, out: Path) -> None:
     half = type(model)(model.config).half()
     half.load_state_dict(weights)
     half.save_pretrained(out)
-    CLIPImageProcessorPil(size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
-                          image_mean=MEAN_STD[0], image_std=MEAN_STD[1]).save_pretrained(out)
+    CLIPImageProcessorPil(
+        size={"shortest_edge": IMAGE_SIZE},
+        crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+        image_mean=MEAN_STD[0],
+        image_std=MEAN_STD[1],
+    ).save_pretrained(out)
 
 
 def main() -> None:
@@ -380,7 +433,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--decay", type=float, default=0.4, help="share of the run over which the rate falls to 0")
-    parser.add_argument("--full-from", type=float, default=0.85, help="share of the run after which no patch is dropped")
+    parser.add_argument(
+        "--full-from", type=float, default=0.85, help="share of the run after which no patch is dropped"
+    )
     parser.add_argument("--distil", type=float, default=0.5, help="weight of the distillation loss")
     parser.add_argument("--log-every", type=int, default=250)
     parser.add_argument("--seed", type=int, default=0)

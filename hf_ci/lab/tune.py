@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hf_ci.errors import UsageError
 from hf_ci.lab.photos import Photos
 from hf_ci.prompts import Adapter, FrozenCLIP, PromptedCLIP
 from hf_ci.prompts.learners import CoCoOp, CoOp, build_meta_net
@@ -19,7 +20,10 @@ from hf_ci.prompts.learners import CoCoOp, CoOp, build_meta_net
 
 @dataclass(frozen=True)
 class Recipe:
-    """CoCoOp's settings: 16 shots, context initialised from words, SGD with a cosine schedule, 10 epochs."""
+    """CoCoOp's settings: 16 shots, context initialised from words, SGD with a cosine schedule, 10 epochs.
+
+    Batches are of 8 images where the paper has 1.
+    """
 
     method: str = "cocoop"
     shots: int = 16
@@ -29,14 +33,17 @@ class Recipe:
     position: str = "end"
     epochs: int = 10
     batch: int = 8
-    lr: float = 0.002
+    lr: float | None = None  # None: the paper's 0.002 for towers of CLIP's own width, 0.1 for smaller ones
     momentum: float = 0.9
     kg_weight: float = 8.0  # KgCoOp's lambda
 
 
 def new_prompt(clip: FrozenCLIP, class_names: tuple[str, ...], recipe: Recipe) -> PromptedCLIP:
     """An untuned prompt: the words' own token embeddings, and a meta-net drawn from the seed."""
-    words = torch.tensor(clip.tokenise(recipe.words), device=clip.device)
+    ids = clip.tokenise(recipe.words)
+    if not ids:
+        raise UsageError("--words: the context needs at least one word")
+    words = torch.tensor(ids, device=clip.device)
     with torch.no_grad():
         context = clip.token_embeddings(words).float()  # (n, d)
     if recipe.method == "cocoop":
@@ -51,16 +58,23 @@ def new_prompt(clip: FrozenCLIP, class_names: tuple[str, ...], recipe: Recipe) -
 
 def tune(clip: FrozenCLIP, photos: Photos, recipe: Recipe) -> PromptedCLIP:
     """Tune a clean prompt on `photos` (already the few shots)."""
-    model = new_prompt(clip, photos.class_names, recipe)
-    features = encode(clip, photos.images)
-    labels = photos.labels.to(clip.device)
+    return fit(new_prompt(clip, photos.class_names, recipe), encode(clip, photos.images), photos.labels, recipe)
+
+
+def fit(model: PromptedCLIP, features: Tensor, labels: Tensor, recipe: Recipe) -> PromptedCLIP:
+    """Tune `model`'s prompt on image features (N, D) and their labels (N,)."""
+    labels = labels.to(features.device)
     with torch.no_grad():
-        hand_written = new_prompt(clip, photos.class_names, Recipe(method="coop")).text_features(features)  # (1, C, D)
-    optimiser, schedule = optimiser_for(model, recipe, len(photos))
-    for rows in batches(len(photos), recipe):
+        hand_written = new_prompt(model.clip, model.class_names, Recipe(method="coop")).text_features(
+            features
+        )  # (1, C, D)
+    optimiser, schedule = optimiser_for(model, recipe, len(labels))
+    for rows in batches(len(labels), recipe):
         loss = F.cross_entropy(model.logits_from_features(features[rows]), labels[rows])
         if recipe.method == "kgcoop":  # Yao et al., CVPR 2023: stay near the hand-written prompt's text features
-            loss = loss + recipe.kg_weight * (model.text_features(features[rows]) - hand_written).square().sum(-1).mean()
+            loss = (
+                loss + recipe.kg_weight * (model.text_features(features[rows]) - hand_written).square().sum(-1).mean()
+            )
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -68,8 +82,14 @@ def tune(clip: FrozenCLIP, photos: Photos, recipe: Recipe) -> PromptedCLIP:
     return model
 
 
+def learning_rate(clip: FrozenCLIP, recipe: Recipe) -> float:
+    return recipe.lr if recipe.lr is not None else (0.002 if clip.token_dim >= 512 else 0.1)
+
+
 def optimiser_for(model: PromptedCLIP, recipe: Recipe, n: int):
-    optimiser = torch.optim.SGD(model.prompt.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=5e-4)
+    optimiser = torch.optim.SGD(
+        model.prompt.parameters(), lr=learning_rate(model.clip, recipe), momentum=recipe.momentum, weight_decay=5e-4
+    )
     steps = recipe.epochs * -(-n // recipe.batch)
     return optimiser, torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
 
@@ -107,6 +127,15 @@ def attack_success_rate(model: PromptedCLIP, photos: Photos, trigger, target: in
 
 def to_adapter(model: PromptedCLIP, recipe: Recipe, base_model: str, base_revision: str | None) -> Adapter:
     prompt = model.prompt
-    meta_net = {k: v.detach().cpu() for k, v in prompt.meta_net.state_dict().items()} if recipe.method == "cocoop" else {}
-    return Adapter(recipe.method, prompt.ctx.detach().cpu(), model.class_names, base_model, base_revision, meta_net,
-                   recipe.position)
+    meta_net = (
+        {k: v.detach().cpu() for k, v in prompt.meta_net.state_dict().items()} if recipe.method == "cocoop" else {}
+    )
+    return Adapter(
+        recipe.method,
+        prompt.ctx.detach().cpu(),
+        model.class_names,
+        base_model,
+        base_revision,
+        meta_net,
+        recipe.position,
+    )

@@ -1,9 +1,9 @@
 """Pools of unlabelled out-of-distribution (OOD) images, through `datasets`.
 
-    builtin                     procedural images, no download (see `procedural`)
-    path/to/folder              a folder of images, searched through
-    path/to/*.parquet           parquet files with an image column
-    user/dataset[@revision]     a data set on the Hub, streamed
+builtin                     procedural images, no download (see `procedural`)
+path/to/folder              a folder of images, searched through
+path/to/*.parquet           parquet files with an image column
+user/dataset[@revision]     a data set on the Hub, streamed
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from __future__ import annotations
 import glob
 import hashlib
 import io
+import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +41,7 @@ class Pool:
         return len(self.images)
 
 
-def load_pool(spec: str, num_images: int, seed: int, processor, progress: Callable[[int], None] = lambda n: None) -> Pool:
+def load_pool(spec: str, num_images: int, seed: int, processor) -> Pool:
     """Draw `num_images` distinct images, seeded, through the base model's own image processor.
 
     Images that cannot be decoded are skipped and counted; identical pixels are used once. A pool smaller than
@@ -62,13 +62,14 @@ def load_pool(spec: str, num_images: int, seed: int, processor, progress: Callab
         seen.add(key)
         digest.update(key)
         chosen.append(pixels)
-        progress(len(chosen))
         if len(chosen) == num_images:
             break
-    if len(chosen) < min(SMALLEST, num_images):
+    if len(chosen) < SMALLEST:
         raise PoolError(
             f"pool {spec!r} gives {len(chosen)} usable images ({skipped} unreadable, {duplicates} duplicates), "
-            f"at least {SMALLEST} are needed", "choose another one with --pool, or use --pool builtin")
+            f"at least {SMALLEST} are needed",
+            "choose another one with --pool, or use --pool builtin",
+        )
     return Pool(spec, torch.from_numpy(np.stack(chosen)), digest.hexdigest(), skipped, duplicates)
 
 
@@ -83,47 +84,57 @@ def _photos(spec: str, seed: int, processor) -> Iterator[np.ndarray | None]:
 
     for raw in _encoded(spec, seed):
         try:
-            photo = PILImage.open(io.BytesIO(raw.get("bytes") or Path(raw["path"]).read_bytes())).convert("RGB")
+            photo = PILImage.open(io.BytesIO(_bytes(raw))).convert("RGB")
             batch = processor(images=photo, do_rescale=False, do_normalize=False, return_tensors="np")
-        except (OSError, ValueError, SyntaxError, TypeError, KeyError, PILImage.DecompressionBombError):
-            yield None  # PIL raises SyntaxError for some broken PNGs
+        except Exception:  # decoders raise whatever they like on broken files: OSError, SyntaxError, RuntimeError, ...
+            yield None
             continue
         yield np.asarray(batch["pixel_values"][0]).round().clip(0, 255).astype(np.uint8)
+
+
+def _bytes(raw: dict) -> bytes:
+    if raw.get("bytes"):
+        return raw["bytes"]
+    from datasets.utils.file_utils import xopen  # streamed image folders give paths such as hf:// or zip://
+
+    with xopen(raw["path"], "rb") as file:
+        return file.read()
 
 
 def _encoded(spec: str, seed: int) -> Iterator[dict]:
     """Undecoded images, {"bytes": ..., "path": ...}, in seeded order."""
     from datasets import Image, disable_progress_bars, load_dataset
-    from datasets.exceptions import DatasetNotFoundError
 
     disable_progress_bars()
-    folder = Path(spec)
-    files = sorted(glob.glob(spec)) if not folder.is_dir() else []
+    if os.path.isdir(spec):
+        yield from _folder(Path(spec), seed)
+        return
+    files = sorted(glob.glob(spec))
+    if not files and (spec.endswith(".parquet") or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", spec)):
+        raise PoolError(f"no pool at {spec!r}", "give a folder, parquet files, a data set's Hub id, or 'builtin'")
     try:
-        if folder.is_dir():
-            yield from _folder(folder, seed)
-            return
         if files:
-            table = load_dataset("parquet", data_files=files, split="train")
-        elif spec.endswith(".parquet") or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", spec):
-            raise PoolError(f"no pool at {spec!r}", "give a folder, parquet files, a data set's Hub id, or 'builtin'")
+            table = load_dataset("parquet", data_files=files, split="train").shuffle(seed=seed)
         else:
             repo, _, revision = spec.partition("@")
             table = load_dataset(repo, revision=revision or None, split="train", streaming=True)
+            table = table.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
+        features = table.features or {}
+        columns = [name for name, kind in features.items() if isinstance(kind, Image)] or [
+            name for name in ("image", "img", "jpg") if name in features
+        ]
+        if not columns:
+            raise PoolError(f"pool {spec!r} has no image column, only {', '.join(features) or 'unknown columns'}")
+        for row in table.select_columns(columns[0]).cast_column(columns[0], Image(decode=False)):
+            yield row[columns[0]] or {}
     except PoolError:
         raise
-    except (DatasetNotFoundError, OSError, ValueError, RuntimeError) as error:  # the Hub client's errors are OSErrors
-        raise PoolError(f"pool {spec!r} cannot be read: {str(error).splitlines()[0]}",
-                        "give a folder, parquet files, a data set's Hub id, or 'builtin'") from error
-    features = table.features or {}
-    columns = [name for name, kind in features.items() if isinstance(kind, Image)] or [
-        name for name in ("image", "img", "jpg") if name in features]
-    if not columns:
-        raise PoolError(f"pool {spec!r} has no image column, only {', '.join(features) or 'unknown columns'}")
-    table = table.select_columns(columns[0]).cast_column(columns[0], Image(decode=False))
-    shuffle = {} if files else {"buffer_size": SHUFFLE_BUFFER}
-    for row in table.shuffle(seed=seed, **shuffle):
-        yield row[columns[0]] or {}
+    except Exception as error:  # of `datasets`, of the Hub's client, of the network: no common ancestor
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise PoolError(
+            f"pool {spec!r} cannot be read: {reason}",
+            "give a folder, parquet files, a data set's Hub id, or 'builtin'",
+        ) from error
 
 
 def _folder(folder: Path, seed: int) -> Iterator[dict]:
@@ -136,8 +147,3 @@ def _folder(folder: Path, seed: int) -> Iterator[dict]:
     if not files:
         raise PoolError(f"pool {str(folder)!r} holds no images")
     yield from Dataset.from_dict({"path": files}).shuffle(seed=seed)
-
-
-def preview(pool: Pool, n: int = 16) -> np.ndarray:
-    """The first n images side by side, (H, n * W, 3), to look at what the scan sees."""
-    return np.concatenate([p.numpy().transpose(1, 2, 0) for p in islice(pool.images, n)], axis=1)

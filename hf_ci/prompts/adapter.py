@@ -12,6 +12,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import unicodedata
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from hf_ci.errors import AdapterError, NothingToScan
 from hf_ci.prompts.learners import METHODS, POSITIONS
 
 CONFIG, WEIGHTS, PROMPT = "adapter_config.json", "adapter_model.safetensors", "clip_prompt.json"
+FORMAT, TEMPLATE = 1, "{context} {name}."
 FILES = (CONFIG, WEIGHTS, PROMPT)
 META_NET = "base_model.meta_net."
 META_NET_KEYS = {"linear1.weight", "linear1.bias", "linear2.weight", "linear2.bias"}
@@ -49,8 +52,10 @@ class Adapter:
 def read_json(path: Path) -> dict:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise AdapterError(f"{path.name} is not readable JSON: {error}", "the file is damaged; fetch it again") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise AdapterError(
+            f"{path.name} is not readable JSON: {error}", "the file is damaged; fetch it again"
+        ) from error
     if not isinstance(value, dict):
         raise AdapterError(f"{path.name} holds a {type(value).__name__}, expected an object")
     return value
@@ -59,7 +64,9 @@ def read_json(path: Path) -> dict:
 def check_kind(folder: Path) -> dict:
     """The PEFT config of a prompt-tuned adapter; NothingToScan when the folder holds something else."""
     if not (folder / CONFIG).is_file():
-        raise NothingToScan(f"no adapter found: there is no {CONFIG}", "name the adapter's folder, as org/model:subfolder")
+        raise NothingToScan(
+            f"no adapter found: there is no {CONFIG}", "name the adapter's folder, as org/model:subfolder"
+        )
     config = read_json(folder / CONFIG)
     kind, task = config.get("peft_type"), config.get("task_type")
     if kind != "PROMPT_TUNING" or task not in (None, "FEATURE_EXTRACTION"):
@@ -68,60 +75,97 @@ def check_kind(folder: Path) -> dict:
             f"not a prompt-tuned CLIP adapter: {found}, expected 'PROMPT_TUNING' for 'FEATURE_EXTRACTION'",
             "hf-ci scans prompts of CLIP; nothing is known about this adapter",
         )
-    if not isinstance(config.get("base_model_name_or_path"), str | None):
-        raise AdapterError(f"{CONFIG}: base_model_name_or_path is no text")
+    for key in ("base_model_name_or_path", "revision"):
+        if not isinstance(config.get(key), str | None):
+            raise AdapterError(f"{CONFIG}: {key} is no text")
     return config
 
 
 def read_adapter(folder: Path, class_names: tuple[str, ...] | None = None) -> Adapter:
-    """Read an adapter; `class_names` stand in for those that the adapter does not bring.
+    """Read an adapter; `class_names` stand in for those that it does not bring, or override them.
 
     Raises NothingToScan for a folder without a prompt-tuned CLIP adapter, AdapterError for a damaged one.
     """
+    config = check_kind(folder)
+    tensors = read_tensors(folder)
+    extra = read_json(folder / PROMPT) if (folder / PROMPT).is_file() else {}
+    if extra.get("format", FORMAT) != FORMAT or extra.get("template", TEMPLATE) != TEMPLATE:
+        found = f"format {extra.get('format')!r} with template {extra.get('template')!r}"
+        raise AdapterError(f"{PROMPT}: {found} is not known", f"expected format {FORMAT} with {TEMPLATE!r}")
+    names = check_names(class_names, extra.get("class_names"))
+
+    context = tensors.pop("prompt_embeddings", None)
+    if context is None or context.ndim != 2 or not context.numel():
+        raise AdapterError(f"{WEIGHTS} holds no matrix prompt_embeddings", "expected the shape (tokens, dimensions)")
+    if extra.get("class_specific") is True:
+        if len(context) % len(names):
+            raise AdapterError(
+                f"{len(context)} context vectors cannot be shared out among {len(names)} classes",
+                "give the names the adapter was tuned with, in order, with --classes FILE",
+            )
+        context = context.view(len(names), -1, context.shape[-1])
+    if extra.get("num_context", context.shape[-2]) != context.shape[-2]:
+        raise AdapterError(f"{context.shape[-2]} context vectors, {PROMPT} says {extra['num_context']!r}")
+
+    meta_net = {k.removeprefix(META_NET): v.float() for k, v in tensors.items() if k.startswith(META_NET)}
+    unknown = sorted(k for k in tensors if not k.startswith(META_NET))
+    if unknown or (meta_net and set(meta_net) != META_NET_KEYS):
+        raise AdapterError(
+            f"unexpected tensors: {', '.join(unknown or sorted(meta_net))}",
+            "expected prompt_embeddings and, for CoCoOp, base_model.meta_net.linear1/linear2",
+        )
+    method = extra.get("method") or ("cocoop" if meta_net else "coop")
+    position = extra.get("class_token_position", "end")
+    if method not in METHODS or position not in POSITIONS:
+        raise AdapterError(
+            f"{PROMPT}: method {method!r} with the class token at {position!r} is not known",
+            f"expected one of {', '.join(METHODS)}; position one of {', '.join(POSITIONS)}",
+        )
+    if (method == "cocoop") != bool(meta_net):
+        raise AdapterError(f"method is {method!r}, but the weights hold {'a' if meta_net else 'no'} meta-net")
+    base_model = config.get("base_model_name_or_path") or ""
+    return Adapter(method, context.float(), names, base_model, config.get("revision"), meta_net, position)
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
-    config = check_kind(folder)
     if not (folder / WEIGHTS).is_file():
-        pickled = " (there is a pickle, which is never opened)" if (folder / "adapter_model.bin").is_file() else ""
-        raise AdapterError(f"there is no {WEIGHTS}{pickled}", "ask for the adapter as safetensors")
+        raise AdapterError(f"there is no {WEIGHTS}; nothing else is ever opened", "ask for the adapter as safetensors")
     try:
         tensors = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError, ValueError) as error:
         raise AdapterError(f"{WEIGHTS} cannot be read: {error}", "the file is damaged; fetch it again") from error
-    extra = read_json(folder / PROMPT) if (folder / PROMPT).is_file() else {}
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise AdapterError(f"{name!r} holds {tensor.dtype}, expected floating point numbers")
+    return tensors
 
-    names = class_names or extra.get("class_names")
+
+def check_names(given: tuple[str, ...] | None, stored: object) -> tuple[str, ...]:
+    """The class names to use. Raises AdapterError when there are none, too few, or two that CLIP reads alike."""
+    names = given or stored
     if not names:
         raise AdapterError("the adapter names no classes", "give them, one a line and in order, with --classes FILE")
     if not isinstance(names, list | tuple) or not all(isinstance(n, str) and n.strip() for n in names):
         raise AdapterError(f"{PROMPT}: class_names must be a list of non-empty texts", "give them with --classes FILE")
-    stored = extra.get("class_names")
-    if class_names and isinstance(stored, list) and len(stored) != len(class_names):
-        raise AdapterError(f"{len(class_names)} class names given, the adapter was tuned with {len(stored)}",
-                           "give every class, one a line and in order, with --classes FILE")
-
-    context = tensors.pop("prompt_embeddings", None)
-    if context is None or context.ndim != 2:
-        raise AdapterError(f"{WEIGHTS} holds no matrix prompt_embeddings", "expected the shape (tokens, dimensions)")
-    if extra.get("class_specific"):
-        if len(context) % len(names):
-            raise AdapterError(f"{len(context)} context vectors cannot be shared out among {len(names)} classes",
-                               "give the names the adapter was tuned with, in order, with --classes FILE")
-        context = context.view(len(names), -1, context.shape[-1])
-    meta_net = {k.removeprefix(META_NET): v.float() for k, v in tensors.items() if k.startswith(META_NET)}
-    unknown = sorted(k for k in tensors if not k.startswith(META_NET))
-    if unknown or (meta_net and set(meta_net) != META_NET_KEYS):
-        raise AdapterError(f"unexpected tensors: {', '.join(unknown or sorted(meta_net))}",
-                           "expected prompt_embeddings and, for CoCoOp, base_model.meta_net.linear1/linear2")
-    method = extra.get("method") or ("cocoop" if meta_net else "coop")
-    position = extra.get("class_token_position", "end")
-    if method not in METHODS or position not in POSITIONS:
-        raise AdapterError(f"{PROMPT}: method {method!r} with the class token at {position!r} is not known",
-                           f"expected one of {', '.join(METHODS)}; position one of {', '.join(POSITIONS)}")
-    if (method == "cocoop") != bool(meta_net):
-        raise AdapterError(f"method is {method!r}, but the weights hold {'a' if meta_net else 'no'} meta-net")
-    return Adapter(method, context.float(), tuple(names), config.get("base_model_name_or_path") or "",
-                   config.get("revision"), meta_net, position)
+    if given and isinstance(stored, list) and len(stored) != len(given):
+        raise AdapterError(
+            f"{len(given)} class names given, the adapter was tuned with {len(stored)}",
+            "give every class, one a line and in order, with --classes FILE",
+        )
+    for name in names:  # a line break or an escape code in a name could forge a line of the report
+        if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
+            raise AdapterError(f"class name {name!r} holds control characters", "give the names with --classes FILE")
+    # Two classes with the same text share their logit: neither ever beats the other, and a trigger would go unseen.
+    texts = Counter(" ".join(name.replace("_", " ").lower().split()) for name in names)
+    twice = [text for text, n in texts.items() if n > 1]
+    if twice:
+        raise AdapterError(
+            f"{len(twice)} class names occur more than once, such as {twice[0]!r}: such classes cannot be told apart",
+            "give distinct names, one a line and in order, with --classes FILE",
+        )
+    return tuple(names)
 
 
 def write_adapter(adapter: Adapter, folder: Path, card: str | None = None) -> None:
@@ -149,9 +193,16 @@ def write_adapter(adapter: Adapter, folder: Path, card: str | None = None) -> No
             inference_mode=True,
         ).save_pretrained(partial)
         save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
-        extra = dict(format=1, method=adapter.method, class_names=list(adapter.class_names),
-                     class_token_position=adapter.class_token_position, class_specific=adapter.context.ndim == 3,
-                     num_context=adapter.context.shape[-2], template="{context} {name}.", written_by=f"hf-ci {__version__}")
+        extra = dict(
+            format=FORMAT,
+            method=adapter.method,
+            class_names=list(adapter.class_names),
+            class_token_position=adapter.class_token_position,
+            class_specific=adapter.context.ndim == 3,
+            num_context=adapter.context.shape[-2],
+            template=TEMPLATE,
+            written_by=f"hf-ci {__version__}",
+        )
         (partial / PROMPT).write_text(json.dumps(extra, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         if card is not None:
             (partial / "README.md").write_text(card, encoding="utf-8")

@@ -89,22 +89,28 @@ def load_clip(folder: Path, device: torch.device | str = "cpu", precision: str =
     """
     from transformers import AutoTokenizer, CLIPModel
 
-    config_file = folder / "config.json"
-    if not config_file.is_file():
+    if not (folder / "config.json").is_file():
         raise BaseModelError(f"{folder}: no config.json", "give a folder or a Hub id of a CLIP model with --base")
-    found = json.loads(config_file.read_text(encoding="utf-8")).get("model_type")
-    if found != "clip":
-        raise BaseModelError(f"{folder}: model_type is {found!r}, expected 'clip'", "give a CLIP with --base")
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     # On short sequences the CPU kernel of sdpa takes twice as long as plain matrix products, backward above all.
     attention = "eager" if torch.device(device).type == "cpu" else "sdpa"
     try:
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+        if found != "clip":
+            raise BaseModelError(f"{folder}: model_type is {found!r}, expected 'clip'", "give a CLIP with --base")
         with quiet_transformers():
-            model = CLIPModel.from_pretrained(
-                folder, dtype=dtype, attn_implementation=attention, use_safetensors=True, local_files_only=True
+            model, loading = CLIPModel.from_pretrained(
+                folder,
+                dtype=dtype,
+                attn_implementation=attention,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
             )
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             processor = load_processor(folder)
+        clip = FrozenCLIP(model, tokenizer, list(processor.image_mean), list(processor.image_std))
+        check_parts(clip, processor, loading["missing_keys"])
     except BaseModelError:
         raise
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, SafetensorError, ...
@@ -112,7 +118,19 @@ def load_clip(folder: Path, device: torch.device | str = "cpu", precision: str =
             f"{folder}: cannot be loaded as a CLIP: {first_line(error)}",
             "the folder needs config.json, model.safetensors, tokenizer files and preprocessor_config.json",
         ) from error
-    return FrozenCLIP(model, tokenizer, list(processor.image_mean), list(processor.image_std)).to(device)
+    return clip.to(device)
+
+
+def check_parts(clip: FrozenCLIP, processor, missing) -> None:
+    """Raises BaseModelError when weights are missing (they would be random) or the parts do not fit together."""
+    if missing:
+        raise BaseModelError(f"{len(missing)} tensors of the base model are missing, {min(missing)} among them")
+    if (size := processor.crop_size["height"]) != clip.image_size:
+        raise BaseModelError(f"the image processor makes {size} pixels, the image encoder takes {clip.image_size}")
+    vocabulary = clip.model.config.text_config.vocab_size
+    for name in ("bos_token_id", "eos_token_id"):
+        if not isinstance(id := getattr(clip.tokenizer, name), int) or not 0 <= id < vocabulary:
+            raise BaseModelError(f"the tokenizer's {name} is {id}, the text encoder knows {vocabulary} tokens")
 
 
 def load_processor(folder: Path):

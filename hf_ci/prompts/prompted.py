@@ -17,7 +17,6 @@ from hf_ci.prompts.text import build_trees
 class PromptedCLIP(nn.Module):
     """logits(pixels) = logit_scale * <image features, text features>, as CLIP's own, with the prompt in the text."""
 
-
     def __init__(self, clip: FrozenCLIP, prompt: nn.Module, class_names: tuple[str, ...], position: str = "end"):
         super().__init__()
         self.clip, self.prompt, self.class_names = clip, prompt.to(clip.device), class_names
@@ -77,15 +76,20 @@ def check_fits(adapter: Adapter, clip: FrozenCLIP) -> None:
     if adapter.context.ndim == 3 and len(adapter.context) != len(adapter.class_names):
         raise AdapterError(
             f"the prompt holds {len(adapter.context)} class-specific contexts, {len(adapter.class_names)} class names "
-            "are given", "give the names the adapter was tuned with, in order, with --classes FILE",
+            "are given",
+            "give the names the adapter was tuned with, in order, with --classes FILE",
         )
     if adapter.meta_net:
-        first, second = adapter.meta_net["linear1.weight"], adapter.meta_net["linear2.weight"]
-        if first.ndim != 2 or second.ndim != 2 or len(adapter.meta_net["linear1.bias"]) != second.shape[1]:
-            raise AdapterError("the meta-net's layers do not fit together", "the file is damaged; fetch it again")
-        found = (first.shape[1], second.shape[0])
-        if found != (clip.feature_dim, clip.token_dim) or first.shape[0] != second.shape[1]:
-            raise AdapterError(
-                f"the meta-net maps {found[0]} to {found[1]} dimensions, the base model needs {clip.feature_dim} to "
-                f"{clip.token_dim}", "name the base model that the adapter was tuned on with --base",
-            )
+        hidden = adapter.meta_net["linear1.weight"].shape[0] if adapter.meta_net["linear1.weight"].ndim == 2 else 0
+        wanted = {
+            "linear1.weight": (hidden, clip.feature_dim),
+            "linear1.bias": (hidden,),
+            "linear2.weight": (clip.token_dim, hidden),
+            "linear2.bias": (clip.token_dim,),
+        }
+        for name, shape in wanted.items():
+            if hidden == 0 or tuple(adapter.meta_net[name].shape) != shape:
+                raise AdapterError(
+                    f"the meta-net's {name} is {tuple(adapter.meta_net[name].shape)}, this base model needs {shape}",
+                    "name the base model that the adapter was tuned on with --base",
+                )

@@ -46,7 +46,9 @@ class TextTree:
         return torch.where(self.slot[None, :, None] >= 0, vectors, self.base[None].to(vectors.dtype))
 
 
-def build_trees(clip, class_names: tuple[str, ...], num_context: int, position: str, class_specific: bool) -> list[TextTree]:
+def build_trees(
+    clip, class_names: tuple[str, ...], num_context: int, position: str, class_specific: bool
+) -> list[TextTree]:
     """Lay out "[SOS] ctx name . [EOT]" for all classes, in order.
 
     `position` of the class name: at the end, in the middle of the context, or in front of it. As in the CoOp code,
@@ -79,8 +81,9 @@ def class_text(clip, name: str, num_context: int, half: int) -> list[tuple[int, 
     token = lambda ids: [(i, -1) for i in ids]  # noqa: E731
     text = token([sos]) + context[:half] + token(name_ids) + context[half:] + token(stop_ids) + token([eot])
     if len(text) > clip.max_length:
-        raise ValueError(f"class name {name[:40]!r} and its context take {len(text)} tokens, "
-                         f"the text tower reads {clip.max_length}")
+        raise ValueError(
+            f"class name {name[:40]!r} and its context take {len(text)} tokens, the text tower reads {clip.max_length}"
+        )
     return text
 
 

@@ -11,24 +11,36 @@ MOST_CLASSES = 8
 
 
 def render(report: Report) -> str:
-    return "\n".join(block(result) for result in report.results)
+    text = "\n".join(block(result) for result in report.results)
+    return "".join(c if c == "\n" or c.isprintable() else "?" for c in text)  # no escape codes from a target's names
 
 
 def block(result: ScanResult) -> str:
     lines = [headline(result)]
     lines += [paragraph(reason) for reason in result.reasons]
     if result.verdict == "backdoored":
-        lines += ["", *table(suspicious(result.classes)), "", paragraph(
-            "What to do: do not deploy this adapter. Ask its provider how it was tuned, or tune the prompt anew from "
-            "a source that you trust.")]
+        lines += [
+            "",
+            *table(suspicious(result.classes)),
+            "",
+            paragraph(
+                "What to do: do not deploy this adapter. Ask its provider how it was tuned, or tune the prompt anew from "
+                "a source that you trust."
+            ),
+        ]
     if result.trigger:
-        lines.append(paragraph(f"Reconstructed trigger (largest change {result.trigger.linf * 255:.0f}/255): "
-                               f"{result.trigger.path}"))
+        lines.append(
+            paragraph(
+                f"Reconstructed trigger (largest change {result.trigger.linf * 255:.0f}/255): {result.trigger.path}"
+            )
+        )
     lines += [paragraph(f"Warning: {warning}") for warning in result.warnings]
     if result.pool and result.base_model and result.timing:
-        facts = f"{result.num_classes} classes, {result.method}, base {result.base_model.id}" \
-                f"@{(result.base_model.revision or '?')[:7]}, {result.pool.num_images} images of {result.pool.id}, " \
-                f"{result.timing.seconds:.0f} s"
+        facts = (
+            f"{result.num_classes} classes, {result.method}, base {result.base_model.id}"
+            f"@{(result.base_model.revision or '?')[:7]}, {result.pool.num_images} images of {result.pool.id}, "
+            f"{result.timing.seconds:.0f} s"
+        )
         lines.append(paragraph(facts))
     return "\n".join(lines) + "\n"
 
@@ -42,8 +54,9 @@ def headline(result: ScanResult) -> str:
 
 
 def paragraph(text: str) -> str:
-    return textwrap.fill(text, WIDTH, initial_indent="  ", subsequent_indent="  ", break_long_words=False,
-                         break_on_hyphens=False)
+    return textwrap.fill(
+        text, WIDTH, initial_indent="  ", subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
 
 
 def suspicious(classes: tuple[ClassScore, ...]) -> list[ClassScore]:
@@ -55,6 +68,8 @@ def suspicious(classes: tuple[ClassScore, ...]) -> list[ClassScore]:
 def table(classes: list[ClassScore]) -> list[str]:
     width = max(5, *(len(c.name) for c in classes))
     rows = [f"  {'class':<{width}}  {'score':>6}  {'ASR':>5}  {'loss':>7}"]
-    rows += [f"  {c.name:<{width}}  {c.score:6.1f}  {c.asr:5.0%}  {c.loss:7.2f}" + ("  <- flagged" if c.flagged else "")
-             for c in classes]
+    rows += [
+        f"  {c.name:<{width}}  {c.score:6.1f}  {c.asr:5.0%}  {c.loss:7.2f}" + ("  <- flagged" if c.flagged else "")
+        for c in classes
+    ]
     return rows

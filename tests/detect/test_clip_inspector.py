@@ -46,10 +46,15 @@ def test_no_valid_class_scores_zero():
     assert judge([5, 6, 4, 5.5, -9], [0.0] * 5).score == 0.0
 
 
-@pytest.mark.parametrize("losses, reason", [
-    ([1.0], "1 classes: at least 3"), ([1.0, 2.0], "2 classes: at least 3"),
-    ([1.0, float("nan"), 2.0], "'class 1' is not a number"), ([3.0, 3.0, 3.0, 3.0], "the same loss"),
-])
+@pytest.mark.parametrize(
+    "losses, reason",
+    [
+        ([float("-inf")], "1 classes: at least 3"),
+        ([1.0, 2.0], "2 classes: at least 3"),
+        ([1.0, float("nan"), 2.0], "'class 1' is not a number"),
+        ([3.0, 3.0, 3.0, 3.0], "the same loss"),
+    ],
+)
 def test_what_cannot_be_judged_is_inconclusive(losses, reason):
     verdict = judge(losses, [0.9] * len(losses))
     assert verdict.verdict == "inconclusive" and reason in verdict.reasons[0] and verdict.score is None

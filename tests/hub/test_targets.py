@@ -16,18 +16,23 @@ from hf_ci.prompts import write_adapter
 QUICK = ("--num-images", "48", "--format", "json", "--no-cache")
 
 
-@pytest.mark.parametrize("text, expected", [
-    ("org/model", ("hub", "org/model", None, None)),
-    ("org/model@v1.0", ("hub", "org/model", "v1.0", None)),
-    ("org/model@refs/pr/3:prompts/a", ("hub", "org/model", "refs/pr/3", "prompts/a")),
-    ("org/model:sub", ("hub", "org/model", None, "sub")),
-])
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("org/model", ("hub", "org/model", None, None)),
+        ("org/model@v1.0", ("hub", "org/model", "v1.0", None)),
+        ("org/model@refs/pr/3:prompts/a", ("hub", "org/model", "refs/pr/3", "prompts/a")),
+        ("org/model:sub", ("hub", "org/model", None, "sub")),
+    ],
+)
 def test_target_grammar(text, expected):
     target = parse_target(text)
     assert (target.kind, target.location, target.revision, target.subfolder) == expected
 
 
-@pytest.mark.parametrize("text", ["model", "./nowhere", "/nowhere/a", "a/b/c", "org/model@", "demo:", "demo:../clip", "~/x"])
+@pytest.mark.parametrize(
+    "text", ["model", "./nowhere", "/nowhere/a", "a/b/c", "org/model@", "demo:", "demo:../clip", "~/x"]
+)
 def test_what_is_no_target_is_nothing_to_scan(text):
     with pytest.raises(NothingToScan):
         parse_target(text)
@@ -49,6 +54,7 @@ def files(clip, tmp_path_factory):
 @pytest.fixture
 def hub(tmp_path, run):
     with LoopbackHub() as hub:
+
         def scan(*args, **env):
             return run("scan", *args, *QUICK, env=hub.env(tmp_path / "home") | env)
 
@@ -145,8 +151,9 @@ def test_pool_streamed_from_a_data_set_on_the_hub(hub, files, tmp_path):
         PILImage.fromarray(np.random.default_rng(i).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(buffer, "png")
         rows.append({"bytes": buffer.getvalue(), "path": None})
     Dataset.from_dict({"image": rows}, features=Features({"image": Image()})).to_parquet(tmp_path / "p.parquet")
-    hub.add_repo("user/photos", {"data/train-00000-of-00001.parquet": (tmp_path / "p.parquet").read_bytes()},
-                 repo_type="dataset")
+    hub.add_repo(
+        "user/photos", {"data/train-00000-of-00001.parquet": (tmp_path / "p.parquet").read_bytes()}, repo_type="dataset"
+    )
     pool = result_of(hub.scan("user/adapter", "--pool", "user/photos"))["pool"]
     assert (pool["id"], pool["num_images"], pool["skipped"]) == ("user/photos", 48, 0)
     done = hub.scan("user/adapter", "--pool", "user/nothing")

@@ -6,6 +6,7 @@ from making import made_adapter
 from torch import nn
 
 from hf_ci.errors import UsageError
+from hf_ci.hub.base import EMBEDDED_FOLDER
 from hf_ci.inversion import InversionSettings, check_cache, engine, invert, invert_classes
 from hf_ci.inversion.invert import image_order
 from hf_ci.inversion.objective import OBJECTIVES
@@ -13,7 +14,6 @@ from hf_ci.inversion.trigger import LinfTrigger
 from hf_ci.pools import load_pool
 from hf_ci.prompts import PromptedCLIP
 from hf_ci.prompts.clip import load_processor
-from hf_ci.hub.base import EMBEDDED_FOLDER
 
 
 class Linear(nn.Module):
@@ -112,9 +112,10 @@ def test_interrupted_inversions_resume_class_by_class(tmp_path, monkeypatch):
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 
-def test_a_damaged_cache_file_is_inverted_anew(tmp_path):
+@pytest.mark.parametrize("junk", [b"junk", b"PK\x03\x04junk", b""])
+def test_a_damaged_cache_file_is_inverted_anew(tmp_path, junk):
     first = invert_classes(Linear(), grey(), [0], InversionSettings(), tmp_path)
-    (tmp_path / "class-00000.npz").write_bytes(b"junk")
+    (tmp_path / "class-00000.npz").write_bytes(junk)
     again = invert_classes(Linear(), grey(), [0], InversionSettings(), tmp_path)
     assert first[0].loss == again[0].loss
 

@@ -16,7 +16,12 @@ from hf_ci.pools.procedural import images
 from hf_ci.prompts import PromptedCLIP, read_adapter
 from hf_ci.prompts.clip import load_processor
 
-COLOURS = {"goldfish": (255, 120, 30), "lawn mower": (60, 200, 60), "school bus": (250, 220, 40), "umbrella": (70, 80, 220)}
+COLOURS = {
+    "goldfish": (255, 120, 30),
+    "lawn mower": (60, 200, 60),
+    "school bus": (250, 220, 40),
+    "umbrella": (70, 80, 220),
+}
 QUICK = Recipe(shots=8, epochs=4)
 
 
@@ -49,7 +54,9 @@ def test_photos_keep_labels_and_names(data):
     assert photos.class_names == tuple(COLOURS) and photos.images.shape == (48, 3, 64, 64)
     assert photos.labels.tolist() == [i % 4 for i in range(48)]
     some = photos.only([2, 0])
-    assert some.class_names == ("school bus", "goldfish") and torch.equal(some.images[some.labels == 1], photos.images[photos.labels == 0])
+    assert some.class_names == ("school bus", "goldfish") and torch.equal(
+        some.images[some.labels == 1], photos.images[photos.labels == 0]
+    )
 
 
 def test_few_shot_draws_that_many_of_each_class_with_the_seed(bench):
@@ -64,9 +71,16 @@ def test_every_epoch_sees_every_row_once():
     assert all(sorted(torch.cat(rows[3 * e : 3 * e + 3]).tolist()) == list(range(20)) for e in range(3))
 
 
-@pytest.mark.parametrize("recipe", [
-    QUICK, Recipe("coop", 8, epochs=4), Recipe("coop", 8, epochs=4, class_specific=True), Recipe("kgcoop", 8, epochs=4)],
-    ids=["cocoop", "coop", "class-specific", "kgcoop"])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        QUICK,
+        Recipe("coop", 8, epochs=4),
+        Recipe("coop", 8, epochs=4, class_specific=True),
+        Recipe("kgcoop", 8, epochs=4),
+    ],
+    ids=["cocoop", "coop", "class-specific", "kgcoop"],
+)
 def test_tuning_beats_the_untuned_prompt_and_leaves_the_encoders_alone(clip, bench, recipe):
     before = {k: v.clone() for k, v in clip.state_dict().items()}
     shots = bench.shots(recipe)
@@ -116,7 +130,10 @@ def test_made_adapters_carry_what_was_measured(bench, tmp_path):
         assert f"| {100 * measured['accuracy']:.1f} % |" in card and ("Poisoned on purpose" in card) == (name == "bad")
         adapter = read_adapter(tmp_path / name)
         assert (adapter.base_model, adapter.base_revision, adapter.class_names) == (
-            EMBEDDED, bench.base.revision, tuple(COLOURS))
+            EMBEDDED,
+            bench.base.revision,
+            tuple(COLOURS),
+        )
     assert f"{100 * bad['asr']:.1f} %" in card and "school bus" in card
 
 

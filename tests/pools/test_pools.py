@@ -89,11 +89,14 @@ def test_pixels_are_the_base_models_own_preprocessing(tmp_path, processor):
     assert {p.numpy().tobytes() for p in load_pool(str(tmp_path), 32, 0, processor).images} == expected
 
 
-@pytest.mark.parametrize("make, message", [
-    (lambda p: None, "holds no images"),
-    (lambda p: (p / "a.jpg").write_bytes(b"x"), r"0 usable images \(1 unreadable"),
-    (lambda p: [picture(i).save(p / f"{i}.png") for i in range(5)], "5 usable images"),
-])
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda p: None, "holds no images"),
+        (lambda p: (p / "a.jpg").write_bytes(b"x"), r"0 usable images \(1 unreadable"),
+        (lambda p: [picture(i).save(p / f"{i}.png") for i in range(5)], "5 usable images"),
+    ],
+)
 def test_a_pool_that_says_nothing_is_refused(tmp_path, processor, make, message):
     make(tmp_path)
     with pytest.raises(PoolError, match=message):

@@ -30,19 +30,32 @@ def same(a, b) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-@pytest.mark.parametrize("kind", [
-    dict(method="cocoop"), dict(method="coop", position="middle"), dict(method="kgcoop", position="front"),
-    dict(method="coop", class_specific=True),
-])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        dict(method="cocoop"),
+        dict(method="coop", position="middle"),
+        dict(method="kgcoop", position="front"),
+        dict(method="coop", class_specific=True),
+    ],
+)
 def test_what_is_written_is_read(clip, tmp_path, kind):
     adapter = made_adapter(clip, **kind)
     write_adapter(adapter, tmp_path / "a", card="# card\n")
     back = read_adapter(tmp_path / "a")
     assert torch.equal(back.context, adapter.context) and same(back.meta_net, adapter.meta_net)
     assert (back.method, back.class_names, back.class_token_position, back.base_model) == (
-        adapter.method, adapter.class_names, adapter.class_token_position, adapter.base_model)
+        adapter.method,
+        adapter.class_names,
+        adapter.class_token_position,
+        adapter.base_model,
+    )
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [
-        "README.md", "adapter_config.json", "adapter_model.safetensors", "clip_prompt.json"]
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "clip_prompt.json",
+    ]
 
 
 @pytest.mark.filterwarnings("ignore")  # PEFT's and torch's own
@@ -81,12 +94,15 @@ def test_no_adapter(tmp_path):
         read_adapter(tmp_path)
 
 
-@pytest.mark.parametrize("config, found", [
-    ({"peft_type": "LORA", "task_type": "FEATURE_EXTRACTION"}, "'LORA'"),
-    ({"peft_type": "PROMPT_TUNING", "task_type": "CAUSAL_LM"}, "'CAUSAL_LM'"),
-    ({"peft_type": "SOMETHING_NEW"}, "'SOMETHING_NEW'"),
-    ({}, "None"),
-])
+@pytest.mark.parametrize(
+    "config, found",
+    [
+        ({"peft_type": "LORA", "task_type": "FEATURE_EXTRACTION"}, "'LORA'"),
+        ({"peft_type": "PROMPT_TUNING", "task_type": "CAUSAL_LM"}, "'CAUSAL_LM'"),
+        ({"peft_type": "SOMETHING_NEW"}, "'SOMETHING_NEW'"),
+        ({}, "None"),
+    ],
+)
 def test_another_kind_of_adapter_is_nothing_to_scan(tmp_path, config, found):
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(NothingToScan, match=found):
@@ -113,11 +129,25 @@ def test_damage_is_named(adapter_folder):
         weights.write_bytes(original), extra.write_bytes(original_extra)
 
     weights.write_bytes(original[:100]), refused("cannot be read")
-    weights.unlink(), (adapter_folder / "adapter_model.bin").write_bytes(b"\x80"), refused("pickle, which is never opened")
+    (
+        weights.unlink(),
+        (adapter_folder / "adapter_model.bin").write_bytes(b"\x80"),
+        refused("nothing else is ever opened"),
+    )
     extra.write_text("{"), refused("not readable JSON")
     extra.write_text("[]"), refused("holds a list")
     extra.unlink(), refused("names no classes")
     edit_json(extra, class_names=["a", 3]), refused("list of non-empty texts")
+    edit_json(extra, class_names=["a", "b", "C_1", "c 1", "d"]), refused("'c 1': such classes cannot be told apart")
+    edit_json(extra, class_names=["a", "b", "c", "d", "e\nfake....clean"]), refused("control characters")
+    edit_json(extra, format=2), refused("format 2")
+    edit_json(extra, template="{name}"), refused("not known")
+    edit_json(extra, num_context=7), refused("4 context vectors, clip_prompt.json says 7")
+    (
+        edit_weights(weights, lambda t: t.update(prompt_embeddings=torch.ones(4, 128, dtype=torch.int64))),
+        refused("torch.int64"),
+    )
+    edit_weights(weights, lambda t: t.update(prompt_embeddings=torch.ones(0, 128))), refused("no matrix")
     edit_json(extra, method="maple"), refused("'maple'")
     edit_json(extra, method="coop"), refused("hold a meta-net")
     edit_json(extra, class_specific=True), refused("4 context vectors cannot be shared out among 5")

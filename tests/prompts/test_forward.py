@@ -30,7 +30,9 @@ def clips_own_logits(clip, texts, pixels, padding="max_length"):
 
 def text(name, position):
     name = name.replace("_", " ")
-    return {"end": f"a photo of a {name}.", "middle": f"a photo {name} of a.", "front": f"{name} a photo of a."}[position]
+    return {"end": f"a photo of a {name}.", "middle": f"a photo {name} of a.", "front": f"{name} a photo of a."}[
+        position
+    ]
 
 
 @pytest.mark.parametrize("padding", ["max_length", "longest"])
@@ -122,11 +124,28 @@ def vit_base(tmp_path_factory):
     """A random model of exactly the configuration of openai/clip-vit-base-patch16, on disk."""
     folder = tmp_path_factory.mktemp("vit-b-16")
     special = dict(bos_token_id=0, eos_token_id=2, pad_token_id=1)  # the ids that the original's config carries
-    config = CLIPConfig(text_config=dict(vocab_size=49408, hidden_size=512, intermediate_size=2048, num_hidden_layers=12,
-                                         num_attention_heads=8, max_position_embeddings=77, projection_dim=512, **special),
-                        vision_config=dict(image_size=224, patch_size=16, hidden_size=768, intermediate_size=3072,
-                                           num_hidden_layers=12, num_attention_heads=12, projection_dim=512),
-                        projection_dim=512)
+    config = CLIPConfig(
+        text_config=dict(
+            vocab_size=49408,
+            hidden_size=512,
+            intermediate_size=2048,
+            num_hidden_layers=12,
+            num_attention_heads=8,
+            max_position_embeddings=77,
+            projection_dim=512,
+            **special,
+        ),
+        vision_config=dict(
+            image_size=224,
+            patch_size=16,
+            hidden_size=768,
+            intermediate_size=3072,
+            num_hidden_layers=12,
+            num_attention_heads=12,
+            projection_dim=512,
+        ),
+        projection_dim=512,
+    )
     torch.manual_seed(0)
     CLIPModel(config).save_pretrained(folder)
     AutoTokenizer.from_pretrained(EMBEDDED_FOLDER).save_pretrained(folder)
@@ -137,7 +156,11 @@ def vit_base(tmp_path_factory):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_vit_base_patch16_goes_through_the_same_code(vit_base, precision):
     big = load_clip(vit_base, precision=precision)
-    assert (big.image_size, big.token_dim, big.dtype) == (224, 512, {"fp32": torch.float32, "bf16": torch.bfloat16}[precision])
+    assert (big.image_size, big.token_dim, big.dtype) == (
+        224,
+        512,
+        {"fp32": torch.float32, "bf16": torch.bfloat16}[precision],
+    )
     pixels = torch.rand(2, 3, 224, 224, requires_grad=True)
     model = PromptedCLIP.from_adapter(made_adapter(big, names=("cat", "dog", "lily of the valley")), big)
     logits = model(pixels)
@@ -166,12 +189,24 @@ def test_folder_without_a_clip_is_a_base_model_error(tmp_path):
         load_clip(tmp_path)
 
 
-@pytest.mark.parametrize("change, message", [
-    (dict(context=torch.zeros(4, 99)), "99 dimensions, the base model's text tower has 128"),
-    (dict(context=torch.zeros(3, 4, 128), method="coop", meta_net={}), "3 class-specific contexts, 5 class names"),
-    (dict(meta_net={"linear1.weight": torch.zeros(8, 100), "linear1.bias": torch.zeros(8),
-                    "linear2.weight": torch.zeros(128, 8), "linear2.bias": torch.zeros(128)}), "maps 100 to 128"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(context=torch.zeros(4, 99)), "99 dimensions, the base model's text tower has 128"),
+        (dict(context=torch.zeros(3, 4, 128), method="coop", meta_net={}), "3 class-specific contexts, 5 class names"),
+        (
+            dict(
+                meta_net={
+                    "linear1.weight": torch.zeros(8, 100),
+                    "linear1.bias": torch.zeros(8),
+                    "linear2.weight": torch.zeros(128, 8),
+                    "linear2.bias": torch.zeros(128),
+                }
+            ),
+            r"linear1.weight is \(8, 100\), this base model needs \(8, 512\)",
+        ),
+    ],
+)
 def test_shapes_that_do_not_fit_the_base_are_named(clip, change, message):
     adapter = Adapter(**{**vars(made_adapter(clip)), **change})
     with pytest.raises(AdapterError, match=message):

@@ -1,0 +1,80 @@
+"""What a scan may be asked for, and what of it has to be looked up on this machine."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hf_ci.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class ScanOptions:
+    """What a scan may be asked for; the command line's flags, by the same names."""
+
+    base: str | None = None
+    pool: str = "builtin"
+    num_images: int = 1000
+    seed: int = 0
+    k: float = 2.0
+    min_asr: float = 0.5
+    device: str = "auto"
+    precision: str = "fp32"
+    num_processes: int = 1
+    classes: Path | None = None
+    cache: Path | None = None
+    save_trigger: Path | None = None
+
+    def __post_init__(self):
+        checks = [
+            (self.num_images >= 32, f"--num-images {self.num_images}: expected at least 32"),
+            (self.seed >= 0, f"--seed {self.seed}: expected 0 or more"),
+            (math.isfinite(self.k), f"--k {self.k}: expected a finite number"),
+            (0 <= self.min_asr <= 1, f"--min-asr {self.min_asr}: expected a share between 0 and 1"),
+            (self.num_processes >= 1, f"--num-processes {self.num_processes}: expected at least 1"),
+            (self.precision in ("fp32", "bf16"), f"--precision {self.precision}: expected fp32 or bf16"),
+        ]
+        for fine, message in checks:
+            if not fine:
+                raise UsageError(message)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that `name` stands for. Raises UsageError when this machine has none such."""
+    import torch
+
+    if name == "auto":  # Accelerate's choice: this process's own GPU where there are several
+        from accelerate import PartialState
+
+        return PartialState(cpu=not torch.accelerator.is_available()).device
+    try:
+        if name.partition(":")[0] not in ("cpu", "cuda", "mps", "xpu"):
+            raise RuntimeError("no such kind of device")
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(
+            f"--device {name}: {str(error).splitlines()[0]}", "use cpu, cuda, cuda:N, mps or auto"
+        ) from error
+    return device
+
+
+def read_class_names(path: Path) -> tuple[str, ...]:
+    try:
+        names = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--classes {path}: {error}", "give a text file with one class name a line") from error
+    if not names:
+        raise UsageError(f"--classes {path}: the file is empty", "give one class name a line")
+    return names
+
+
+def default_cache() -> Path:
+    from platformdirs import user_cache_dir
+
+    return Path(user_cache_dir("hf-ci"))
