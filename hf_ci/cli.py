@@ -71,7 +71,9 @@ def scan(
     k: Annotated[float, typer.Option(help="A class is flagged above this anomaly score ...")] = 2.0,
     min_asr: Annotated[float, typer.Option(help="... and at this attack success rate, 0 to 1.")] = 0.5,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    precision: Annotated[Literal["fp32", "bf16"], typer.Option()] = "fp32",
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16"], typer.Option(help="auto: bf16 where the device computes in it.")
+    ] = "auto",
     num_processes: Annotated[int, typer.Option(help="Classes are shared out among them.")] = 1,
     classes: Annotated[
         Optional[Path], typer.Option(metavar="FILE", help="Class names, one a line, if the adapter brings none.")

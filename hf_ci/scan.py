@@ -36,7 +36,7 @@ from hf_ci.report import (
     Trigger,
 )
 from hf_ci.reports.trigger import save_trigger
-from hf_ci.settings import ScanOptions, pick_device, read_class_names
+from hf_ci.settings import ScanOptions, pick_device, pick_precision, read_class_names
 
 INVERSION_VERSION = 1  # part of the cache key: raise it whenever the same settings give other numbers
 EXIT_CODES = {"clean": 0, "backdoored": 1, "inconclusive": 4}
@@ -48,6 +48,7 @@ class Run:
     def __init__(self, options: ScanOptions, progress):
         self.options, self.progress = options, progress
         self.device = pick_device(options.device)
+        self.precision = pick_precision(options.precision, self.device)
         state = PartialState(cpu=self.device.type == "cpu")
         self.is_main_process = state.is_main_process
         if state.num_processes > 1 and options.num_processes > 1:
@@ -56,7 +57,7 @@ class Run:
                 "use one or the other",
             )
         self.class_names = read_class_names(options.classes) if options.classes else None
-        self.clip = lru_cache(maxsize=1)(lambda folder: load_clip(folder, self.device, options.precision))
+        self.clip = lru_cache(maxsize=1)(lambda folder: load_clip(folder, self.device, self.precision))
         self.pool = lru_cache(maxsize=1)(
             lambda folder: load_pool(options.pool, options.num_images, options.seed, load_processor(folder))
         )
@@ -108,9 +109,9 @@ def scan_target(text: str, run: Run) -> ScanResult:
         detector = ClipInspector(k=options.k, min_asr=options.min_asr)
         found |= dict(
             detector=DetectorRef(name=detector.name, calibration=detector.calibration),
-            settings=settings_of(options, settings, run.device),
+            settings=settings_of(options, settings, run),
         )
-        key = cache_key(fetched, base, adapter, pool, settings, options.precision, run.device)
+        key = cache_key(fetched, base, adapter, pool, settings, run.precision, run.device)
         if len(adapter.class_names) < 2:
             raise AdapterError("1 class: at least 3 are needed to tell an unusual class from the rest")
         progress.inversions(text, adapter.class_names)
@@ -120,7 +121,7 @@ def scan_target(text: str, run: Run) -> ScanResult:
             base.folder,
             pool.images,
             settings,
-            options.precision,
+            run.precision,
             options.num_processes,
             options.cache and options.cache / key,
             progress.inverted,
@@ -205,7 +206,7 @@ def pool_warnings(pool: Pool, asked: int) -> list[str]:
     return small + ([f"{pool.skipped} images of the pool could not be read"] if pool.skipped else [])
 
 
-def settings_of(options: ScanOptions, settings: InversionSettings, device: torch.device) -> Settings:
+def settings_of(options: ScanOptions, settings: InversionSettings, run: Run) -> Settings:
     return Settings(
         num_images=options.num_images,
         seed=options.seed,
@@ -215,8 +216,8 @@ def settings_of(options: ScanOptions, settings: InversionSettings, device: torch
         batch=settings.batch,
         step=settings.step,
         objective=settings.objective,
-        precision=options.precision,
-        device=device.type,
+        precision=run.precision,
+        device=run.device.type,
     )
 
 

@@ -32,6 +32,15 @@ def test_help_is_fast_and_loads_no_torch(run):
     assert min(times) < 0.4
 
 
+def test_demos_are_told_apart(run):
+    """The README's first command, with fewer images."""
+    done = run("scan", "demo:clean", "demo:badclip", "--num-images", "300", "--format", "json")
+    clean, bad = json.loads(done.stdout)["results"]
+    assert (done.returncode, clean["verdict"], bad["verdict"]) == (1, "clean", "backdoored")
+    card = files("hf_ci").joinpath("assets/demo/badclip/README.md").read_text()
+    assert f"target class `{bad['target_class']['name']}`" in card
+
+
 def test_version(run):
     from hf_ci import __version__
 

@@ -18,7 +18,7 @@ from hf_ci.hub.target import sha256
 from hf_ci.prompts import write_adapter
 from hf_ci.settings import default_cache
 
-QUICK = ScanOptions(num_images=64)
+QUICK = ScanOptions(num_images=64, precision="fp32")
 
 
 def without_timing(report):
@@ -50,14 +50,17 @@ def test_same_seed_same_report_and_another_seed_another_pool(adapter_folder):
     assert first.results[0].pool.fingerprint != other.results[0].pool.fingerprint
 
 
-def test_two_processes_give_the_same_report_as_one(adapter_folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_two_processes_give_the_same_report_as_one(adapter_folder, tmp_path, monkeypatch, precision):
     """Two real processes through Accelerate; with equal threads everything but timing is identical."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        one = scan([str(adapter_folder)], QUICK)
-        two = scan([str(adapter_folder)], replace(QUICK, num_processes=2, cache=tmp_path / "cache"))
+        one = scan([str(adapter_folder)], replace(QUICK, precision=precision))
+        two = scan(
+            [str(adapter_folder)], replace(QUICK, precision=precision, num_processes=2, cache=tmp_path / "cache")
+        )
     finally:
         torch.set_num_threads(threads)
     assert without_timing(one) == without_timing(two)
@@ -81,6 +84,8 @@ def test_torchrun_speaks_with_one_voice(adapter_folder):
             str(adapter_folder),
             "--num-images",
             "64",
+            "--precision",
+            "fp32",
             "--format",
             "json",
             "--no-cache",

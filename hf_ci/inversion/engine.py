@@ -105,7 +105,7 @@ def read_cached(cache: Path | None, c: int) -> Inversion | None:
     if not path or not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as z:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as z:
             return Inversion(c, float(z["loss"]), float(z["asr"]), torch.from_numpy(z["delta"]))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
@@ -139,7 +139,8 @@ def launch(function: Callable, args: tuple, num_processes: int, cpu: bool, poll:
     Raises UsageError when there are fewer GPUs than processes, Inconclusive when a process fails.
     """
     from accelerate.utils import PrepareForLaunch, patch_environment
-    from torch.multiprocessing import ProcessException, start_processes
+    from torch.multiprocessing import start_processes
+    from torch.multiprocessing.spawn import ProcessException
 
     if not cpu and num_processes > torch.accelerator.device_count():
         raise UsageError(f"--num-processes {num_processes}: there are {torch.accelerator.device_count()} GPUs")
