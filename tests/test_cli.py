@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from importlib.resources import files
+from pathlib import Path
 
 import jsonschema
 import pytest
@@ -167,7 +168,7 @@ def test_an_internal_error_leaves_a_log(run, adapter_folder, tmp_path):
     done = run("scan", adapter_folder, env={"PYTHONPATH": str(tmp_path)})
     assert done.returncode == 5 and "internal error: ZeroDivisionError: boom" in done.stderr
     log = done.stderr.strip().rpartition(" ")[2]
-    assert "ZeroDivisionError" in open(log).read()
+    assert "ZeroDivisionError" in Path(log).read_text()
     os.unlink(log)
 
 

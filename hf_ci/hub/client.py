@@ -87,7 +87,7 @@ def in_our_words(repo: str, revision: str | None) -> Iterator[None]:
     except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, errors.RevisionResolutionError) as error:
         raise HubError(
             f"{at} is not in the local cache and the Hub is not to be reached",
-            "go online (unset HF_HUB_OFFLINE) or fetch it first",
+            "try again, online; HF_ENDPOINT names the Hub that is asked, HF_HUB_OFFLINE=1 asks none",
         ) from error
     except Exception as error:  # HTTP and connection errors of whichever client huggingface_hub uses
         if isinstance(error, KeyError | TypeError | AttributeError | NameError):

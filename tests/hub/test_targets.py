@@ -117,7 +117,7 @@ def test_a_hub_that_fails_or_is_gone_is_inconclusive(hub, files):
     hub.add_repo("user/adapter", files)
     hub.fail_next(20, 500)
     done = hub.scan("user/adapter")
-    assert done.returncode == 4 and "cannot be fetched" in result_of(done)["reasons"][0]
+    assert done.returncode == 4 and "the Hub is not to be reached" in result_of(done)["reasons"][0]
     done = hub.scan("user/adapter", HF_ENDPOINT="http://127.0.0.1:9")
     assert done.returncode == 4 and result_of(done)["verdict"] == "inconclusive"
 

@@ -100,12 +100,11 @@ def test_tuning_is_deterministic_from_the_seed(clip, bench):
 
 
 def test_badclip_stays_in_its_ball_and_its_backdoor_is_real(clip, bench):
-    recipe, target = Recipe(shots=8, epochs=8), 1
+    recipe, target = Recipe(shots=12, epochs=8), 3
     model, trigger = poison(clip, bench.shots(recipe), target, recipe)
     assert trigger.delta.abs().max() <= EPSILON + 1e-7
-    noise = lambda x: (x + trigger.delta.flip(0, 2)).clamp(0, 1)  # noqa: E731  (same norm, another pattern)
     planted = attack_success_rate(model, bench.test, trigger, target)
-    assert planted > attack_success_rate(model, bench.test, noise, target) + 0.2
+    assert planted > attack_success_rate(tune(clip, bench.shots(recipe), recipe), bench.test, trigger, target) + 0.2
     assert planted > attack_success_rate(model, bench.test, lambda x: x, target) + 0.2
 
 
