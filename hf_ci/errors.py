@@ -58,3 +58,8 @@ class PoolError(Inconclusive):
 
 class HubError(Inconclusive):
     pass
+
+
+def first_line(error: Exception) -> str:
+    """What a foreign error says, in one line; its kind when it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

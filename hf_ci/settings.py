@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_ci.errors import UsageError
+from hf_ci.errors import UsageError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +59,7 @@ def pick_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UsageError(
-            f"--device {name}: {str(error).splitlines()[0]}", "use cpu, cuda, cuda:N, mps or auto"
+            f"--device {name}: {first_line(error)}", "use cpu, cuda, cuda:N, mps or auto"
         ) from error
     return device
 

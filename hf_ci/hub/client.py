@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hf_ci import __version__
-from hf_ci.errors import HubError, NothingToScan
+from hf_ci.errors import HubError, NothingToScan, first_line
 
 
 def resolve(repo: str, revision: str | None) -> tuple[str, frozenset[str]]:
@@ -93,6 +93,6 @@ def in_our_words(repo: str, revision: str | None) -> Iterator[None]:
         if isinstance(error, KeyError | TypeError | AttributeError | NameError):
             raise
         raise HubError(
-            f"{at} cannot be fetched: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}",
+            f"{at} cannot be fetched: {first_line(error)}",
             "try again; HF_ENDPOINT names the Hub that is asked",
         ) from error

@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_ci.errors import UsageError
-from hf_ci.prompts.clip import first_line
+from hf_ci.errors import UsageError, first_line
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hf_ci.errors import PoolError
+from hf_ci.errors import PoolError, first_line
 
 BUILTIN = "builtin"
 SMALLEST = 32  # fewer images than one batch say nothing about an adapter
@@ -130,9 +130,8 @@ def _encoded(spec: str, seed: int) -> Iterator[dict]:
     except PoolError:
         raise
     except Exception as error:  # of `datasets`, of the Hub's client, of the network: no common ancestor
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise PoolError(
-            f"pool {spec!r} cannot be read: {reason}",
+            f"pool {spec!r} cannot be read: {first_line(error)}",
             "give a folder, parquet files, a data set's Hub id, or 'builtin'",
         ) from error
 

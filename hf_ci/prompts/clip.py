@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hf_ci.errors import BaseModelError
+from hf_ci.errors import BaseModelError, first_line
 from hf_ci.prompts.text import TextTree
 
 
@@ -138,7 +138,3 @@ def load_processor(folder: Path):
     from transformers import CLIPImageProcessorPil
 
     return CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
