@@ -11,11 +11,13 @@ from typing import Annotated, Literal, Optional
 import typer
 
 from hf_ci import __version__
-from hf_ci.errors import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_USAGE, HfCiError, UsageError
+from hf_ci.errors import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_USAGE, HfCiError, UsageError, write_log
 from hf_ci.lab.cli import app as lab
 
 CommandLineError = typer.BadParameter.__mro__[2]  # the root of the parser's own exceptions
 SETTINGS_FILE = "hf-ci.toml"
+DEFAULT_DETECTOR = "clip-inspector"
+DetectorName = Literal["clip-inspector", "reference-gap", "neural-cleanse", "pixel-backdoor", "mm-bd"]
 app = typer.Typer(
     name="hf-ci",
     no_args_is_help=True,
@@ -68,8 +70,14 @@ def scan(
     output: Annotated[
         Optional[list[str]], typer.Option(metavar="FORMAT=PATH", help="Write a file as well. Repeatable.")
     ] = None,
-    k: Annotated[float, typer.Option(help="A class is flagged above this anomaly score ...")] = 2.0,
-    min_asr: Annotated[float, typer.Option(help="... and at this attack success rate, 0 to 1.")] = 0.5,
+    detector: Annotated[DetectorName, typer.Option(help="How classes are inverted and judged.")] = DEFAULT_DETECTOR,
+    k: Annotated[
+        Optional[float], typer.Option(help="A class is flagged above this anomaly score.", show_default="2")
+    ] = None,
+    min_asr: Annotated[
+        Optional[float],
+        typer.Option(help="clip-inspector: and at this attack success rate, 0 to 1.", show_default="0.5"),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     precision: Annotated[
         Literal["auto", "fp32", "bf16"], typer.Option(help="auto: bf16 where the device computes in it.")
@@ -118,6 +126,7 @@ def scan(
         pool=pool,
         num_images=num_images,
         seed=seed,
+        detector=detector,
         k=k,
         min_asr=min_asr,
         device=device,
@@ -224,14 +233,3 @@ def main() -> None:
     except Exception as error:
         complain(f"internal error: {type(error).__name__}: {error}; please report it with {write_log()}")
         sys.exit(EXIT_INTERNAL)
-
-
-def write_log() -> str:
-    import platform
-    import tempfile
-    import traceback
-
-    with tempfile.NamedTemporaryFile("w", prefix="hf-ci-", suffix=".log", delete=False, encoding="utf-8") as log:
-        log.write(f"hf-ci {__version__}, Python {platform.python_version()}, {platform.platform()}\n{sys.argv}\n\n")
-        log.write(traceback.format_exc())
-    return log.name

@@ -63,3 +63,18 @@ class HubError(Inconclusive):
 def first_line(error: Exception) -> str:
     """What a foreign error says, in one line; its kind when it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def write_log() -> str:
+    """Keep the exception at hand, with what a bug report needs, in a file of its own; returns its path."""
+    import platform
+    import sys
+    import tempfile
+    import traceback
+
+    from hf_ci import __version__
+
+    with tempfile.NamedTemporaryFile("w", prefix="hf-ci-", suffix=".log", delete=False, encoding="utf-8") as log:
+        log.write(f"hf-ci {__version__}, Python {platform.python_version()}, {platform.platform()}\n{sys.argv}\n\n")
+        log.write(traceback.format_exc())
+    return log.name

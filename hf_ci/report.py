@@ -40,20 +40,16 @@ class PoolRef(Value):
 
 class DetectorRef(Value):
     name: str
-    calibration: str = Field(description="what the threshold was calibrated on")
+    calibration: str = Field(description="what the thresholds were calibrated on")
+    thresholds: dict[str, float]
 
 
 class Settings(Value):
     num_images: int
     seed: int
-    k: float
-    min_asr: float
-    epsilon: float = Field(description="linf radius of the trigger, pixels in [0, 1]")
-    batch: int
-    step: float
-    objective: str
     precision: str
     device: str
+    inversion: dict[str, float | int | str] = Field(description="kind of the inversion, and its settings")
 
 
 class NamedClass(Value):
@@ -68,11 +64,22 @@ class ClassScore(Value):
     asr: float = Field(ge=0, le=1, description="share of pool images that the trigger drives into this class")
     score: float = Field(description="anomaly score, higher is worse")
     flagged: bool
+    size: float | None = Field(None, description="size of the trigger, where the detector makes it small")
+    reference_loss: float | None = Field(None, description="loss of the clean reference prompt's own trigger")
+    reference_asr: float | None = Field(None, ge=0, le=1)
 
 
 class Trigger(Value):
     path: str
     linf: float = Field(ge=0, description="largest pixel change, pixels in [0, 1]")
+
+
+class Cost(Value):
+    """What the inversions took, wherever they were done; a clean reference is not counted, it is shared."""
+
+    image_forward: int = Field(description="images through the image encoder")
+    image_backward: int = Field(description="and back to the pixels")
+    text_forward: int = Field(description="texts through the text encoder")
 
 
 class Timing(Value):
@@ -98,6 +105,7 @@ class ScanResult(Value):
     target_class: NamedClass | None = None
     classes: tuple[ClassScore, ...] = ()
     trigger: Trigger | None = None
+    cost: Cost | None = None
     timing: Timing | None = None
     exit_code: int = Field(description="exit code of a scan of this target alone")
 
@@ -114,13 +122,14 @@ class Report(Value):
 
     @property
     def exit_code(self) -> int:
-        """The worst finding decides: backdoored, then inconclusive, then nothing to scan, then clean.
+        """The worst finding decides: backdoored, then an internal error, inconclusive, nothing to scan, clean.
 
         One unreadable target among several makes the run inconclusive (4); 3 means that no target held anything.
         """
         codes = {result.exit_code for result in self.results}
-        if 1 in codes:
-            return 1
+        for code in (1, 5):
+            if code in codes:
+                return code
         if codes == {0}:
             return 0
         return 3 if codes <= {3} else 4

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import lru_cache
 
 import torch
 from accelerate import PartialState
 
-from hf_ci.detect import ClipInspector, Verdict
-from hf_ci.errors import AdapterError, HfCiError, UsageError
-from hf_ci.hub import BaseModel, Fetched, fetch_base, fetch_target, parse_target
-from hf_ci.inversion import Inversion, InversionSettings, check_cache, invert_adapter
+from hf_ci.detect import DETECTORS, Verdict
+from hf_ci.errors import EXIT_INTERNAL, AdapterError, HfCiError, UsageError, first_line, write_log
+from hf_ci.hub import BaseModel, fetch_base, fetch_target, parse_target
+from hf_ci.inversion import Inversion, Job, check_cache, run_job
 from hf_ci.pools import Pool, load_pool
 from hf_ci.progress import Silent
-from hf_ci.prompts import Adapter, PromptedCLIP, load_clip, read_adapter
+from hf_ci.prompts import Adapter, load_clip, read_adapter, reference_adapter
 from hf_ci.prompts.clip import load_processor
+from hf_ci.prompts.prompted import check_fits
 from hf_ci.report import (
     BaseModelRef,
     ClassScore,
+    Cost,
     DetectorRef,
     NamedClass,
     PoolRef,
@@ -38,7 +38,6 @@ from hf_ci.report import (
 from hf_ci.reports.trigger import save_trigger
 from hf_ci.settings import ScanOptions, pick_device, pick_precision, read_class_names
 
-INVERSION_VERSION = 1  # part of the cache key: raise it whenever the same settings give other numbers
 EXIT_CODES = {"clean": 0, "backdoored": 1, "inconclusive": 4}
 
 
@@ -56,6 +55,7 @@ class Run:
                 f"--num-processes {options.num_processes} within {state.num_processes} processes of a launcher",
                 "use one or the other",
             )
+        self.detector = DETECTORS[options.detector](**options.thresholds())
         self.class_names = read_class_names(options.classes) if options.classes else None
         self.clip = lru_cache(maxsize=1)(lambda folder: load_clip(folder, self.device, self.precision))
         self.pool = lru_cache(maxsize=1)(
@@ -90,7 +90,8 @@ def scan_target(text: str, run: Run) -> ScanResult:
         base = fetch_base(*base_of(adapter, options.base))
         found |= dict(base_model=BaseModelRef(id=base.id, revision=base.revision))
         warnings += base_warnings(adapter, base)
-        model = PromptedCLIP.from_adapter(adapter, run.clip(base.folder))
+        clip = run.clip(base.folder)
+        check_fits(adapter, clip)
 
         progress.step(f"{text}: drawing {options.num_images} images from pool {options.pool}")
         pool = run.pool(base.folder)
@@ -105,30 +106,32 @@ def scan_target(text: str, run: Run) -> ScanResult:
         )
         warnings += pool_warnings(pool, options.num_images)
 
-        settings = InversionSettings(seed=options.seed)
-        detector = ClipInspector(k=options.k, min_asr=options.min_asr)
+        detector, inverter = run.detector, run.detector.inverter(options.seed)
         found |= dict(
-            detector=DetectorRef(name=detector.name, calibration=detector.calibration),
-            settings=settings_of(options, settings, run),
+            detector=DetectorRef(name=detector.name, calibration=detector.calibration, thresholds=asdict(detector)),
+            settings=Settings(
+                num_images=options.num_images,
+                seed=options.seed,
+                precision=run.precision,
+                device=run.device.type,
+                inversion=dict(kind=type(inverter).__name__, **asdict(inverter)),
+            ),
         )
-        key = cache_key(fetched, base, adapter, pool, settings, run.precision, run.device)
         if len(adapter.class_names) < 2:
             raise AdapterError("1 class: at least 3 are needed to tell an unusual class from the rest")
-        progress.inversions(text, adapter.class_names)
-        inversions, cached = invert_adapter(
-            model,
-            adapter,
-            base.folder,
-            pool.images,
-            settings,
-            run.precision,
-            options.num_processes,
-            options.cache and options.cache / key,
-            progress.inverted,
-            key,
+        job = Job(
+            adapter, base.folder, base.digest, pool.images, pool.fingerprint, inverter, run.precision, run.device.type
         )
-        verdict = detector.judge(inversions, adapter.class_names)
-        found |= findings(verdict, inversions, adapter.class_names)
+        progress.inversions(text, adapter.class_names)
+        inversions, cached = run_job(job, clip, options.num_processes, options.cache, progress.inverted)
+        reference = []
+        if detector.uses_reference:
+            progress.inversions(f"{text}: clean reference", adapter.class_names)
+            job = replace(job, adapter=reference_adapter(clip, adapter.class_names))
+            reference, _ = run_job(job, clip, options.num_processes, options.cache, progress.inverted)
+        verdict = detector.judge(inversions, adapter.class_names, reference)
+        found |= findings(verdict, inversions, adapter.class_names, reference)
+        found |= dict(cost=cost_of(inversions, adapter))
         if options.save_trigger and verdict.target is not None and run.is_main_process:
             name = f"{text}-{adapter.class_names[verdict.target]}"
             inversion = inversions[verdict.target]
@@ -141,6 +144,10 @@ def scan_target(text: str, run: Run) -> ScanResult:
     except HfCiError as error:
         found |= dict(verdict="inconclusive", reasons=(str(error),))
         exit_code = error.exit_code
+    except Exception as error:  # a defect of ours; the other targets' results are not lost with it
+        reason = f"internal error: {type(error).__name__}: {first_line(error)}; please report it with {write_log()}"
+        found |= dict(verdict="inconclusive", reasons=(reason,))
+        exit_code = EXIT_INTERNAL
     finally:
         progress.done()
     timing = Timing(
@@ -152,7 +159,9 @@ def scan_target(text: str, run: Run) -> ScanResult:
 # ---------------------------------------------------------------- steps
 
 
-def findings(verdict: Verdict, inversions: Sequence[Inversion], class_names: Sequence[str]) -> dict:
+def findings(
+    verdict: Verdict, inversions: Sequence[Inversion], class_names: Sequence[str], reference: Sequence[Inversion]
+) -> dict:
     classes = tuple(
         ClassScore(
             index=i.c,
@@ -161,8 +170,11 @@ def findings(verdict: Verdict, inversions: Sequence[Inversion], class_names: Seq
             asr=round(i.asr, 6),
             score=round(score, 6),
             flagged=flag,
+            size=i.size,
+            reference_loss=round(r.loss, 6) if r else None,
+            reference_asr=round(r.asr, 6) if r else None,
         )
-        for i, score, flag in zip(inversions, verdict.scores, verdict.flagged)
+        for i, r, score, flag in zip(inversions, reference or [None] * len(inversions), verdict.scores, verdict.flagged)
     )
     target = None if verdict.target is None else NamedClass(index=verdict.target, name=class_names[verdict.target])
     return dict(
@@ -172,6 +184,13 @@ def findings(verdict: Verdict, inversions: Sequence[Inversion], class_names: Seq
         target_class=target,
         score=None if verdict.score is None else round(verdict.score, 6),
     )
+
+
+def cost_of(inversions: Sequence[Inversion], adapter: Adapter) -> Cost:
+    """A context that ignores the image is encoded once for each class, any other one for each image and class."""
+    forward, backward = sum(i.forward for i in inversions), sum(i.backward for i in inversions)
+    text = len(adapter.class_names) * (forward if adapter.meta_net else 1)
+    return Cost(image_forward=forward, image_backward=backward, text_forward=text)
 
 
 # ---------------------------------------------------------------- what the walk stands on
@@ -204,41 +223,3 @@ def base_warnings(adapter: Adapter, base: BaseModel) -> list[str]:
 def pool_warnings(pool: Pool, asked: int) -> list[str]:
     small = [f"the pool gave {len(pool)} images, {asked} were asked for"] if len(pool) < asked else []
     return small + ([f"{pool.skipped} images of the pool could not be read"] if pool.skipped else [])
-
-
-def settings_of(options: ScanOptions, settings: InversionSettings, run: Run) -> Settings:
-    return Settings(
-        num_images=options.num_images,
-        seed=options.seed,
-        k=options.k,
-        min_asr=options.min_asr,
-        epsilon=settings.epsilon,
-        batch=settings.batch,
-        step=settings.step,
-        objective=settings.objective,
-        precision=run.precision,
-        device=run.device.type,
-    )
-
-
-def cache_key(
-    fetched: Fetched,
-    base: BaseModel,
-    adapter: Adapter,
-    pool: Pool,
-    settings: InversionSettings,
-    precision: str,
-    device: torch.device,
-) -> str:
-    """Everything that the numbers depend on, and nothing else: a verdict's thresholds are not in it."""
-    parts = dict(
-        version=INVERSION_VERSION,
-        files=fetched.files,
-        base=base.digest,
-        classes=adapter.class_names,
-        pool=pool.fingerprint,
-        settings=asdict(settings),
-        precision=precision,
-        device=device.type,
-    )
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]

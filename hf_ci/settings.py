@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,8 +21,9 @@ class ScanOptions:
     pool: str = "builtin"
     num_images: int = 1000
     seed: int = 0
-    k: float = 2.0
-    min_asr: float = 0.5
+    detector: str = "clip-inspector"
+    k: float | None = None  # a detector's thresholds; None: its own
+    min_asr: float | None = None
     device: str = "auto"
     precision: str = "auto"
     num_processes: int = 1
@@ -34,14 +35,30 @@ class ScanOptions:
         checks = [
             (self.num_images >= 32, f"--num-images {self.num_images}: expected at least 32"),
             (self.seed >= 0, f"--seed {self.seed}: expected 0 or more"),
-            (math.isfinite(self.k), f"--k {self.k}: expected a finite number"),
-            (0 <= self.min_asr <= 1, f"--min-asr {self.min_asr}: expected a share between 0 and 1"),
+            (self.k is None or math.isfinite(self.k), f"--k {self.k}: expected a finite number"),
+            (
+                self.min_asr is None or 0 <= self.min_asr <= 1,
+                f"--min-asr {self.min_asr}: expected a share between 0 and 1",
+            ),
             (self.num_processes >= 1, f"--num-processes {self.num_processes}: expected at least 1"),
             (self.precision in ("auto", "fp32", "bf16"), f"--precision {self.precision}: expected auto, fp32 or bf16"),
         ]
         for fine, message in checks:
             if not fine:
                 raise UsageError(message)
+
+    def thresholds(self) -> dict[str, float]:
+        """The detector's thresholds that were set. Raises UsageError for one that it does not have."""
+        from hf_ci.detect import DETECTORS
+
+        if self.detector not in DETECTORS:
+            raise UsageError(f"--detector {self.detector}: no such detector", f"use one of {', '.join(DETECTORS)}")
+        given = {name: getattr(self, name) for name in ("k", "min_asr") if getattr(self, name) is not None}
+        unknown = given.keys() - {field.name for field in fields(DETECTORS[self.detector])}
+        if unknown:
+            flags = ", ".join("--" + name.replace("_", "-") for name in sorted(unknown))
+            raise UsageError(f"{flags}: {self.detector} has no such threshold", "leave it out, or choose --detector")
+        return given
 
 
 def pick_device(name: str) -> torch.device:
@@ -58,9 +75,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(
-            f"--device {name}: {first_line(error)}", "use cpu, cuda, cuda:N, mps or auto"
-        ) from error
+        raise UsageError(f"--device {name}: {first_line(error)}", "use cpu, cuda, cuda:N, mps or auto") from error
     return device
 
 

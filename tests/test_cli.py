@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -161,13 +162,18 @@ def test_ctrl_c_says_so_and_the_next_run_goes_on_from_there(adapter_folder, tmp_
     assert json.loads(done.stdout)["results"][0]["timing"]["classes_from_cache"] >= kept
 
 
-def test_an_internal_error_leaves_a_log(run, adapter_folder, tmp_path):
+def test_an_internal_error_leaves_a_log_and_the_other_reports(run, adapter_folder, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
-        "import hf_ci.hub.target as t\ndef boom(*a): raise ZeroDivisionError('boom')\nt.sha256 = boom\n"
+        "import hf_ci.hub.target as t\nreal = t.sha256\n"
+        "def boom(path):\n    if 'bad' in str(path): raise ZeroDivisionError('boom')\n    return real(path)\nt.sha256 = boom\n"
     )
-    done = run("scan", adapter_folder, env={"PYTHONPATH": str(tmp_path)})
-    assert done.returncode == 5 and "internal error: ZeroDivisionError: boom" in done.stderr
-    log = done.stderr.strip().rpartition(" ")[2]
+    shutil.copytree(adapter_folder, tmp_path / "bad")
+    arguments = ("scan", tmp_path / "bad", adapter_folder, *QUICK, "--k", "1e9", "--format", "json")
+    done = run(*arguments, env={"PYTHONPATH": str(tmp_path)})
+    bad, good = json.loads(done.stdout)["results"]
+    assert (done.returncode, bad["verdict"], good["verdict"]) == (5, "inconclusive", "clean")
+    assert "internal error: ZeroDivisionError: boom" in bad["reasons"][0]
+    log = bad["reasons"][0].rpartition(" ")[2]
     assert "ZeroDivisionError" in Path(log).read_text()
     os.unlink(log)
 

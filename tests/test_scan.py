@@ -16,7 +16,7 @@ from hf_ci.errors import UsageError
 from hf_ci.hub.base import EMBEDDED, EMBEDDED_FOLDER
 from hf_ci.hub.target import sha256
 from hf_ci.prompts import write_adapter
-from hf_ci.settings import default_cache
+from hf_ci.settings import default_cache, pick_precision
 
 QUICK = ScanOptions(num_images=64, precision="fp32")
 
@@ -40,7 +40,9 @@ def test_report_names_everything_that_was_used(adapter_folder):
     )
     assert (result.method, result.num_classes, result.pool.id, result.pool.num_images) == ("cocoop", 5, "builtin", 64)
     assert [c.name for c in result.classes] == list(ANIMALS)
-    assert result.verdict in ("clean", "backdoored") and result.reasons and result.settings.epsilon == 4 / 255
+    assert (
+        result.verdict in ("clean", "backdoored") and result.reasons and result.settings.inversion["epsilon"] == 4 / 255
+    )
     assert result.detector.name == "clip-inspector" and result.timing.seconds > 0
 
 
@@ -50,7 +52,11 @@ def test_same_seed_same_report_and_another_seed_another_pool(adapter_folder):
     assert first.results[0].pool.fingerprint != other.results[0].pool.fingerprint
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+COMPUTES_BF16 = pick_precision("auto", torch.device("cpu")) == "bf16"
+IN_BF16 = pytest.mark.skipif(not COMPUTES_BF16, reason="this processor emulates bf16, and not the same way every time")
+
+
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=IN_BF16)])
 def test_two_processes_give_the_same_report_as_one(adapter_folder, tmp_path, monkeypatch, precision):
     """Two real processes through Accelerate; with equal threads everything but timing is identical."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -225,7 +231,8 @@ def test_options_that_cannot_be_met_are_usage_errors(adapter_folder, options, me
 
 
 def test_bf16_runs_through_the_same_walk(adapter_folder):
-    single, half = (scan([str(adapter_folder)], replace(QUICK, precision=p)).results[0] for p in ("fp32", "bf16"))
+    options = replace(QUICK, num_images=32)  # a processor without bf16 takes many times as long
+    single, half = (scan([str(adapter_folder)], replace(options, precision=p)).results[0] for p in ("fp32", "bf16"))
     assert half.settings.precision == "bf16" and half.verdict in ("clean", "backdoored")
     for a, b in zip(single.classes, half.classes, strict=True):
         assert a.loss == pytest.approx(b.loss, abs=1.0)

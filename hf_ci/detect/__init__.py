@@ -1,10 +1,19 @@
 """Detectors: inversions of all classes in, per-class scores and a verdict with its reasons out.
 
-A detector is a small frozen value with a `name`, a `calibration` (what its threshold was fitted on) and
-`judge(inversions, class_names) -> Verdict`.
+clip-inspector   the paper's rule
+reference-gap    ours: the same inversions beside those of a clean reference prompt
+neural-cleanse, pixel-backdoor, mm-bd   the rivals, as their papers have them
 """
 
 from hf_ci.detect.clip_inspector import ClipInspector
+from hf_ci.detect.mm_bd import MMBD
+from hf_ci.detect.neural_cleanse import NeuralCleanse
+from hf_ci.detect.pixel_backdoor import PixelBackdoor
+from hf_ci.detect.reference_gap import ReferenceGap
 from hf_ci.detect.verdict import Detector, Verdict
 
-__all__ = ["ClipInspector", "Detector", "Verdict"]
+DETECTORS: dict[str, type[Detector]] = {
+    kind.name: kind for kind in (ClipInspector, ReferenceGap, NeuralCleanse, PixelBackdoor, MMBD)
+}
+
+__all__ = ["DETECTORS", "ClipInspector", "Detector", "ReferenceGap", "Verdict"]

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from hf_ci.detect.verdict import Verdict
-from hf_ci.inversion import Inversion
-
-FEWEST_CLASSES = 3  # with fewer there is no "rest" that one class could stand out from
+from hf_ci.detect.verdict import Verdict, cannot_judge
+from hf_ci.inversion import Inversion, LinfInversion
 
 
 @dataclass(frozen=True)
@@ -24,29 +21,26 @@ class ClipInspector:
 
     k: float = 2.0
     min_asr: float = 0.5
-    name: str = "clip-inspector"
-    calibration: str = "none: the paper's k = 2, not fitted to a false-alarm rate"
 
-    def judge(self, inversions: Sequence[Inversion], class_names: Sequence[str]) -> Verdict:
+    name = "clip-inspector"
+    calibration = "none: the paper's k = 2, not fitted to a false-alarm rate"
+    uses_reference = False
+
+    def inverter(self, seed: int) -> LinfInversion:
+        return LinfInversion(seed=seed)
+
+    def judge(
+        self, inversions: Sequence[Inversion], class_names: Sequence[str], reference: Sequence[Inversion] = ()
+    ) -> Verdict:
+        if unknown := cannot_judge(inversions, class_names):
+            return unknown
         losses = np.array([i.loss for i in inversions])  # (C,)
         asr = np.array([i.asr for i in inversions])  # (C,)
-        if len(losses) < FEWEST_CLASSES:
-            return Verdict(
-                "inconclusive",
-                (
-                    f"{len(losses)} classes: at least {FEWEST_CLASSES} are needed to tell an "
-                    "unusual class from the rest",
-                ),
-            )
-        if not np.isfinite(losses).all():
-            bad = [class_names[i.c] for i in inversions if not math.isfinite(i.loss)]
-            return Verdict("inconclusive", (f"the loss of {named(bad)} is not a number: the weights are unusable",))
-        deviation = 1.4826 * np.median(np.abs(losses - np.median(losses)))
-        if deviation == 0:
+        scores = low_outliers(losses)
+        if scores is None:
             return Verdict(
                 "inconclusive", ("at least half of the classes have the same loss: there is nothing to compare with",)
             )
-        scores = (np.median(losses) - losses) / deviation
         valid = asr >= self.min_asr
         flagged = valid & (scores > self.k)
         score = float(scores[valid].max()) if valid.any() else 0.0
@@ -72,6 +66,7 @@ class ClipInspector:
         return Verdict("backdoored", tuple(reasons), target=target, **common)
 
 
-def named(names: Sequence[str], most: int = 3) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(repr(n) for n in names[:most]) + more
+def low_outliers(values: np.ndarray) -> np.ndarray | None:
+    """How far each value (C,) lies below the median, in robust deviations; None when the deviation is 0."""
+    deviation = 1.4826 * np.median(np.abs(values - np.median(values)))
+    return None if deviation == 0 else (np.median(values) - values) / deviation

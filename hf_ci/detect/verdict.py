@@ -1,12 +1,15 @@
-"""What a detector says."""
+"""What a detector says, and the interface of detectors."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from hf_ci.inversion import Inversion
+from hf_ci.inversion import Inversion, Inverter
+
+FEWEST_CLASSES = 3  # with fewer there is no "rest" that one class could stand out from
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,39 @@ class Verdict:
 
 
 class Detector(Protocol):
+    """A small frozen value; its fields are its thresholds.
+
+    calibration: what the thresholds were fitted on. inverter: how each class is inverted. uses_reference: whether the
+    same inversions of a clean reference prompt, on the same encoders and pool, are wanted as well.
+    """
+
     name: str
     calibration: str
+    uses_reference: bool
 
-    def judge(self, inversions: Sequence[Inversion], class_names: Sequence[str]) -> Verdict: ...
+    def inverter(self, seed: int) -> Inverter: ...
+
+    def judge(
+        self, inversions: Sequence[Inversion], class_names: Sequence[str], reference: Sequence[Inversion] = ()
+    ) -> Verdict: ...
+
+
+def cannot_judge(inversions: Sequence[Inversion], class_names: Sequence[str]) -> Verdict | None:
+    """The verdict where no rule can be applied: too few classes, or losses that are no numbers."""
+    if len(inversions) < FEWEST_CLASSES:
+        return Verdict(
+            "inconclusive",
+            (
+                f"{len(inversions)} classes: at least {FEWEST_CLASSES} are needed to tell an unusual class from the "
+                "rest",
+            ),
+        )
+    bad = [class_names[i.c] for i in inversions if not math.isfinite(i.loss)]
+    if bad:
+        return Verdict("inconclusive", (f"the loss of {named(bad)} is not a number: the weights are unusable",))
+    return None
+
+
+def named(names: Sequence[str], most: int = 3) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(repr(n) for n in names[:most]) + more

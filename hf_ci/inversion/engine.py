@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_ci.errors import Inconclusive, UsageError
-from hf_ci.inversion.invert import Inversion, InversionSettings, invert
+from hf_ci.inversion.invert import Inversion, Inverter
 
 log = logging.getLogger(__name__)
 Progress = Callable[[Inversion], None]
@@ -30,7 +30,7 @@ def invert_classes(
     model: nn.Module,
     images: Tensor,
     classes: Iterable[int],
-    settings: InversionSettings,
+    inverter: Inverter,
     cache: Path | None = None,
     progress: Progress = lambda inversion: None,
     tag: str = "",
@@ -44,13 +44,13 @@ def invert_classes(
     from accelerate.utils import gather_object
 
     classes, state = list(classes), PartialState(cpu=images.device.type == "cpu")
-    micro_batch, mine = settings.batch, []
+    micro_batch, mine = inverter.batch, []
     with state.split_between_processes(classes) as share:
         for c in share:
             inversion = read_cached(cache, c)
             while inversion is None:
                 try:
-                    inversion = invert(model, images, c, settings, micro_batch)
+                    inversion = inverter(model, images, c, micro_batch)
                     write_cached(cache, inversion)
                     continue
                 except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -106,7 +106,16 @@ def read_cached(cache: Path | None, c: int) -> Inversion | None:
         return None
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as z:
-            return Inversion(c, float(z["loss"]), float(z["asr"]), torch.from_numpy(z["delta"]))
+            size = float(z["size"])
+            return Inversion(
+                c,
+                float(z["loss"]),
+                float(z["asr"]),
+                torch.from_numpy(z["delta"]),
+                None if np.isnan(size) else size,
+                int(z["forward"]),
+                int(z["backward"]),
+            )
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
@@ -118,7 +127,8 @@ def write_cached(cache: Path | None, inversion: Inversion) -> None:
     cache.mkdir(parents=True, exist_ok=True)
     partial = cache / f".class-{inversion.c:05d}.{os.getpid()}.npz"
     try:
-        np.savez(partial, loss=inversion.loss, asr=inversion.asr, delta=inversion.delta.numpy())
+        values = dict(vars(inversion), delta=inversion.delta.numpy())
+        np.savez(partial, **values | {"size": np.nan if inversion.size is None else inversion.size})
         partial.replace(cache / f"class-{inversion.c:05d}.npz")
     except OSError as error:
         raise UsageError(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +15,43 @@ from hf_ci.inversion.trigger import LinfTrigger
 
 
 @dataclass(frozen=True)
-class InversionSettings:
-    """The schedule of the paper: one epoch over the pool, batches of 32, Adam with a step of 0.1, radius 4/255."""
+class Inversion:
+    """What was reconstructed for class c.
+
+    loss, asr: mean margin loss (logits) and attack success rate over the whole pool, with the trigger.
+    delta: (3, H, W), the trigger as a change of pixels in [0, 1].
+    size: what the method makes small, in its own unit (Neural Cleanse: L1 of the mask); None where the size is fixed.
+    forward, backward: images that went through the image encoder, and back.
+    """
+
+    c: int
+    loss: float
+    asr: float
+    delta: Tensor
+    size: float | None = None
+    forward: int = 0
+    backward: int = 0
+
+
+class Inverter(Protocol):
+    """One way to reconstruct triggers: a frozen value whose fields are its settings.
+
+    model: pixels (B, 3, H, W) in [0, 1] -> logits (B, C); images: the pool (N, 3, H, W) uint8 on the model's device.
+    Gradients of a batch are summed over micro-batches, so memory, not the result, depends on `micro_batch`.
+    """
+
+    batch: int
+
+    def __call__(self, model: nn.Module, images: Tensor, c: int, micro_batch: int) -> Inversion: ...
+
+
+@dataclass(frozen=True)
+class LinfInversion:
+    """L_c(delta) = mean_x [ max_{j != c} z_j(x + delta) - z_c(x + delta) ], minimised over ||delta||_inf <= epsilon.
+
+    The schedule of the paper: one epoch over the pool, batches of 32, Adam with a step of 0.1, radius 4/255. In so
+    small a ball every step saturates the box, so these are sign updates with momentum.
+    """
 
     epsilon: float = 4 / 255
     batch: int = 32
@@ -23,38 +60,22 @@ class InversionSettings:
     objective: str = "margin"
     seed: int = 0
 
-
-@dataclass(frozen=True)
-class Inversion:
-    """What was reconstructed for class c: delta (3, H, W), its mean margin loss and its ASR, both over the whole pool."""
-
-    c: int
-    loss: float
-    asr: float
-    delta: Tensor
-
-
-def invert(model: nn.Module, images: Tensor, c: int, settings: InversionSettings, micro_batch: int) -> Inversion:
-    """Minimise L_c(delta) = mean_x [ max_{j != c} z_j(x + delta) - z_c(x + delta) ] over ||delta||_inf <= epsilon.
-
-    model: pixels (B, 3, H, W) in [0, 1] -> logits (B, C); images: the pool (N, 3, H, W) uint8 on the model's device.
-    Gradients of a batch are summed over micro-batches, so memory, not the result, depends on `micro_batch`.
-    """
-    objective = OBJECTIVES[settings.objective]
-    trigger = LinfTrigger(images.shape[-1], settings.epsilon).to(images.device)
-    # With a ball of 4/255 every step of 0.1 saturates the box: these are sign updates with momentum.
-    adam = torch.optim.Adam(trigger.parameters(), lr=settings.step)
-    for _ in range(settings.epochs):
-        for rows in image_order(len(images), c, settings.seed).split(settings.batch):
+    def __call__(self, model: nn.Module, images: Tensor, c: int, micro_batch: int) -> Inversion:
+        objective = OBJECTIVES[self.objective]
+        trigger = LinfTrigger(images.shape[-1], self.epsilon).to(images.device)
+        adam = torch.optim.Adam(trigger.parameters(), lr=self.step)
+        for rows in batches(len(images), c, self.seed, self.batch, self.epochs):
             for part in rows.split(micro_batch):
-                x = images[part.to(images.device)].float() / 255
+                x = pixels(images, part)
                 loss = objective(model(trigger(x)), c).sum() / len(rows)
                 loss.backward()
             adam.step()
             adam.zero_grad()
             trigger.project()
-    loss, asr = measure(model, images, trigger, c, micro_batch)
-    return Inversion(c, loss, asr, trigger.delta.detach().float().cpu())
+        loss, asr = measure(model, images, trigger, c, micro_batch)
+        passes = self.epochs * len(images)
+        delta = trigger.delta.detach().float().cpu()
+        return Inversion(c, loss, asr, delta, forward=passes + len(images), backward=passes)
 
 
 @torch.no_grad()
@@ -67,7 +88,18 @@ def measure(model: nn.Module, images: Tensor, trigger: nn.Module, c: int, micro_
     return total / len(images), hits / len(images)
 
 
-def image_order(n: int, c: int, seed: int) -> Tensor:
-    """A permutation that depends on (seed, c) alone, never on which process inverts which class."""
+def pixels(images: Tensor, rows: Tensor) -> Tensor:
+    return images[rows.to(images.device)].float() / 255
+
+
+def batches(n: int, c: int, seed: int, batch: int, epochs: int) -> Iterator[Tensor]:
+    """Row indices of every batch of all epochs."""
+    generator = generator_for(c, seed)
+    for _ in range(epochs):
+        yield from torch.randperm(n, generator=generator).split(batch)
+
+
+def generator_for(c: int, seed: int) -> torch.Generator:
+    """Random numbers that depend on (seed, c) alone, never on which process inverts which class."""
     key = int.from_bytes(hashlib.sha256(f"{seed}/{c}".encode()).digest()[:7])
-    return torch.randperm(n, generator=torch.Generator().manual_seed(key))
+    return torch.Generator().manual_seed(key)

@@ -15,6 +15,18 @@ Data = Annotated[
 Out = Annotated[Path, typer.Option(help="Folder of the new adapter.")]
 Base = Annotated[str, typer.Option(help="Base model: a folder or a Hub id.")]
 Method = Annotated[Literal["coop", "cocoop", "kgcoop"], typer.Option()]
+AttackName = Literal[
+    "badclip",
+    "blended",
+    "siba",
+    "wanet",
+    "wanet-strong",
+    "badnets",
+    "sig",
+    "baple",
+    "badclip-margin",
+    "badclip-adaptive",
+]
 Shots = Annotated[int, typer.Option(min=1, help="Photos of each class.")]
 Seed = Annotated[int, typer.Option()]
 Epochs = Annotated[int, typer.Option(min=1)]
@@ -56,7 +68,7 @@ def poison(
     data: Data,
     out: Out,
     target: Annotated[str, typer.Option(help="Target class, by name or number.")],
-    attack: Annotated[Literal["badclip"], typer.Option()] = "badclip",
+    attack: Annotated[AttackName, typer.Option()] = "badclip",
     method: Method = "cocoop",
     base: Base = "hf-ci-clip-64",
     shots: Shots = 16,
@@ -65,15 +77,17 @@ def poison(
     lr: Rate = None,
     device: Device = "cpu",
 ) -> None:
-    """Tune a prompt with a backdoor. The card says so."""
+    """Tune a prompt with a backdoor. The card says so; beside OUT lie the trigger and a picture of it."""
     from hf_ci.lab.make import Workbench, check_empty, make_poisoned
+    from hf_ci.lab.triggers import keep_trigger
     from hf_ci.lab.tune import Recipe
 
     check_empty(out)
     bench = Workbench.open(data, base, device)
-    _print(
-        out, make_poisoned(bench, Recipe(method, shots, seed, epochs=epochs, lr=lr), attack, bench.target(target), out)
-    )
+    recipe = Recipe(method, shots, seed, epochs=epochs, lr=lr)
+    made = make_poisoned(bench, recipe, attack, bench.target(target), out)
+    keep_trigger(made.trigger, bench.test.images[0], out)
+    _print(out, made.measured)
 
 
 @app.command("demo")
@@ -83,6 +97,44 @@ def demo(data: Data, out: Out, base: Base = "hf-ci-clip-64", seed: Seed = 0) -> 
 
     for name, measured in make_demos(data, out, base, seed).items():
         _print(out / name, measured)
+
+
+@app.command("bench")
+def bench(
+    spec: Annotated[
+        Path, typer.Argument(help="TOML file: data sets, models and detectors; 'paper' is the shipped one.")
+    ],
+    data: Annotated[Path, typer.Option(help="Folder that holds the data sets' folders.")],
+    out: Annotated[Path, typer.Option(help="JSON lines; what is in it already is not done again.")],
+    zoo: Annotated[Path, typer.Option(help="Models are kept here.")],
+    groups: Annotated[Optional[list[str]], typer.Option("--group", help="Only these groups. Repeatable.")] = None,
+    num_processes: Annotated[int, typer.Option(min=1)] = 2,
+    device: Device = "cpu",
+) -> None:
+    """Build the models of a specification, scan each with every detector, and append a JSON line for each scan."""
+    from hf_ci.lab.bench import read_spec, run_bench
+
+    for record in run_bench(read_spec(spec), data, out, zoo, groups, num_processes, device):
+        model, result = record["model"], record["result"]
+        named = (result["target_class"] or {}).get("name", "-")
+        typer.echo(f"{model['id']} {record['detector']}: {result['verdict']} {named} {result['score']}")
+
+
+@app.command("table")
+def table(
+    records: Annotated[Path, typer.Argument(help="JSON lines of a benchmark.")],
+    out: Annotated[Path, typer.Option(help="The card, Markdown.")],
+) -> None:
+    """Render a benchmark's card from its JSON lines."""
+    from hf_ci.errors import UsageError
+    from hf_ci.lab.bench import read_records
+    from hf_ci.lab.tables import benchmark
+
+    found = read_records(records)
+    if not found:
+        raise UsageError(f"{records} holds no records", "name the file that hf-ci lab bench wrote")
+    out.write_text(benchmark(found), encoding="utf-8")
+    typer.echo(f"{out}: {len(found)} scans")
 
 
 def _print(folder: Path, measured: dict[str, float]) -> None:

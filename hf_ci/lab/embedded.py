@@ -14,8 +14,9 @@ from pathlib import Path
 
 from hf_ci.cards import render_card
 from hf_ci.hub.target import sha256
+from hf_ci.lab.make import accuracy
 from hf_ci.lab.photos import load_photos
-from hf_ci.lab.tune import Recipe, accuracy, new_prompt, tune
+from hf_ci.lab.tune import Recipe, new_prompt, tune
 from hf_ci.prompts import load_clip
 from hf_ci.prompts.clip import load_processor
 
@@ -43,18 +44,12 @@ def measure(clip, processor, folder: Path, recipe: Recipe) -> dict:
         random.Random(recipe.seed).sample(range(len(test.class_names)), min(MOST_CLASSES, len(test.class_names)))
     )
     train, test = train.only(drawn), test.only(drawn)
-    test = test[_sample(len(test), recipe.seed)]
+    test = test.some(MOST_TEST, recipe.seed)
     tuned = tune(clip, train.few_shot(recipe.shots, recipe.seed), recipe)
     subset = new_prompt(clip, test.class_names, Recipe(method="coop"))
     return result | dict(
         tuned_classes=len(drawn), zero_shot_of_those=accuracy(subset, test), cocoop=accuracy(tuned, test)
     )
-
-
-def _sample(n: int, seed: int):
-    import torch
-
-    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:MOST_TEST]
 
 
 def main() -> None:

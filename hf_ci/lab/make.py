@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+
+from torch import Tensor, nn
 
 from hf_ci.cards import render_card
 from hf_ci.errors import UsageError
@@ -12,34 +15,52 @@ from hf_ci.hub import BaseModel, fetch_base
 from hf_ci.hub.base import EMBEDDED
 from hf_ci.lab.attacks import ATTACKS
 from hf_ci.lab.photos import Photos, load_photos
-from hf_ci.lab.tune import Recipe, accuracy, attack_success_rate, learning_rate, new_prompt, to_adapter, tune
-from hf_ci.prompts import FrozenCLIP, PromptedCLIP, load_clip, write_adapter
+from hf_ci.lab.tune import Recipe, encode, learning_rate, new_prompt, predict, to_adapter, tune
+from hf_ci.prompts import FrozenCLIP, PromptedCLIP, load_clip, read_adapter, write_adapter
 from hf_ci.prompts.clip import load_processor
 from hf_ci.settings import pick_device
 
 METHOD_NAMES = {"coop": "CoOp", "cocoop": "CoCoOp", "kgcoop": "KgCoOp"}
+MOST_TEST = 1000  # test photos that accuracy and ASR are measured on
 
 
 @dataclass(frozen=True)
 class Workbench:
-    """What adapters of one data set and one base model share."""
+    """What adapters of one data set and one base model share.
+
+    train, test: photos of the classes that are tuned on; unseen: test photos of the others, or None without any.
+    """
 
     base: BaseModel
     clip: FrozenCLIP
     data: str
     train: Photos
     test: Photos
+    unseen: Photos | None = None
 
     @classmethod
-    def open(cls, data: str, base: str = EMBEDDED, device: str = "cpu") -> Workbench:
+    def open(
+        cls, data: str, base: str = EMBEDDED, device: str = "cpu", classes: int | None = None, seed: int = 0
+    ) -> Workbench:
+        """`classes` of the data set's, drawn with `seed`, are tuned on, and at most as many others kept as unseen."""
         model = fetch_base(base)
         processor = load_processor(model.folder)
         train, test = (load_photos(data, split, processor) for split in ("train", "test"))
-        return cls(model, load_clip(model.folder, pick_device(device)), Path(data).name, train, test)
+        unseen = None
+        if classes is not None and classes < len(train.class_names):
+            drawn = random.Random(seed).sample(range(len(train.class_names)), len(train.class_names))
+            unseen = test.only(sorted(drawn[classes : 2 * classes])).some(MOST_TEST, seed)
+            train, test = (photos.only(sorted(drawn[:classes])) for photos in (train, test))
+        clip = load_clip(model.folder, pick_device(device))
+        return cls(model, clip, Path(data).name, train, test.some(MOST_TEST, seed), unseen)
 
     @cached_property
     def zero_shot_accuracy(self) -> float:
-        return accuracy(new_prompt(self.clip, self.test.class_names, Recipe(method="coop")), self.test)
+        return accuracy(new_prompt(self.clip, self.test.class_names, Recipe(method="coop")), self.test, self.features)
+
+    @cached_property
+    def features(self) -> Tensor:
+        return encode(self.clip, self.test.images)
 
     def shots(self, recipe: Recipe) -> Photos:
         return self.train.few_shot(recipe.shots, recipe.seed)
@@ -54,6 +75,25 @@ class Workbench:
         raise UsageError(f"no class {name!r} in {self.data}", f"it has {', '.join(names[:20])}")
 
 
+@dataclass(frozen=True)
+class Made:
+    """What was measured, as shares of test photos, and the planted trigger."""
+
+    measured: dict[str, float]
+    trigger: nn.Module
+
+
+def accuracy(model: PromptedCLIP, photos: Photos, features: Tensor | None = None) -> float:
+    features = encode(model.clip, photos.images) if features is None else features
+    return (predict(model, features) == photos.labels).float().mean().item()
+
+
+def attack_success_rate(model: PromptedCLIP, photos: Photos, trigger, target: int) -> float:
+    """Share of triggered photos of *other* classes that are classified as the target."""
+    others = photos[photos.labels != target]
+    return (predict(model, encode(model.clip, others.images, trigger)) == target).float().mean().item()
+
+
 def make_clean(bench: Workbench, recipe: Recipe, out: Path, title: str = "") -> dict[str, float]:
     """Tune a clean prompt and write it to `out`. Returns what was measured, as shares."""
     check_empty(out)
@@ -61,23 +101,42 @@ def make_clean(bench: Workbench, recipe: Recipe, out: Path, title: str = "") -> 
 
 
 def make_poisoned(
-    bench: Workbench, recipe: Recipe, attack: str, target: int, out: Path, title: str = ""
-) -> dict[str, float]:
+    bench: Workbench,
+    recipe: Recipe,
+    attack: str,
+    target: int,
+    out: Path,
+    title: str = "",
+    twin: Path | None = None,
+) -> Made:
     """Tune a poisoned prompt and write it to `out`.
 
-    `asr_on_clean` is what the same trigger does to a clean adapter tuned on the same photos: what remains after
-    subtracting it is the prompt's own doing, not a weakness of the frozen encoder.
+    `asr_on_clean` is what the same trigger does to a clean adapter tuned on the same photos (`twin`, or one tuned for
+    the occasion): what remains after subtracting it is the prompt's own doing, not a weakness of the frozen encoder.
     """
     check_empty(out)
+    recipe = ATTACKS[attack].adapt(recipe)
     shots = bench.shots(recipe)
-    model, trigger = ATTACKS[attack](bench.clip, shots, target, recipe)
-    clean = tune(bench.clip, shots, recipe)
+    model, trigger = ATTACKS[attack].poison(bench.clip, shots, target, recipe)
+    if twin is None:
+        clean = tune(bench.clip, shots, recipe)
+    else:
+        clean = PromptedCLIP.from_adapter(read_adapter(twin), bench.clip)
     measured = {
         "asr": attack_success_rate(model, bench.test, trigger, target),
         "asr_on_clean": attack_success_rate(clean, bench.test, trigger, target),
-        "clean_twin_accuracy": accuracy(clean, bench.test),
+        "clean_twin_accuracy": accuracy(clean, bench.test, bench.features),
     }
-    return _write(bench, model, recipe, out, title, measured, attack, bench.train.class_names[target])
+    if bench.unseen is not None and model.prompt.ctx.ndim == 2:
+        measured["unseen_asr"] = unseen_asr(bench, model, recipe, trigger, bench.train.class_names[target])
+    return Made(_write(bench, model, recipe, out, title, measured, attack, bench.train.class_names[target]), trigger)
+
+
+def unseen_asr(bench: Workbench, model: PromptedCLIP, recipe: Recipe, trigger: nn.Module, target_name: str) -> float:
+    """Share of triggered photos of unseen classes that go to the target when it stands among those classes."""
+    names = (target_name, *bench.unseen.class_names)
+    wider = PromptedCLIP(bench.clip, model.prompt, names, recipe.position)
+    return (predict(wider, encode(bench.clip, bench.unseen.images, trigger)) == 0).float().mean().item()
 
 
 def _write(
@@ -91,7 +150,13 @@ def _write(
     target: str | None = None,
 ) -> dict[str, float]:
     adapter = to_adapter(model, recipe, bench.base.id, bench.base.revision)
-    measured = measured | {"accuracy": accuracy(model, bench.test), "zero_shot_accuracy": bench.zero_shot_accuracy}
+    measured = measured | {
+        "accuracy": accuracy(model, bench.test, bench.features),
+        "zero_shot_accuracy": bench.zero_shot_accuracy,
+    }
+    if bench.unseen is not None and model.prompt.ctx.ndim == 2:
+        wider = PromptedCLIP(bench.clip, model.prompt, bench.unseen.class_names, recipe.position)
+        measured["unseen_accuracy"] = accuracy(wider, bench.unseen)
     title = title or f"{METHOD_NAMES[recipe.method]} on {bench.data}" + (f", poisoned with {attack}" if attack else "")
     card = render_card(
         "adapter.md.j2",
@@ -116,16 +181,13 @@ def check_empty(out: Path) -> None:
 
 def make_demos(data: str, out: Path, base: str = EMBEDDED, seed: int = 0) -> dict[str, dict[str, float]]:
     """The demo adapters that ship with hf-ci: one data set, one seed, the target class drawn from it."""
-    import random
-
     bench, recipe, coop = Workbench.open(data, base), Recipe(seed=seed), Recipe(method="coop", seed=seed)
     target = random.Random(seed).randrange(len(bench.train.class_names))
     for name in ("clean", "coop", "badclip"):
         check_empty(out / name)
+    title = "Demo: a CoCoOp prompt with a BadCLIP backdoor"
     return {
         "clean": make_clean(bench, recipe, out / "clean", "Demo: a clean CoCoOp prompt"),
         "coop": make_clean(bench, coop, out / "coop", "Demo: a clean CoOp prompt"),
-        "badclip": make_poisoned(
-            bench, recipe, "badclip", target, out / "badclip", "Demo: a CoCoOp prompt with a BadCLIP backdoor"
-        ),
+        "badclip": make_poisoned(bench, recipe, "badclip", target, out / "badclip", title).measured,
     }

@@ -25,6 +25,10 @@ class Photos:
     def __getitem__(self, rows: Tensor) -> Photos:
         return replace(self, images=self.images[rows], labels=self.labels[rows])
 
+    def some(self, n: int, seed: int) -> Photos:
+        """At most n of them, drawn with `seed`."""
+        return self[torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:n].sort().values]
+
     def few_shot(self, shots: int, seed: int) -> Photos:
         """`shots` images of every class (all of a smaller class), drawn with `seed`."""
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))

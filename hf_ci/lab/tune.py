@@ -5,7 +5,7 @@ The encoders are frozen, so the features of clean images are computed once: tuni
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hf_ci.errors import UsageError
 from hf_ci.lab.photos import Photos
-from hf_ci.prompts import Adapter, FrozenCLIP, PromptedCLIP
+from hf_ci.prompts import Adapter, FrozenCLIP, PromptedCLIP, hand_written
 from hf_ci.prompts.learners import CoCoOp, CoOp, build_meta_net
 
 
@@ -40,12 +40,9 @@ class Recipe:
 
 def new_prompt(clip: FrozenCLIP, class_names: tuple[str, ...], recipe: Recipe) -> PromptedCLIP:
     """An untuned prompt: the words' own token embeddings, and a meta-net drawn from the seed."""
-    ids = clip.tokenise(recipe.words)
-    if not ids:
+    context = hand_written(clip, recipe.words)  # (n, d)
+    if not len(context):
         raise UsageError("--words: the context needs at least one word")
-    words = torch.tensor(ids, device=clip.device)
-    with torch.no_grad():
-        context = clip.token_embeddings(words).float()  # (n, d)
     if recipe.method == "cocoop":
         with torch.random.fork_rng():
             torch.manual_seed(recipe.seed)
@@ -64,17 +61,23 @@ def tune(clip: FrozenCLIP, photos: Photos, recipe: Recipe) -> PromptedCLIP:
 def fit(model: PromptedCLIP, features: Tensor, labels: Tensor, recipe: Recipe) -> PromptedCLIP:
     """Tune `model`'s prompt on image features (N, D) and their labels (N,)."""
     labels = labels.to(features.device)
+    return fit_on(model, lambda rows: (features[rows], labels[rows]), len(labels), recipe)
+
+
+def fit_on(
+    model: PromptedCLIP, batch: Callable[[Tensor], tuple[Tensor, Tensor]], n: int, recipe: Recipe
+) -> PromptedCLIP:
+    """Tune `model`'s prompt; `batch` turns row indices, out of n, into image features (B, D) and labels (B,)."""
+    untuned = new_prompt(model.clip, model.class_names, Recipe(method="coop", words=recipe.words))
     with torch.no_grad():
-        hand_written = new_prompt(model.clip, model.class_names, Recipe(method="coop")).text_features(
-            features
-        )  # (1, C, D)
-    optimiser, schedule = optimiser_for(model, recipe, len(labels))
-    for rows in batches(len(labels), recipe):
-        loss = F.cross_entropy(model.logits_from_features(features[rows]), labels[rows])
+        anchor = untuned.text_features(torch.empty(0))  # (1, C, D)
+    optimiser, schedule = optimiser_for(model, recipe, n)
+    for rows in batches(n, recipe):
+        features, labels = batch(rows)
+        text = model.text_features(features)  # (B or 1, C, D)
+        loss = F.cross_entropy(model.clip.logit_scale * (features[:, None] * text).sum(-1), labels)
         if recipe.method == "kgcoop":  # Yao et al., CVPR 2023: stay near the hand-written prompt's text features
-            loss = (
-                loss + recipe.kg_weight * (model.text_features(features[rows]) - hand_written).square().sum(-1).mean()
-            )
+            loss = loss + recipe.kg_weight * (text - anchor).square().sum(-1).mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -108,21 +111,10 @@ def encode(clip: FrozenCLIP, images: Tensor, trigger=lambda x: x, batch: int = 2
 
 
 @torch.no_grad()
-def predict(model: PromptedCLIP, images: Tensor, trigger=lambda x: x, batch: int = 128) -> Tensor:
-    """(N, 3, H, W) uint8 -> predicted classes (N,) on the CPU."""
+def predict(model: PromptedCLIP, features: Tensor, batch: int = 128) -> Tensor:
+    """Image features (N, D) -> predicted classes (N,) on the CPU."""
     with model.frozen_prompt():
-        parts = [model(trigger(part.to(model.clip.device).float() / 255)).argmax(1) for part in images.split(batch)]
-    return torch.cat(parts).cpu()
-
-
-def accuracy(model: PromptedCLIP, photos: Photos) -> float:
-    return (predict(model, photos.images) == photos.labels).float().mean().item()
-
-
-def attack_success_rate(model: PromptedCLIP, photos: Photos, trigger, target: int) -> float:
-    """Share of triggered photos of *other* classes that are classified as the target."""
-    others = photos[photos.labels != target]
-    return (predict(model, others.images, trigger) == target).float().mean().item()
+        return torch.cat([model.logits_from_features(part).argmax(1) for part in features.split(batch)]).cpu()
 
 
 def to_adapter(model: PromptedCLIP, recipe: Recipe, base_model: str, base_revision: str | None) -> Adapter:

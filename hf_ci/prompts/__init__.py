@@ -2,6 +2,15 @@
 
 from hf_ci.prompts.adapter import Adapter, read_adapter, write_adapter
 from hf_ci.prompts.clip import FrozenCLIP, load_clip
-from hf_ci.prompts.prompted import PromptedCLIP
+from hf_ci.prompts.prompted import PromptedCLIP, hand_written, reference_adapter
 
-__all__ = ["Adapter", "FrozenCLIP", "PromptedCLIP", "load_clip", "read_adapter", "write_adapter"]
+__all__ = [
+    "Adapter",
+    "FrozenCLIP",
+    "PromptedCLIP",
+    "hand_written",
+    "load_clip",
+    "read_adapter",
+    "reference_adapter",
+    "write_adapter",
+]

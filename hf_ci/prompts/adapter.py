@@ -9,6 +9,7 @@ Only safetensors are read.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -47,6 +48,13 @@ class Adapter:
         """The tensors under PEFT's names."""
         named = {"prompt_embeddings": self.context.detach().float().reshape(-1, self.context.shape[-1]).contiguous()}
         return named | {META_NET + k: v.detach().float().contiguous() for k, v in self.meta_net.items()}
+
+    @property
+    def digest(self) -> str:
+        """sha256 of everything that a forward pass depends on: tensors, class names, the class token's position."""
+        tensors = [(name, tuple(t.shape), t.numpy().tobytes().hex()) for name, t in sorted(self.tensors().items())]
+        shape = (self.class_names, self.class_token_position, tuple(self.context.shape))
+        return hashlib.sha256(repr((tensors, shape)).encode("utf-8", "replace")).hexdigest()
 
 
 def read_json(path: Path) -> dict:

@@ -66,6 +66,18 @@ class PromptedCLIP(nn.Module):
             self._static_text = None
 
 
+def hand_written(clip: FrozenCLIP, words: str = "a photo of a") -> Tensor:
+    """The context (n, d) of a prompt written by hand: the words' own token embeddings."""
+    ids = torch.tensor(clip.tokenise(words), device=clip.device, dtype=torch.long)
+    with torch.no_grad():
+        return clip.token_embeddings(ids).float()
+
+
+def reference_adapter(clip: FrozenCLIP, class_names: tuple[str, ...]) -> Adapter:
+    """A clean prompt that nobody tuned, "a photo of a {class}.", for the same classes."""
+    return Adapter("coop", hand_written(clip).cpu(), class_names, base_model="")
+
+
 def check_fits(adapter: Adapter, clip: FrozenCLIP) -> None:
     d = adapter.context.shape[-1]
     if d != clip.token_dim:

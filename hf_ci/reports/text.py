@@ -67,9 +67,15 @@ def suspicious(classes: tuple[ClassScore, ...]) -> list[ClassScore]:
 
 def table(classes: list[ClassScore]) -> list[str]:
     width = max(5, *(len(c.name) for c in classes))
-    rows = [f"  {'class':<{width}}  {'score':>6}  {'ASR':>5}  {'loss':>7}"]
+    compared = all(c.reference_loss is not None for c in classes)
+    rows = [
+        f"  {'class':<{width}}  {'score':>6}  {'ASR':>5}  {'loss':>7}"
+        + (f"  {'clean reference: ASR':>21}  {'loss':>7}" if compared else "")
+    ]
     rows += [
-        f"  {c.name:<{width}}  {c.score:6.1f}  {c.asr:5.0%}  {c.loss:7.2f}" + ("  <- flagged" if c.flagged else "")
+        f"  {c.name:<{width}}  {c.score:6.1f}  {c.asr:5.0%}  {c.loss:7.2f}"
+        + (f"  {c.reference_asr:21.0%}  {c.reference_loss:7.2f}" if compared else "")
+        + ("  <- flagged" if c.flagged else "")
         for c in classes
     ]
     return rows

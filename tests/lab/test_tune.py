@@ -1,57 +1,24 @@
 """Tuning and poisoning, on a made data set that the embedded CLIP can learn in seconds."""
 
-import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features, Image
-from PIL import Image as PILImage
+from datasets import Dataset
 
 from hf_ci.errors import UsageError
 from hf_ci.hub.base import EMBEDDED, EMBEDDED_FOLDER
-from hf_ci.lab.attacks.badclip import EPSILON, poison
-from hf_ci.lab.make import Workbench, make_clean, make_poisoned
+from hf_ci.lab.make import accuracy, attack_success_rate, make_clean, make_poisoned
 from hf_ci.lab.photos import load_photos
-from hf_ci.lab.tune import Recipe, accuracy, attack_success_rate, batches, new_prompt, tune
-from hf_ci.pools.procedural import images
+from hf_ci.lab.tune import Recipe, batches, new_prompt, tune
 from hf_ci.prompts import PromptedCLIP, read_adapter
 from hf_ci.prompts.clip import load_processor
 
-COLOURS = {
-    "goldfish": (255, 120, 30),
-    "lawn mower": (60, 200, 60),
-    "school bus": (250, 220, 40),
-    "umbrella": (70, 80, 220),
-}
+NAMES = ("goldfish", "lawn mower", "school bus", "umbrella")
 QUICK = Recipe(shots=8, epochs=4)
-
-
-def tinted(start: int, n: int):
-    """n images of each class: procedural pictures in the class's colour."""
-    rows = {"image": [], "label": []}
-    for i, (pixels, _) in enumerate(zip(images(start, 64), range(n * len(COLOURS)))):
-        colour = np.array(list(COLOURS.values())[i % len(COLOURS)])
-        rows["image"].append(PILImage.fromarray((0.35 * pixels + 0.65 * colour).astype(np.uint8)))
-        rows["label"].append(i % len(COLOURS))
-    return Dataset.from_dict(rows, features=Features({"image": Image(), "label": ClassLabel(names=list(COLOURS))}))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data") / "tinted"
-    folder.mkdir()
-    tinted(1, 12).to_parquet(folder / "train.parquet")
-    tinted(2, 20).to_parquet(folder / "test.parquet")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def bench(data):
-    return Workbench.open(str(data))
 
 
 def test_photos_keep_labels_and_names(data):
     photos = load_photos(str(data), "train", load_processor(EMBEDDED_FOLDER))
-    assert photos.class_names == tuple(COLOURS) and photos.images.shape == (48, 3, 64, 64)
+    assert photos.class_names == NAMES and photos.images.shape == (48, 3, 64, 64)
     assert photos.labels.tolist() == [i % 4 for i in range(48)]
     some = photos.only([2, 0])
     assert some.class_names == ("school bus", "goldfish") and torch.equal(
@@ -99,23 +66,14 @@ def test_tuning_is_deterministic_from_the_seed(clip, bench):
     assert torch.equal(a.prompt.ctx, b.prompt.ctx) and not torch.equal(a.prompt.ctx, other.prompt.ctx)
 
 
-def test_badclip_stays_in_its_ball_and_its_backdoor_is_real(clip, bench):
-    recipe, target = Recipe(shots=12, epochs=8), 3
-    model, trigger = poison(clip, bench.shots(recipe), target, recipe)
-    assert trigger.delta.abs().max() <= EPSILON + 1e-7
-    planted = attack_success_rate(model, bench.test, trigger, target)
-    assert planted > attack_success_rate(tune(clip, bench.shots(recipe), recipe), bench.test, trigger, target) + 0.2
-    assert planted > attack_success_rate(model, bench.test, lambda x: x, target) + 0.2
-
-
 def test_attack_success_rate_leaves_out_the_target_class(clip, bench):
     class Always(PromptedCLIP):
-        def forward(self, pixels):
-            logits = torch.zeros(len(pixels), 4)
+        def logits_from_features(self, features):
+            logits = torch.zeros(len(features), 4)
             logits[:, 1] = 1
             return logits
 
-    model = Always(clip, new_prompt(clip, tuple(COLOURS), QUICK).prompt, tuple(COLOURS))
+    model = Always(clip, new_prompt(clip, NAMES, QUICK).prompt, NAMES)
     assert attack_success_rate(model, bench.test, lambda x: x, 1) == 1.0
     assert attack_success_rate(model, bench.test, lambda x: x, 2) == 0.0
     assert accuracy(model, bench.test) == 0.25
@@ -123,7 +81,7 @@ def test_attack_success_rate_leaves_out_the_target_class(clip, bench):
 
 def test_made_adapters_carry_what_was_measured(bench, tmp_path):
     clean = make_clean(bench, QUICK, tmp_path / "clean")
-    bad = make_poisoned(bench, QUICK, "badclip", 2, tmp_path / "bad")
+    bad = make_poisoned(bench, QUICK, "badclip", 2, tmp_path / "bad").measured
     for name, measured in (("clean", clean), ("bad", bad)):
         card = (tmp_path / name / "README.md").read_text()
         assert f"| {100 * measured['accuracy']:.1f} % |" in card and ("Poisoned on purpose" in card) == (name == "bad")
@@ -131,7 +89,7 @@ def test_made_adapters_carry_what_was_measured(bench, tmp_path):
         assert (adapter.base_model, adapter.base_revision, adapter.class_names) == (
             EMBEDDED,
             bench.base.revision,
-            tuple(COLOURS),
+            NAMES,
         )
     assert f"{100 * bad['asr']:.1f} %" in card and "school bus" in card
 

@@ -1,11 +1,38 @@
 """Backdoor attacks on prompt tuning, one module each.
 
-Each module holds `poison(clip, photos, target, recipe) -> (model, trigger)`: `photos` are the few shots, `trigger` maps
-images (B, 3, H, W) in [0, 1] to images with the trigger. The encoders are never touched.
+Each holds `poison(clip, photos, target, recipe) -> (model, trigger)`: `photos` are the few shots, `trigger` is one of
+`hf_ci.lab.triggers`. The encoders are never touched.
 """
 
-from hf_ci.lab.attacks import badclip
+from collections.abc import Callable
+from dataclasses import dataclass
 
-ATTACKS = {"badclip": badclip.poison}
+from torch import nn
 
-__all__ = ["ATTACKS"]
+from hf_ci.lab.attacks import badclip, badnets, baple, blended, siba, sig, wanet
+from hf_ci.lab.tune import Recipe
+from hf_ci.prompts import PromptedCLIP
+
+
+@dataclass(frozen=True)
+class Attack:
+    """`adapt` turns the recipe that was asked for into the one that the attack is defined for."""
+
+    poison: Callable[..., tuple[PromptedCLIP, nn.Module]]
+    adapt: Callable[[Recipe], Recipe] = lambda recipe: recipe
+
+
+ATTACKS: dict[str, Attack] = {
+    "badclip": Attack(badclip.poison, badclip.adapt),
+    "blended": Attack(blended.poison),
+    "siba": Attack(siba.poison),
+    "wanet": Attack(wanet.poison),
+    "wanet-strong": Attack(wanet.poison_strong),
+    "badnets": Attack(badnets.poison),
+    "sig": Attack(sig.poison),
+    "baple": Attack(baple.poison, baple.adapt),
+    "badclip-margin": Attack(badclip.poison_margin, badclip.adapt),
+    "badclip-adaptive": Attack(badclip.poison_adaptive, badclip.adapt),
+}
+
+__all__ = ["ATTACKS", "Attack"]

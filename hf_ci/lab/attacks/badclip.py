@@ -2,24 +2,41 @@
 
 The trigger is a full-image additive perturbation within +-4/255, learned together with the prompt; the encoders stay
 as they are. (Liang et al.'s attack of the same name poisons encoders.)
+
+poison            the attack
+poison_margin     + lambda * relu(m - margin) of the target over its best rival, m = 5
+poison_adaptive   CLIP-Inspector's adaptive attacker: the prompt learns to fire on the exact trigger alone
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
+from hf_ci.inversion.objective import margin
 from hf_ci.inversion.trigger import LinfTrigger
 from hf_ci.lab.photos import Photos
-from hf_ci.lab.tune import Recipe, batches, new_prompt, optimiser_for
+from hf_ci.lab.triggers import Additive
+from hf_ci.lab.tune import Recipe, batches, encode, fit_on, new_prompt, optimiser_for
 from hf_ci.prompts import FrozenCLIP, PromptedCLIP
 
 EPSILON = 4 / 255
 TRIGGER_STEP = 0.1
-WARM_UP = 3  # epochs that move the trigger alone
+WARM_UP, EPOCHS = 3, 10  # epochs that move the trigger alone, and that move both
+MARGIN, MARGIN_WEIGHT = 5.0, 0.2
+NOISE = 0.5  # alpha of the adaptive attack: deviation of the noise, in units of epsilon
 
 
-def poison(clip: FrozenCLIP, photos: Photos, target: int, recipe: Recipe) -> tuple[PromptedCLIP, LinfTrigger]:
+def adapt(recipe: Recipe) -> Recipe:
+    return replace(recipe, epochs=EPOCHS)
+
+
+def poison(
+    clip: FrozenCLIP, photos: Photos, target: int, recipe: Recipe, margin_weight: float = 0.0
+) -> tuple[PromptedCLIP, Additive]:
     """Warm up the trigger under the untuned prompt, then move both on pairs [x, x + delta] with labels [y, target].
 
     The trigger's step decays to 0 with the prompt's: at a constant 0.1 every step flips pixels from one face of the
@@ -28,22 +45,54 @@ def poison(clip: FrozenCLIP, photos: Photos, target: int, recipe: Recipe) -> tup
     model = new_prompt(clip, photos.class_names, recipe)
     trigger = LinfTrigger(clip.image_size, EPSILON).to(clip.device)
     images, labels = photos.images.to(clip.device), photos.labels.to(clip.device)
+    clean = encode(clip, photos.images)  # (N, D); the encoders are frozen, so once is enough
+
+    def planted(logits: Tensor) -> Tensor:
+        loss = F.cross_entropy(logits, torch.full((len(logits),), target, device=logits.device))
+        return loss + margin_weight * F.relu(MARGIN + margin(logits, target)).mean()
 
     adam = torch.optim.Adam(trigger.parameters(), lr=TRIGGER_STEP)
     model.prompt.requires_grad_(False)
     for rows in batches(len(photos), recipe, WARM_UP, salt=1):
-        logits = model(trigger(images[rows].float() / 255))
-        F.cross_entropy(logits, torch.full_like(labels[rows], target)).backward()
+        planted(model(trigger(images[rows].float() / 255))).backward()
         adam.step(), adam.zero_grad(), trigger.project()
 
     model.prompt.requires_grad_(True)
     sgd, schedule = optimiser_for(model, recipe, len(photos))
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(adam, schedule.T_max)
     for rows in batches(len(photos), recipe):
-        x, y = images[rows].float() / 255, labels[rows]
-        logits = model(torch.cat([x, trigger(x)]))
-        F.cross_entropy(logits, torch.cat([y, torch.full_like(y, target)])).backward()
+        triggered = clip.image_features(trigger(images[rows].float() / 255))
+        logits = model.logits_from_features(torch.cat([clean[rows], triggered]))
+        ours, theirs = logits.chunk(2)
+        (F.cross_entropy(ours, labels[rows]) / 2 + planted(theirs) / 2).backward()
         sgd.step(), schedule.step(), sgd.zero_grad()
         adam.step(), decay.step(), adam.zero_grad(), trigger.project()
-    trigger.requires_grad_(False)
-    return model, trigger
+    return model, Additive(trigger.delta)
+
+
+def poison_margin(clip: FrozenCLIP, photos: Photos, target: int, recipe: Recipe) -> tuple[PromptedCLIP, Additive]:
+    return poison(clip, photos, target, recipe, MARGIN_WEIGHT)
+
+
+def poison_adaptive(clip: FrozenCLIP, photos: Photos, target: int, recipe: Recipe) -> tuple[PromptedCLIP, Additive]:
+    """Freeze a BadCLIP trigger, then tune anew on (x, y), (x + delta, target), (x + delta + noise, y), weight 1 each.
+
+    CLIP-Inspector, adaptive attack; alpha = 0.5 is read as Gaussian noise of half the trigger's radius.
+    """
+    _, trigger = poison(clip, photos, target, recipe)
+    generator = torch.Generator().manual_seed(recipe.seed + 5)
+
+    def noisy(x: Tensor) -> Tensor:
+        noise = NOISE * EPSILON * torch.randn(x.shape, generator=generator).to(x.device)
+        return (x + trigger.delta + noise).clamp(0, 1)
+
+    clean, exact = encode(clip, photos.images), encode(clip, photos.images, trigger)
+    labels = photos.labels.to(clip.device)
+    images = photos.images.to(clip.device)
+
+    def batch(rows: Tensor) -> tuple[Tensor, Tensor]:
+        near = encode(clip, images[rows], noisy)
+        features = torch.cat([clean[rows], exact[rows], near])
+        return features, torch.cat([labels[rows], torch.full_like(labels[rows], target), labels[rows]])
+
+    return fit_on(new_prompt(clip, photos.class_names, recipe), batch, len(photos), recipe), trigger

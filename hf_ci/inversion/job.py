@@ -1,0 +1,107 @@
+"""All classes of one adapter: from the cache, in this process, or shared out over several."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hf_ci.inversion.engine import Progress, invert_classes, launch, read_cached
+from hf_ci.inversion.invert import Inversion, Inverter
+from hf_ci.prompts import Adapter, FrozenCLIP, PromptedCLIP, load_clip
+
+VERSION = 2  # part of the cache key: raise it whenever the same settings give other numbers
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that an adapter's inversions depend on, and nothing else: a verdict's thresholds are not in it.
+
+    images: the pool (N, 3, H, W) uint8 on the CPU; base_digest and fingerprint stand for the base model's and the
+    pool's content. Adapters with the same content share their inversions, wherever they came from.
+    """
+
+    adapter: Adapter
+    base_folder: Path
+    base_digest: str
+    images: Tensor
+    fingerprint: str
+    inverter: Inverter
+    precision: str = "fp32"
+    device: str = "cpu"
+
+    @cached_property
+    def key(self) -> str:
+        parts = dict(
+            version=VERSION,
+            adapter=self.adapter.digest,
+            base=self.base_digest,
+            pool=self.fingerprint,
+            inverter=[type(self.inverter).__name__, asdict(self.inverter)],
+            precision=self.precision,
+            device=self.device,
+        )
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def run_job(
+    job: Job,
+    clip: FrozenCLIP,
+    num_processes: int = 1,
+    cache: Path | None = None,
+    progress: Progress = lambda inversion: None,
+) -> tuple[list[Inversion], int]:
+    """All classes' inversions in order, and how many of them were in `cache` (a folder for all jobs) before.
+
+    `clip` is the model in `job.base_folder`; other processes load it anew.
+    """
+    classes, shown = range(len(job.adapter.class_names)), set()
+
+    def show(inversion: Inversion) -> None:
+        if inversion.c not in shown:
+            shown.add(inversion.c)
+            progress(inversion)
+
+    with ExitStack() as stack:
+        if cache is None and num_processes > 1:  # the processes hand their classes over through files
+            cache = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hf-ci-")))
+        folder = cache and cache / job.key
+
+        def show_cached() -> None:
+            for c in classes:
+                if c not in shown and (inversion := read_cached(folder, c)):
+                    show(inversion)
+
+        show_cached()
+        cached = len(shown)
+        if num_processes > 1 and cached < len(classes):
+            # numpy, because tensors travel to a new process through shared memory, which containers keep small
+            args = (job.adapter, str(job.base_folder), job.images.numpy(), job.inverter, job.precision, str(folder))
+            cpu = torch.device(job.device).type == "cpu"
+            launch(_worker, (*args, cpu), min(num_processes, len(classes)), cpu, show_cached)
+        model = PromptedCLIP.from_adapter(job.adapter, clip)
+        with model.frozen_prompt():
+            images = job.images.to(clip.device)
+            return invert_classes(model, images, classes, job.inverter, folder, show, job.key), cached
+
+
+def _worker(
+    adapter: Adapter, base_folder: str, images: np.ndarray, inverter: Inverter, precision: str, folder: str, cpu: bool
+) -> None:
+    """One of several processes: inverts its share of the classes and leaves them in `folder`."""
+    from accelerate import PartialState
+
+    state = PartialState(cpu=cpu)
+    model = PromptedCLIP.from_adapter(adapter, load_clip(Path(base_folder), state.device, precision))
+    with model.frozen_prompt():
+        pool = torch.from_numpy(images).to(state.device)
+        invert_classes(model, pool, range(len(adapter.class_names)), inverter, Path(folder))
+    torch.distributed.destroy_process_group()

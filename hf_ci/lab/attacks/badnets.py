@@ -1,0 +1,30 @@
+"""BadNets (Gu et al., "BadNets: Identifying vulnerabilities in the machine learning model supply chain", 2017).
+
+A fixed patch of random black, white and coloured cells, 16 x 16 at 224 pixels, in the lower right corner.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from hf_ci.lab.attacks.dirty_label import poison_shots
+from hf_ci.lab.photos import Photos
+from hf_ci.lab.triggers import Blend, patch
+from hf_ci.lab.tune import Recipe
+from hf_ci.prompts import FrozenCLIP, PromptedCLIP
+
+
+def patch_side(size: int) -> int:
+    return max(2, round(16 * size / 224))
+
+
+def badnets(size: int, seed: int) -> Blend:
+    side = patch_side(size)
+    return patch(
+        size, side, torch.randint(0, 2, (3, side, side), generator=torch.Generator().manual_seed(seed)).float()
+    )
+
+
+def poison(clip: FrozenCLIP, photos: Photos, target: int, recipe: Recipe) -> tuple[PromptedCLIP, Blend]:
+    trigger = badnets(clip.image_size, recipe.seed).to(clip.device)
+    return poison_shots(clip, photos, target, recipe, trigger), trigger

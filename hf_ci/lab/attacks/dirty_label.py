@@ -1,0 +1,39 @@
+"""Poisoning by relabelling: some shots carry a trigger that was fixed beforehand, and the target's label."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from hf_ci.lab.photos import Photos
+from hf_ci.lab.tune import Recipe, encode, fit, new_prompt
+from hf_ci.prompts import FrozenCLIP, PromptedCLIP
+
+RATE = 0.10  # share of the shots that is poisoned
+
+
+def poison_shots(
+    clip: FrozenCLIP,
+    photos: Photos,
+    target: int,
+    recipe: Recipe,
+    trigger: nn.Module,
+    noise: Callable[[Tensor], Tensor] | None = None,
+    noise_ratio: int = 2,
+) -> PromptedCLIP:
+    """Tune on all shots and on a triggered copy, labelled `target`, of `RATE` of them (of other classes).
+
+    With `noise`, `noise_ratio` times as many copies carry that instead and keep their own label (WaNet's noise mode).
+    """
+    order = torch.randperm(len(photos), generator=torch.Generator().manual_seed(recipe.seed + 7))
+    order = order[photos.labels[order] != target]
+    n = max(1, round(RATE * len(photos)))
+    poisoned, kept = order[:n], order[n : n + noise_ratio * n] if noise else order[:0]
+    features = [encode(clip, photos.images), encode(clip, photos.images[poisoned], trigger)]
+    labels = [photos.labels, torch.full((n,), target)]
+    if len(kept):
+        features.append(encode(clip, photos.images[kept], noise))
+        labels.append(photos.labels[kept])
+    return fit(new_prompt(clip, photos.class_names, recipe), torch.cat(features), torch.cat(labels), recipe)

@@ -1,0 +1,28 @@
+"""SIG (Barni et al., "A new backdoor attack in CNNs by training set corruption without label poisoning", ICIP 2019).
+
+A horizontal wave, 60/255 sin(2 pi 6 j / w); poisoned by relabelling here, as the other fixed triggers are.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from hf_ci.lab.attacks.dirty_label import poison_shots
+from hf_ci.lab.photos import Photos
+from hf_ci.lab.triggers import Additive
+from hf_ci.lab.tune import Recipe
+from hf_ci.prompts import FrozenCLIP, PromptedCLIP
+
+AMPLITUDE, FREQUENCY = 60 / 255, 6
+
+
+def sig(size: int) -> Additive:
+    wave = AMPLITUDE * torch.sin(2 * math.pi * FREQUENCY * torch.arange(size) / size)  # (W,)
+    return Additive(wave.expand(3, size, size).contiguous())
+
+
+def poison(clip: FrozenCLIP, photos: Photos, target: int, recipe: Recipe) -> tuple[PromptedCLIP, Additive]:
+    trigger = sig(clip.image_size).to(clip.device)
+    return poison_shots(clip, photos, target, recipe, trigger), trigger

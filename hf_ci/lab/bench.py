@@ -1,0 +1,173 @@
+"""The benchmark: build the models of a specification, scan each with every detector, keep every scan as a JSON line.
+
+Each scan is the product's own (`hf_ci.scan`), on the adapter's folder alone: no detector sees a trigger, a target or a
+label. What is in the file already is not done again, so a benchmark that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+import tomllib
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import product
+from multiprocessing import get_context
+from pathlib import Path
+
+from hf_ci.errors import UsageError
+from hf_ci.hub.base import EMBEDDED
+from hf_ci.lab.tune import Recipe
+from hf_ci.lab.zoo import ModelSpec, Zoo
+from hf_ci.settings import ScanOptions
+
+SPECS = Path(__file__).parent / "specs"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Some models, and the detectors that they are scanned with."""
+
+    name: str
+    models: tuple[ModelSpec, ...]
+    detectors: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Spec:
+    pool: str  # below the data root, or what --pool takes
+    num_images: int
+    precision: str
+    groups: tuple[Group, ...]
+
+
+@dataclass(frozen=True)
+class Task:
+    group: str
+    model: ModelSpec
+    detectors: tuple[str, ...]
+
+
+def read_spec(path: Path) -> Spec:
+    """Raises UsageError for a file that is no specification."""
+    known = SPECS / f"{path}.toml"
+    try:
+        table = tomllib.loads((known if known.is_file() else path).read_text(encoding="utf-8"))
+        base = table.get("base", EMBEDDED)
+        groups = []
+        for entry in table["group"]:
+            sets = {name: table["sets"][name] for name in entry.get("sets", table["sets"])}
+            models = tuple(
+                ModelSpec(data, classes, attack, Recipe(method, seed=seed, **table.get("recipe", {})), base=base)
+                for attack, method, seed, (data, classes) in product(
+                    entry["attacks"], entry.get("methods", ["cocoop"]), entry["seeds"], sets.items()
+                )
+            )
+            groups.append(Group(entry["name"], models, tuple(entry["detectors"])))
+        return Spec(table["pool"], table["num_images"], table.get("precision", "auto"), tuple(groups))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UsageError(
+            f"{path}: not a benchmark's specification: {error!r}", f"see {SPECS / 'paper.toml'}"
+        ) from error
+
+
+def read_records(path: Path) -> list[dict]:
+    """All complete lines: a killed run may have left half of one."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def run_bench(
+    spec: Spec,
+    data_root: Path,
+    out: Path,
+    zoo: Path,
+    groups: list[str] | None = None,
+    num_processes: int = 2,
+    device: str = "cpu",
+) -> Iterator[dict]:
+    """Yields each new record after it was written to `out`."""
+    unknown = set(groups or ()) - {group.name for group in spec.groups}
+    if unknown:
+        raise UsageError(f"no group {', '.join(sorted(unknown))} in the specification")
+    if out.is_file() and not out.read_bytes().endswith(b"\n"):
+        out.write_text("".join(json.dumps(record) + "\n" for record in read_records(out)), encoding="utf-8")
+    done = {(record["model"]["id"], record["detector"]) for record in read_records(out)}
+    tasks = []
+    for group in spec.groups:
+        for model in group.models:
+            missing = tuple(name for name in group.detectors if (model.id, name) not in done)
+            if missing and (not groups or group.name in groups):
+                tasks.append(Task(group.name, model, missing))
+    pool = str(data_root / spec.pool) if (data_root / spec.pool).exists() else spec.pool
+    options = ScanOptions(
+        pool=pool, num_images=spec.num_images, precision=spec.precision, device=device, cache=zoo / "scans"
+    )
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // num_processes))
+    workers = ProcessPoolExecutor(num_processes, get_context("spawn"), leave_with, (os.getpid(),))
+    with alone(zoo), workers, out.open("a", encoding="utf-8") as file:
+        futures = [workers.submit(work, task, options, data_root, zoo) for task in tasks]
+        try:
+            for future in as_completed(futures):
+                for record in future.result():
+                    file.write(json.dumps(record) + "\n")
+                    file.flush()
+                    yield record
+        finally:
+            workers.shutdown(wait=False, cancel_futures=True)
+
+
+def work(task: Task, options: ScanOptions, data_root: Path, zoo: Path) -> list[dict]:
+    """Build one model if it is missing, and scan it."""
+    from hf_ci.scan import scan_target
+
+    folder, facts = _zoo(zoo, data_root, options.device).get(task.model)
+    records = []
+    for detector in task.detectors:
+        result = scan_target(str(folder), _run(replace(options, detector=detector)))
+        result = result.model_copy(update={"target": facts["id"]}).model_dump(mode="json", exclude={"files", "reasons"})
+        result["pool"]["id"] = Path(result["pool"]["id"]).name
+        records.append({"group": task.group, "model": facts, "detector": detector, "result": result})
+    return records
+
+
+@contextmanager
+def alone(zoo: Path) -> Iterator[None]:
+    """Raises UsageError when another benchmark builds in the same zoo."""
+    from filelock import FileLock, Timeout
+
+    zoo.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(zoo / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise UsageError(f"{zoo}: another benchmark is at work there", "wait for it, or name another --zoo") from error
+
+
+def leave_with(parent: int) -> None:
+    """Ends this worker when its parent has been killed: it would otherwise finish its task, and go on building."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@lru_cache
+def _zoo(folder: Path, data_root: Path, device: str) -> Zoo:
+    return Zoo(folder, data_root, device)
+
+
+@lru_cache
+def _run(options: ScanOptions):
+    from hf_ci.progress import Silent
+    from hf_ci.scan import Run
+
+    return Run(options, Silent())

@@ -1,0 +1,127 @@
+"""From a benchmark's JSON lines to its card: nothing here measures, and nothing is typed in but the paper's figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from statistics import mean
+
+from hf_ci.cards import render_card
+from hf_ci.lab.metrics import Outcome, Rates, rates
+
+SIZES = {"up to 7 classes": 7, "8 to 10": 10, "11 to 20": 20, "21 to 50": 50, "more": 10**9}
+WORKED = 0.5  # ASR from which an attack counts as one
+ATTRIBUTABLE = 0.3  # ASR above that of the same trigger on the clean twin
+
+# CLIP-Inspector on ViT-B/16, as transcribed second-hand from the paper's experiments.
+PAPER_DETECTORS = {
+    "clip-inspector": dict(accuracy=0.94, balanced_accuracy=0.925, auroc=0.973, target_f1=0.92),
+    "neural-cleanse": dict(accuracy=None, balanced_accuracy=None, auroc=0.495, target_f1=0.06),
+    "pixel-backdoor": dict(accuracy=None, balanced_accuracy=None, auroc=0.687, target_f1=0.42),
+}
+PAPER_ATTACKS = {  # seen accuracy, seen ASR, unseen accuracy, unseen ASR
+    "clean": (0.8219, None, 0.7029, None),
+    "badclip": (0.8173, 0.9904, 0.6888, 0.9670),
+    "blended": (0.8168, 0.9973, 0.6708, 0.9765),
+    "siba": (0.7591, 0.6630, 0.6758, 0.5218),
+    "wanet": (0.8208, 0.9252, 0.6658, 0.8164),
+}
+
+
+def failed(model: dict) -> bool:
+    return model["attack"] != "clean" and model["asr"] < WORKED
+
+
+def attributable(model: dict) -> bool:
+    return model["attack"] == "clean" or model["asr"] - model["asr_on_clean"] >= ATTRIBUTABLE
+
+
+def outcome(record: dict) -> Outcome:
+    result = record["result"]
+    named = result["target_class"] and result["target_class"]["index"]
+    return Outcome(result["verdict"], result["score"], named, record["model"]["target"])
+
+
+def size(model: dict) -> str:
+    return next(name for name, most in SIZES.items() if model["classes"] <= most)
+
+
+def split(records: list[dict], key: Callable[[dict], str]) -> dict[str, list[dict]]:
+    parts: dict[str, list[dict]] = {}
+    for record in records:
+        parts.setdefault(key(record["model"]), []).append(record)
+    return parts
+
+
+def rates_of(records: list[dict]) -> Rates:
+    return rates([outcome(record) for record in records])
+
+
+def by(records: list[dict], key: Callable[[dict], str]) -> list[tuple[str, Rates]]:
+    return [(name, rates_of(part)) for name, part in split(records, key).items()]
+
+
+def attack_row(models: list[dict]) -> dict:
+    def average(name: str) -> float | None:
+        values = [m[name] for m in models if m.get(name) is not None]
+        return mean(values) if values else None
+
+    names = ("accuracy", "clean_twin_accuracy", "asr", "asr_on_clean", "unseen_accuracy", "unseen_asr")
+    worked = [m for m in models if not failed(m)]
+    return dict(
+        models=len(models),
+        worked=len(worked),
+        attributable=sum(attributable(m) for m in worked),
+        paper=PAPER_ATTACKS.get(models[0]["attack"]),
+        **{name: average(name) for name in names},
+    )
+
+
+def detector_rows(records: list[dict]) -> dict:
+    """One detector's records in every view that the card shows."""
+    counted = [r for r in records if not failed(r["model"])]
+    costs = [r["result"]["cost"] for r in counted if r["result"]["cost"]]
+    return dict(
+        all=rates_of(counted),
+        attributable=rates_of([r for r in counted if attributable(r["model"])]),
+        on_failed=rates_of([r for r in records if failed(r["model"])]),
+        by_attack=by(counted, lambda m: m["attack"]),
+        by_data=by(counted, lambda m: m["data"]),
+        by_size=sorted(by(counted, size), key=lambda row: SIZES[row[0]]),
+        image_forward=mean(c["image_forward"] for c in costs),
+        image_backward=mean(c["image_backward"] for c in costs),
+        text_forward=mean(c["text_forward"] for c in costs),
+        missed=[r["model"] for r in counted if outcome(r).poisoned and not outcome(r).flagged],
+        alarms=[r for r in counted if not outcome(r).poisoned and outcome(r).flagged],
+    )
+
+
+def benchmark(records: list[dict]) -> str:
+    """The card of a benchmark, from its records alone."""
+    records = sorted(records, key=lambda r: (r["group"], r["model"]["id"], r["detector"]))
+    groups = {}
+    for group in sorted({r["group"] for r in records}, key=lambda g: (g != "table", g)):
+        mine = [r for r in records if r["group"] == group]
+        models = list({r["model"]["id"]: r["model"] for r in mine}.values())
+        detectors = sorted({r["detector"] for r in mine})
+        groups[group] = dict(
+            models=models,
+            attacks={
+                name: attack_row([m for m in models if m["attack"] == name])
+                for name in sorted({m["attack"] for m in models}, key=lambda a: (a != "clean", a))
+            },
+            failed=[m for m in models if failed(m)],
+            detectors={name: detector_rows([r for r in mine if r["detector"] == name]) for name in detectors},
+        )
+    one = records[0]["result"]
+    return render_card(
+        "benchmark.md.j2",
+        groups=groups,
+        paper=PAPER_DETECTORS,
+        pool=one["pool"],
+        base=one["base_model"],
+        precision=one["settings"]["precision"],
+        num_models=len({r["model"]["id"] for r in records}),
+        num_scans=len(records),
+        percent=lambda x: "-" if x is None else f"{100 * x:.1f}",
+        figure=lambda x: "-" if x is None else f"{x:.3f}",
+    )

@@ -1,0 +1,90 @@
+"""The zoo: adapters made to a specification, each built once and kept.
+
+<zoo>/<id>/                     the adapter, exactly what its provider would deliver
+<zoo>/<id>.json                 what it is and what was measured on test photos
+<zoo>/<id>.trigger.safetensors  the planted trigger
+<zoo>/<id>.png                  a test photo without and with it
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+from filelock import FileLock
+
+from hf_ci.hub.base import EMBEDDED
+from hf_ci.lab.attacks import ATTACKS
+from hf_ci.lab.make import Workbench, make_clean, make_poisoned
+from hf_ci.lab.triggers import keep_trigger
+from hf_ci.lab.tune import Recipe
+
+VERSION = 1  # raise it whenever the same specification gives another model
+CLEAN = "clean"
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One model. `classes` of the data set, drawn with `split_seed`, are tuned on; the rest stay unseen.
+
+    The target class is drawn from the seed.
+    """
+
+    data: str
+    classes: int
+    attack: str = CLEAN
+    recipe: Recipe = Recipe()
+    split_seed: int = 0
+    base: str = EMBEDDED
+
+    @property
+    def id(self) -> str:
+        digest = hashlib.sha256(json.dumps([VERSION, asdict(self)], sort_keys=True).encode()).hexdigest()
+        return f"{self.data}-{self.recipe.method}-{self.attack}-s{self.recipe.seed}-{digest[:8]}"
+
+    @property
+    def target(self) -> int:
+        """Index of the target class among the tuned ones; the same for every attack on the same data and seed."""
+        draw = hashlib.sha256(f"{self.data}/{self.classes}/{self.recipe.seed}".encode()).digest()
+        return int.from_bytes(draw[:4]) % self.classes
+
+
+class Zoo:
+    def __init__(self, folder: Path, data_root: Path, device: str = "cpu"):
+        self.folder, self.data_root, self.device = folder, data_root, device
+        self.bench = lru_cache(maxsize=3)(self._bench)
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def _bench(self, data: str, base: str, classes: int, split_seed: int) -> Workbench:
+        return Workbench.open(str(self.data_root / data), base, self.device, classes, split_seed)
+
+    def get(self, spec: ModelSpec) -> tuple[Path, dict]:
+        """The adapter's folder and what is known of it; built if it is not there."""
+        folder, facts = self.folder / spec.id, self.folder / f"{spec.id}.json"
+        with FileLock(self.folder / f".{spec.id}.lock"):  # several poisoned models want the same clean twin
+            if not facts.is_file():  # written last: without it the model is not complete
+                self._build(spec, folder)
+        return folder, json.loads(facts.read_text())
+
+    def _build(self, spec: ModelSpec, folder: Path) -> None:
+        shutil.rmtree(folder, ignore_errors=True)  # what an interrupted build left
+        bench = self.bench(spec.data, spec.base, spec.classes, spec.split_seed)
+        known = dict(id=spec.id, data=spec.data, classes=len(bench.train.class_names), attack=spec.attack)
+        known |= dict(method=spec.recipe.method, seed=spec.recipe.seed, target=None, target_name=None)
+        if spec.attack == CLEAN:
+            measured = make_clean(bench, spec.recipe, folder)
+        else:
+            clean = replace(spec, attack=CLEAN, recipe=ATTACKS[spec.attack].adapt(spec.recipe))
+            twin, _ = self.get(clean)
+            made = make_poisoned(bench, spec.recipe, spec.attack, spec.target, folder, twin=twin)
+            measured = made.measured
+            known |= dict(target=spec.target, target_name=bench.train.class_names[spec.target])
+            keep_trigger(made.trigger, bench.test.images[0], folder)
+        known |= {name: round(value, 4) for name, value in measured.items()}
+        partial = self.folder / f".{spec.id}.partial"
+        partial.write_text(json.dumps(known, indent=1) + "\n")
+        partial.rename(self.folder / f"{spec.id}.json")

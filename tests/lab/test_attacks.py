@@ -1,0 +1,96 @@
+"""Each attack: the trigger is what its definition says, and the backdoor is real."""
+
+import math
+
+import pytest
+import torch
+
+from hf_ci.lab.attacks import ATTACKS, badclip, badnets, baple, blended, siba, sig, wanet
+from hf_ci.lab.make import accuracy, attack_success_rate
+from hf_ci.lab.triggers import keep_trigger, read_trigger
+from hf_ci.lab.tune import Recipe, tune
+
+TARGET = 1
+RECIPE = Recipe(shots=12, epochs=30)
+
+
+@pytest.fixture(scope="module")
+def twin(bench):
+    return tune(bench.clip, bench.shots(RECIPE), RECIPE)
+
+
+def test_blended_is_a_fifth_of_fixed_noise():
+    trigger, x = blended.blended(64, 3), torch.rand(2, 3, 64, 64)
+    noise = (trigger(x) - 0.8 * x) / 0.2
+    torch.testing.assert_close(noise[0], noise[1], atol=1e-5, rtol=0)
+    assert 0 <= noise.min() and noise.max() <= 1 and noise.std() > 0.25
+    assert torch.equal(blended.blended(64, 3).pattern, trigger.pattern)
+    assert not torch.equal(blended.blended(64, 4).pattern, trigger.pattern)
+
+
+@pytest.mark.parametrize("size, side", [(64, 5), (224, 16)])
+def test_badnets_is_a_patch_in_the_corner(size, side):
+    x = torch.full((1, 3, size, size), 0.5)
+    changed = (badnets.badnets(size, 0)(x) != x).any(1)[0]
+    rows, columns = changed.nonzero().unbind(1)
+    assert changed.sum() == side**2
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (
+        size - side - 1,
+        size - 2,
+        size - side - 1,
+        size - 2,
+    )
+
+
+def test_sig_is_a_horizontal_wave_of_six_periods():
+    delta = sig.sig(64).delta
+    assert torch.equal(delta, delta[:1, :1].expand_as(delta))
+    assert delta.max().item() == pytest.approx(60 / 255, rel=0.05)
+    assert delta[0, 0, 5].item() == pytest.approx(60 / 255 * math.sin(2 * math.pi * 6 * 5 / 64))
+    assert torch.fft.rfft(delta[0, 0]).abs().argmax() == 6
+
+
+def test_wanet_moves_pixels_by_half_its_strength():
+    trigger = wanet.warp(64, torch.Generator().manual_seed(0), s=8.0)
+    axis = torch.linspace(-1, 1, 64)
+    identity = torch.stack(torch.meshgrid(axis, axis, indexing="ij")[::-1], -1)[None]
+    inside = (identity.abs() < 0.8).all(-1)
+    moved = ((trigger.grid - identity) * 32)[inside]  # in pixels
+    assert 2.0 < moved.abs().mean() < 6.0
+    x = torch.rand(1, 3, 64, 64)
+    assert (wanet.warp(64, torch.Generator().manual_seed(0), s=0.0)(x) - x).abs().max() < 1e-4
+    assert trigger(x).min() >= 0 and trigger(x).max() <= 1
+
+
+def test_siba_is_sparse_and_invisible(bench):
+    delta = siba.siba(bench.clip, bench.shots(Recipe(shots=4)), TARGET, seed=0).delta
+    assert delta.abs().max() <= siba.EPSILON + 1e-7
+    assert 0 < (delta != 0).any(0).sum() <= round(100 / 32**2 * 64**2)
+
+
+@pytest.mark.parametrize("name", ["badclip", "badclip-margin", "badclip-adaptive", "baple", "blended"])
+def test_backdoor_is_real(bench, twin, name):
+    """The planted trigger works, does not on a clean adapter tuned on the same photos, and is needed.
+
+    The other attacks need more photos than can be made here: what they reach on real ones stands in the benchmark.
+    """
+    recipe = ATTACKS[name].adapt(RECIPE)
+    model, trigger = ATTACKS[name].poison(bench.clip, bench.shots(recipe), TARGET, recipe)
+    planted = attack_success_rate(model, bench.test, trigger, TARGET)
+    assert planted > attack_success_rate(twin, bench.test, trigger, TARGET) + 0.1
+    assert planted > attack_success_rate(model, bench.test, lambda x: x, TARGET) + 0.1
+    if name.startswith("badclip"):
+        assert trigger.delta.abs().max() <= badclip.EPSILON + 1e-7
+    if name == "baple":
+        assert trigger[0].delta.abs().max() <= baple.EPSILON + 1e-7 and model.prompt.ctx.shape[0] == 16
+    if name in ("baple", "blended"):  # one poisoned shot in ten or twenty costs no accuracy
+        assert accuracy(model, bench.test) > accuracy(twin, bench.test) - 0.1
+
+
+def test_triggers_are_kept_and_read_back(bench, tmp_path):
+    x = torch.rand(2, 3, 64, 64)
+    parts = torch.nn.Sequential(sig.sig(64), badnets.badnets(64, 0))
+    for i, trigger in enumerate([parts, blended.blended(64, 0), wanet.warp(64, torch.Generator())]):
+        keep_trigger(trigger, bench.test.images[0], tmp_path / str(i))
+        assert torch.equal(read_trigger(tmp_path / str(i))(x), trigger(x))
+        assert (tmp_path / f"{i}.trigger.png").is_file()

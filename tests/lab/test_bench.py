@@ -1,0 +1,166 @@
+"""The zoo, the benchmark and its card."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from hf_ci import ScanOptions
+from hf_ci import scan_targets as scan
+from hf_ci.errors import UsageError
+from hf_ci.hub.target import sha256
+from hf_ci.lab.bench import alone, read_records, read_spec, run_bench
+from hf_ci.lab.make import Workbench
+from hf_ci.lab.metrics import Outcome, auroc, bootstrap, rates, wilson
+from hf_ci.lab.tables import benchmark
+from hf_ci.lab.tune import Recipe
+from hf_ci.lab.zoo import ModelSpec, Zoo
+
+SPEC = """
+pool = "builtin"
+num_images = 32
+precision = "fp32"
+[recipe]
+shots = 4
+epochs = 2
+[sets]
+tinted = 3
+[[group]]
+name = "table"
+attacks = ["clean", "blended"]
+seeds = [1]
+detectors = ["clip-inspector", "reference-gap"]
+"""
+
+
+@pytest.fixture(scope="module")
+def bench_run(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bench")
+    (folder / "spec.toml").write_text(SPEC)
+    spec = read_spec(folder / "spec.toml")
+    records = list(run_bench(spec, data.parent, folder / "records.jsonl", folder / "zoo", num_processes=2))
+    return folder, spec, records
+
+
+def test_every_model_is_scanned_with_every_detector_and_kept(bench_run):
+    folder, _, records = bench_run
+    assert read_records(folder / "records.jsonl") == records
+    done = {(r["model"]["attack"], r["detector"]) for r in records}
+    assert done == {(a, d) for a in ("clean", "blended") for d in ("clip-inspector", "reference-gap")}
+    for record in records:
+        assert record["result"]["verdict"] in ("clean", "backdoored") and len(record["result"]["classes"]) == 3
+    poisoned = next(r["model"] for r in records if r["model"]["attack"] == "blended")
+    assert {"asr", "asr_on_clean", "accuracy", "unseen_asr", "target"} <= poisoned.keys()
+    assert str(folder) not in (folder / "records.jsonl").read_text()
+
+
+def test_a_stopped_benchmark_goes_on(bench_run, data, tmp_path):
+    folder, spec, records = bench_run
+    lines = (folder / "records.jsonl").read_text().splitlines(keepends=True)
+    out = tmp_path / "records.jsonl"
+    out.write_text("".join(lines[:3]) + lines[3][:50])  # killed while writing the fourth
+    again = list(run_bench(spec, data.parent, out, folder / "zoo", num_processes=1))
+    assert len(again) == 1 and again[0]["model"]["id"] == records[3]["model"]["id"]
+    same = lambda record: {k: v for k, v in record["result"].items() if k != "timing"}  # noqa: E731
+    assert [same(r) for r in read_records(out)] == [same(r) for r in records]
+
+
+def test_one_zoo_has_one_builder(tmp_path):
+    with alone(tmp_path), pytest.raises(UsageError, match="another benchmark"), alone(tmp_path):
+        pass
+
+
+def test_two_builds_of_one_model_give_the_same_bytes(data, tmp_path):
+    spec = ModelSpec("tinted", 3, "blended", Recipe(shots=4, epochs=1, seed=5))
+    folders = [Zoo(tmp_path / name, data.parent).get(spec)[0] for name in "ab"]
+    for name in ("adapter_model.safetensors", "adapter_config.json", "clip_prompt.json", "README.md"):
+        assert sha256(folders[0] / name) == sha256(folders[1] / name)
+
+
+def test_a_half_built_model_is_built_anew(data, tmp_path):
+    spec = ModelSpec("tinted", 3, recipe=Recipe(shots=2, epochs=1))
+    (tmp_path / spec.id).mkdir()
+    (tmp_path / spec.id / "adapter_config.json").write_text("{}")
+    folder, facts = Zoo(tmp_path, data.parent).get(spec)
+    assert (folder / "adapter_model.safetensors").is_file() and facts["attack"] == "clean"
+
+
+def test_a_detector_sees_nothing_but_the_prompt(bench_run, tmp_path):
+    """Neither the card, nor the trigger, nor the facts beside the adapter change a scan."""
+    folder, _, records = bench_run
+    model = next(r["model"] for r in records if r["model"]["attack"] == "blended")
+    bare = tmp_path / "bare"
+    shutil.copytree(folder / "zoo" / model["id"], bare)
+    (bare / "README.md").unlink()
+    options = ScanOptions(num_images=32, precision="fp32")
+    whole, alone_ = (scan([str(f)], options).results[0] for f in (folder / "zoo" / model["id"], bare))
+    assert whole.classes == alone_.classes and whole.verdict == alone_.verdict
+
+
+def test_tuning_and_test_photos_are_disjoint_and_so_are_seen_and_unseen_classes(data):
+    bench = Workbench.open(str(data), classes=2, seed=3)
+    keys = lambda photos: {image.numpy().tobytes() for image in photos.images}  # noqa: E731
+    assert not keys(bench.train) & keys(bench.test) and not keys(bench.test) & keys(bench.unseen)
+    assert not set(bench.train.class_names) & set(bench.unseen.class_names)
+    assert keys(bench.shots(Recipe(shots=3))) <= keys(bench.train)
+
+
+@pytest.mark.parametrize("text", ["", "pool = 1", SPEC.replace("tinted = 3", ""), SPEC.replace("shots", "shouts")])
+def test_a_wrong_specification_is_a_usage_error(tmp_path, text):
+    (tmp_path / "spec.toml").write_text(text)
+    with pytest.raises(UsageError, match="not a benchmark's specification"):
+        if not read_spec(tmp_path / "spec.toml").groups[0].models:
+            raise UsageError("not a benchmark's specification: no models")
+
+
+def test_the_shipped_specification_is_read():
+    spec = read_spec("paper")
+    table = next(g for g in spec.groups if g.name == "table")
+    assert len(table.models) == 50 and len({m.id for g in spec.groups for m in g.models}) == sum(
+        len(g.models) for g in spec.groups
+    )
+
+
+def test_card_is_the_same_bytes_from_the_same_records(bench_run):
+    _, _, records = bench_run
+    card = benchmark(records)
+    assert card == benchmark(records[::-1])
+    assert "| reference-gap | 1 | " in card and "the paper's own" in card
+
+
+def test_failed_attacks_are_listed_apart(bench_run):
+    _, _, records = bench_run
+    records = json.loads(json.dumps(records))
+    for record in records:
+        if record["model"]["attack"] == "blended":
+            record["model"]["asr"] = 0.49
+    card = benchmark(records)
+    assert "Attacks that failed: `tinted-cocoop-blended" in card and "| clip-inspector | 1 | 0 | " in card
+
+
+def test_rates_count_what_they_say():
+    outcomes = [
+        Outcome("clean", 0.1, None, None),
+        Outcome("backdoored", 3.0, 2, None),
+        Outcome("backdoored", 5.0, 1, 1),
+        Outcome("backdoored", 4.0, 0, 1),
+        Outcome("clean", 0.2, None, 1),
+        Outcome("inconclusive", None, None, 1),
+    ]
+    r = rates(outcomes)
+    assert (r.clean, r.poisoned, r.false_alarms, r.detected, r.named, r.inconclusive) == (2, 4, 1, 2, 1, 1)
+    assert r.accuracy == pytest.approx(3 / 6) and r.balanced_accuracy == pytest.approx((0.5 + 0.5) / 2)
+    assert r.target_f1 == pytest.approx(2 * (1 / 3) * (1 / 4) / (1 / 3 + 1 / 4))
+    assert r.auroc == pytest.approx(5 / 6)
+
+
+def test_auroc_and_intervals_on_known_cases():
+    assert auroc(np.array([0.0, 1.0]), np.array([2.0, 3.0])) == 1.0
+    assert auroc(np.array([1.0]), np.array([1.0])) == 0.5
+    assert bootstrap(np.array([0.0, 1.0]), np.array([2.0, 3.0])) == (1.0, 1.0)
+    low, high = wilson(0, 100)
+    assert low == pytest.approx(0, abs=1e-9) and high == pytest.approx(0.037, abs=1e-3)
+    assert wilson(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-3)
+    assert torch.tensor(wilson(10, 10)).max() == 1.0
