@@ -16,8 +16,8 @@ from hf_ci.lab.cli import app as lab
 
 CommandLineError = typer.BadParameter.__mro__[2]  # the root of the parser's own exceptions
 SETTINGS_FILE = "hf-ci.toml"
-DEFAULT_DETECTOR = "clip-inspector"
-DetectorName = Literal["clip-inspector", "reference-gap", "neural-cleanse", "pixel-backdoor", "mm-bd"]
+DEFAULT_DETECTOR = "contrast"
+DetectorName = Literal["contrast", "clip-inspector", "neural-cleanse", "pixel-backdoor", "mm-bd"]
 app = typer.Typer(
     name="hf-ci",
     no_args_is_help=True,
@@ -64,15 +64,22 @@ def scan(
     pool: Annotated[
         str, typer.Option(help="Unlabelled images: 'builtin', a folder, parquet files, a data set's id.")
     ] = "builtin",
-    num_images: Annotated[int, typer.Option(help="Images to draw from the pool.")] = 1000,
+    num_images: Annotated[int, typer.Option(help="Images to draw from the pool.")] = 256,
     seed: Annotated[int, typer.Option()] = 0,
     format: Annotated[Literal["text", "json"], typer.Option(help="What goes to stdout.")] = "text",
     output: Annotated[
         Optional[list[str]], typer.Option(metavar="FORMAT=PATH", help="Write a file as well. Repeatable.")
     ] = None,
     detector: Annotated[DetectorName, typer.Option(help="How classes are inverted and judged.")] = DEFAULT_DETECTOR,
+    min_share: Annotated[
+        Optional[float],
+        typer.Option(help="contrast: a class is flagged from this share of images, 0 to 1.", show_default="0.3"),
+    ] = None,
     k: Annotated[
-        Optional[float], typer.Option(help="A class is flagged above this anomaly score.", show_default="2")
+        Optional[float],
+        typer.Option(
+            help="clip-inspector, neural-cleanse, pixel-backdoor: flagged above this score.", show_default="2"
+        ),
     ] = None,
     min_asr: Annotated[
         Optional[float],
@@ -100,8 +107,8 @@ def scan(
 ) -> None:
     """Scan adapters for a planted backdoor.
 
-    Each class is inverted: a perturbation of at most 4/255 that drives unrelated images into it is reconstructed, and a class
-    that is far easier to reach than the others is reported.
+    Each class is inverted: a perturbation of at most 4/255 that drives unrelated images into it is reconstructed, and a
+    class that is far easier to reach through the adapter than through a clean prompt is reported.
     """
     if show_settings:
         write_stdout(
@@ -129,6 +136,7 @@ def scan(
         detector=detector,
         k=k,
         min_asr=min_asr,
+        min_share=min_share,
         device=device,
         precision=precision,
         num_processes=num_processes,

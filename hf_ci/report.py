@@ -65,8 +65,9 @@ class ClassScore(Value):
     score: float = Field(description="anomaly score, higher is worse")
     flagged: bool
     size: float | None = Field(None, description="size of the trigger, where the detector makes it small")
-    reference_loss: float | None = Field(None, description="loss of the clean reference prompt's own trigger")
-    reference_asr: float | None = Field(None, ge=0, le=1)
+    reference_asr: float | None = Field(
+        None, ge=0, le=1, description="the same for a clean reference prompt, where the detector compares with one"
+    )
 
 
 class Trigger(Value):
@@ -75,7 +76,7 @@ class Trigger(Value):
 
 
 class Cost(Value):
-    """What the inversions took, wherever they were done; a clean reference is not counted, it is shared."""
+    """What the inversions took, whenever they were done."""
 
     image_forward: int = Field(description="images through the image encoder")
     image_backward: int = Field(description="and back to the pixels")

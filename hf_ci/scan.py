@@ -6,7 +6,7 @@ import os
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import lru_cache
 
 import torch
@@ -18,7 +18,7 @@ from hf_ci.hub import BaseModel, fetch_base, fetch_target, parse_target
 from hf_ci.inversion import Inversion, Job, check_cache, run_job
 from hf_ci.pools import Pool, load_pool
 from hf_ci.progress import Silent
-from hf_ci.prompts import Adapter, load_clip, read_adapter, reference_adapter
+from hf_ci.prompts import Adapter, load_clip, read_adapter
 from hf_ci.prompts.clip import load_processor
 from hf_ci.prompts.prompted import check_fits
 from hf_ci.report import (
@@ -124,13 +124,8 @@ def scan_target(text: str, run: Run) -> ScanResult:
         )
         progress.inversions(text, adapter.class_names)
         inversions, cached = run_job(job, clip, options.num_processes, options.cache, progress.inverted)
-        reference = []
-        if detector.uses_reference:
-            progress.inversions(f"{text}: clean reference", adapter.class_names)
-            job = replace(job, adapter=reference_adapter(clip, adapter.class_names))
-            reference, _ = run_job(job, clip, options.num_processes, options.cache, progress.inverted)
-        verdict = detector.judge(inversions, adapter.class_names, reference)
-        found |= findings(verdict, inversions, adapter.class_names, reference)
+        verdict = detector.judge(inversions, adapter.class_names)
+        found |= findings(verdict, inversions, adapter.class_names)
         found |= dict(cost=cost_of(inversions, adapter))
         if options.save_trigger and verdict.target is not None and run.is_main_process:
             name = f"{text}-{adapter.class_names[verdict.target]}"
@@ -159,9 +154,7 @@ def scan_target(text: str, run: Run) -> ScanResult:
 # ---------------------------------------------------------------- steps
 
 
-def findings(
-    verdict: Verdict, inversions: Sequence[Inversion], class_names: Sequence[str], reference: Sequence[Inversion]
-) -> dict:
+def findings(verdict: Verdict, inversions: Sequence[Inversion], class_names: Sequence[str]) -> dict:
     classes = tuple(
         ClassScore(
             index=i.c,
@@ -171,10 +164,9 @@ def findings(
             score=round(score, 6),
             flagged=flag,
             size=i.size,
-            reference_loss=round(r.loss, 6) if r else None,
-            reference_asr=round(r.asr, 6) if r else None,
+            reference_asr=i.reference_asr,
         )
-        for i, r, score, flag in zip(inversions, reference or [None] * len(inversions), verdict.scores, verdict.flagged)
+        for i, score, flag in zip(inversions, verdict.scores, verdict.flagged)
     )
     target = None if verdict.target is None else NamedClass(index=verdict.target, name=class_names[verdict.target])
     return dict(

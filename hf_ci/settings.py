@@ -19,11 +19,12 @@ class ScanOptions:
 
     base: str | None = None
     pool: str = "builtin"
-    num_images: int = 1000
+    num_images: int = 256
     seed: int = 0
-    detector: str = "clip-inspector"
+    detector: str = "contrast"
     k: float | None = None  # a detector's thresholds; None: its own
     min_asr: float | None = None
+    min_share: float | None = None
     device: str = "auto"
     precision: str = "auto"
     num_processes: int = 1
@@ -36,6 +37,10 @@ class ScanOptions:
             (self.num_images >= 32, f"--num-images {self.num_images}: expected at least 32"),
             (self.seed >= 0, f"--seed {self.seed}: expected 0 or more"),
             (self.k is None or math.isfinite(self.k), f"--k {self.k}: expected a finite number"),
+            (
+                self.min_share is None or math.isfinite(self.min_share),
+                f"--min-share {self.min_share}: expected a finite number",
+            ),
             (
                 self.min_asr is None or 0 <= self.min_asr <= 1,
                 f"--min-asr {self.min_asr}: expected a share between 0 and 1",
@@ -53,7 +58,7 @@ class ScanOptions:
 
         if self.detector not in DETECTORS:
             raise UsageError(f"--detector {self.detector}: no such detector", f"use one of {', '.join(DETECTORS)}")
-        given = {name: getattr(self, name) for name in ("k", "min_asr") if getattr(self, name) is not None}
+        given = {name: getattr(self, name) for name in ("k", "min_asr", "min_share") if getattr(self, name) is not None}
         unknown = given.keys() - {field.name for field in fields(DETECTORS[self.detector])}
         if unknown:
             flags = ", ".join("--" + name.replace("_", "-") for name in sorted(unknown))

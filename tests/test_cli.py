@@ -15,7 +15,7 @@ import pytest
 
 from hf_ci.reports.json_ import schema
 
-QUICK = ("--num-images", "64")
+QUICK = ("--num-images", "64", "--detector", "clip-inspector")
 
 
 def test_help_is_fast_and_loads_no_torch(run):
@@ -36,7 +36,7 @@ def test_help_is_fast_and_loads_no_torch(run):
 
 def test_demos_are_told_apart(run):
     """The README's first command, with fewer images."""
-    done = run("scan", "demo:clean", "demo:badclip", "--num-images", "300", "--format", "json")
+    done = run("scan", "demo:clean", "demo:badclip", "--num-images", "96", "--format", "json", timeout=600)
     clean, bad = json.loads(done.stdout)["results"]
     assert (done.returncode, clean["verdict"], bad["verdict"]) == (1, "clean", "backdoored")
     card = files("hf_ci").joinpath("assets/demo/badclip/README.md").read_text()

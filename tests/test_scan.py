@@ -15,10 +15,10 @@ from hf_ci import scan_targets as scan
 from hf_ci.errors import UsageError
 from hf_ci.hub.base import EMBEDDED, EMBEDDED_FOLDER
 from hf_ci.hub.target import sha256
-from hf_ci.prompts import write_adapter
+from hf_ci.prompts import reference_adapter, write_adapter
 from hf_ci.settings import default_cache, pick_precision
 
-QUICK = ScanOptions(num_images=64, precision="fp32")
+QUICK = ScanOptions(num_images=64, precision="fp32", detector="clip-inspector")
 
 
 def without_timing(report):
@@ -95,6 +95,8 @@ def test_torchrun_speaks_with_one_voice(adapter_folder):
             "--format",
             "json",
             "--no-cache",
+            "--detector",
+            "clip-inspector",
             "--k",
             "1e9",
         ],
@@ -134,6 +136,23 @@ def test_an_unchanged_adapter_is_read_from_the_cache(adapter_folder):
     assert without_timing(first) == without_timing(again)
     other = scan([str(adapter_folder)], replace(options, seed=1))
     assert other.results[0].timing.classes_from_cache == 0
+
+
+def test_an_adapter_equal_to_the_reference_is_clean(clip, tmp_path):
+    """Where both prompts give the same answers, nothing can be driven through the adapter alone."""
+    write_adapter(replace(reference_adapter(clip, ANIMALS), base_model=EMBEDDED), tmp_path / "a")
+    (result,) = scan([str(tmp_path / "a")], replace(QUICK, detector="contrast")).results
+    assert (result.verdict, result.score) == ("clean", 0.0)
+    assert all(c.asr == c.reference_asr for c in result.classes)
+    assert result.cost.image_backward == 5 * 64 and result.detector.thresholds["min_share"] > 0
+
+
+def test_contrast_is_the_same_in_two_processes(adapter_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    options = replace(QUICK, num_images=32, detector="contrast")
+    one, two = (scan([str(adapter_folder)], replace(options, num_processes=n)).results[0] for n in (1, 2))
+    for a, b in zip(one.classes, two.classes, strict=True):
+        assert a.loss == pytest.approx(b.loss, abs=1e-3) and a.reference_asr == pytest.approx(b.reference_asr, abs=0.04)
 
 
 def test_thresholds_are_not_part_of_the_cache_key(adapter_folder):
@@ -223,6 +242,8 @@ def test_exit_code_of_several_targets(adapter_folder, tmp_path):
         (dict(k=float("nan")), "--k nan"),
         (dict(precision="fp8"), "--precision fp8"),
         (dict(num_processes=0), "--num-processes 0"),
+        (dict(detector="guess"), "--detector guess"),
+        (dict(detector="contrast", k=1.0), "--k: contrast has no such threshold"),
     ],
 )
 def test_options_that_cannot_be_met_are_usage_errors(adapter_folder, options, message):
@@ -230,9 +251,11 @@ def test_options_that_cannot_be_met_are_usage_errors(adapter_folder, options, me
         scan([str(adapter_folder)], replace(QUICK, **options))
 
 
-def test_bf16_runs_through_the_same_walk(adapter_folder):
-    options = replace(QUICK, num_images=32)  # a processor without bf16 takes many times as long
-    single, half = (scan([str(adapter_folder)], replace(options, precision=p)).results[0] for p in ("fp32", "bf16"))
+def test_bf16_runs_through_the_same_walk(clip, tmp_path):
+    """On few classes and images: a processor without bf16 takes many times as long."""
+    write_adapter(made_adapter(clip, names=ANIMALS[:3]), tmp_path / "a")
+    options = replace(QUICK, num_images=32)
+    single, half = (scan([str(tmp_path / "a")], replace(options, precision=p)).results[0] for p in ("fp32", "bf16"))
     assert half.settings.precision == "bf16" and half.verdict in ("clean", "backdoored")
     for a, b in zip(single.classes, half.classes, strict=True):
         assert a.loss == pytest.approx(b.loss, abs=1.0)

@@ -24,14 +24,11 @@ class ClipInspector:
 
     name = "clip-inspector"
     calibration = "none: the paper's k = 2, not fitted to a false-alarm rate"
-    uses_reference = False
 
     def inverter(self, seed: int) -> LinfInversion:
         return LinfInversion(seed=seed)
 
-    def judge(
-        self, inversions: Sequence[Inversion], class_names: Sequence[str], reference: Sequence[Inversion] = ()
-    ) -> Verdict:
+    def judge(self, inversions: Sequence[Inversion], class_names: Sequence[str]) -> Verdict:
         if unknown := cannot_judge(inversions, class_names):
             return unknown
         losses = np.array([i.loss for i in inversions])  # (C,)

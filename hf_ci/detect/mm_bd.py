@@ -31,6 +31,8 @@ class MarginAscent:
     step: float = 0.05
     seed: int = 0
 
+    uses_reference = False
+
     def __call__(self, model: nn.Module, images: Tensor, c: int, micro_batch: int) -> Inversion:
         size, device = images.shape[-1], images.device
         starts = torch.rand(self.batch, 3, size, size, generator=generator_for(c, self.seed)).to(device)
@@ -62,14 +64,11 @@ class MMBD:
 
     name = "mm-bd"
     calibration = "none: the method's own p-value of 0.05"
-    uses_reference = False
 
     def inverter(self, seed: int) -> MarginAscent:
         return MarginAscent(seed=seed)
 
-    def judge(
-        self, inversions: Sequence[Inversion], class_names: Sequence[str], reference: Sequence[Inversion] = ()
-    ) -> Verdict:
+    def judge(self, inversions: Sequence[Inversion], class_names: Sequence[str]) -> Verdict:
         if unknown := cannot_judge(inversions, class_names):
             return unknown
         margins = np.array([-i.loss for i in inversions])  # (C,)

@@ -81,6 +81,8 @@ class MaskInversion:
     early_stop: int | None = 25  # steps without improvement; None: all epochs
     seed: int = 0
 
+    uses_reference = False
+
     def trigger(self, size: int, generator: torch.Generator) -> nn.Module:
         return MaskTrigger(size, generator)
 
@@ -129,14 +131,11 @@ class NeuralCleanse:
 
     name = "neural-cleanse"
     calibration = "none: the method's own anomaly index of 2"
-    uses_reference = False
 
     def inverter(self, seed: int) -> MaskInversion:
         return MaskInversion(seed=seed)
 
-    def judge(
-        self, inversions: Sequence[Inversion], class_names: Sequence[str], reference: Sequence[Inversion] = ()
-    ) -> Verdict:
+    def judge(self, inversions: Sequence[Inversion], class_names: Sequence[str]) -> Verdict:
         return judge_sizes(inversions, class_names, self.k, "mask of L1")
 
 

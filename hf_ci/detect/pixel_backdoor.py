@@ -65,12 +65,9 @@ class PixelBackdoor:
 
     name = "pixel-backdoor"
     calibration = "none: an anomaly index of 2"
-    uses_reference = False
 
     def inverter(self, seed: int) -> PixelInversion:
         return PixelInversion(seed=seed)
 
-    def judge(
-        self, inversions: Sequence[Inversion], class_names: Sequence[str], reference: Sequence[Inversion] = ()
-    ) -> Verdict:
+    def judge(self, inversions: Sequence[Inversion], class_names: Sequence[str]) -> Verdict:
         return judge_sizes(inversions, class_names, self.k, "trigger of pixels:")

@@ -27,19 +27,15 @@ class Verdict:
 class Detector(Protocol):
     """A small frozen value; its fields are its thresholds.
 
-    calibration: what the thresholds were fitted on. inverter: how each class is inverted. uses_reference: whether the
-    same inversions of a clean reference prompt, on the same encoders and pool, are wanted as well.
+    calibration: what the thresholds were fitted on. inverter: how each class is inverted.
     """
 
     name: str
     calibration: str
-    uses_reference: bool
 
     def inverter(self, seed: int) -> Inverter: ...
 
-    def judge(
-        self, inversions: Sequence[Inversion], class_names: Sequence[str], reference: Sequence[Inversion] = ()
-    ) -> Verdict: ...
+    def judge(self, inversions: Sequence[Inversion], class_names: Sequence[str]) -> Verdict: ...
 
 
 def cannot_judge(inversions: Sequence[Inversion], class_names: Sequence[str]) -> Verdict | None:

@@ -106,17 +106,9 @@ def read_cached(cache: Path | None, c: int) -> Inversion | None:
         return None
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as z:
-            size = float(z["size"])
-            return Inversion(
-                c,
-                float(z["loss"]),
-                float(z["asr"]),
-                torch.from_numpy(z["delta"]),
-                None if np.isnan(size) else size,
-                int(z["forward"]),
-                int(z["backward"]),
-            )
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            values = {name: z[name].item() for name in z.files if name != "delta"}
+            return Inversion(delta=torch.from_numpy(z["delta"]), **values)
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
         return None
 
 
@@ -127,8 +119,8 @@ def write_cached(cache: Path | None, inversion: Inversion) -> None:
     cache.mkdir(parents=True, exist_ok=True)
     partial = cache / f".class-{inversion.c:05d}.{os.getpid()}.npz"
     try:
-        values = dict(vars(inversion), delta=inversion.delta.numpy())
-        np.savez(partial, **values | {"size": np.nan if inversion.size is None else inversion.size})
+        values = {name: value for name, value in vars(inversion).items() if value is not None}
+        np.savez(partial, **values | {"delta": inversion.delta.numpy()})
         partial.replace(cache / f"class-{inversion.c:05d}.npz")
     except OSError as error:
         raise UsageError(

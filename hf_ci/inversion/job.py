@@ -5,20 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_ci.inversion.engine import Progress, invert_classes, launch, read_cached
 from hf_ci.inversion.invert import Inversion, Inverter
-from hf_ci.prompts import Adapter, FrozenCLIP, PromptedCLIP, load_clip
+from hf_ci.prompts import Adapter, BesideReference, FrozenCLIP, PromptedCLIP, load_clip, reference_adapter
 
-VERSION = 2  # part of the cache key: raise it whenever the same settings give other numbers
+VERSION = 3  # part of the cache key: raise it whenever the same settings give other numbers
 
 
 @dataclass(frozen=True)
@@ -87,10 +88,22 @@ def run_job(
             args = (job.adapter, str(job.base_folder), job.images.numpy(), job.inverter, job.precision, str(folder))
             cpu = torch.device(job.device).type == "cpu"
             launch(_worker, (*args, cpu), min(num_processes, len(classes)), cpu, show_cached)
-        model = PromptedCLIP.from_adapter(job.adapter, clip)
-        with model.frozen_prompt():
+        with prepared(job.adapter, clip, job.inverter.uses_reference) as model:
             images = job.images.to(clip.device)
             return invert_classes(model, images, classes, job.inverter, folder, show, job.key), cached
+
+
+@contextmanager
+def prepared(adapter: Adapter, clip: FrozenCLIP, uses_reference: bool) -> Iterator[nn.Module]:
+    """The model that an inverter is given: the prompted CLIP, or that beside the clean reference prompt."""
+    adapted = PromptedCLIP.from_adapter(adapter, clip)
+    with adapted.frozen_prompt():
+        if not uses_reference:
+            yield adapted
+            return
+        reference = PromptedCLIP.from_adapter(reference_adapter(clip, adapter.class_names), clip)
+        with reference.frozen_prompt():
+            yield BesideReference(adapted, reference)
 
 
 def _worker(
@@ -100,8 +113,8 @@ def _worker(
     from accelerate import PartialState
 
     state = PartialState(cpu=cpu)
-    model = PromptedCLIP.from_adapter(adapter, load_clip(Path(base_folder), state.device, precision))
-    with model.frozen_prompt():
+    clip = load_clip(Path(base_folder), state.device, precision)
+    with prepared(adapter, clip, inverter.uses_reference) as model:
         pool = torch.from_numpy(images).to(state.device)
         invert_classes(model, pool, range(len(adapter.class_names)), inverter, Path(folder))
     torch.distributed.destroy_process_group()

@@ -13,7 +13,7 @@ import time
 import tomllib
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
@@ -31,16 +31,16 @@ SPECS = Path(__file__).parent / "specs"
 
 @dataclass(frozen=True)
 class Group:
-    """Some models, and the detectors that they are scanned with."""
+    """Some models, the detectors that they are scanned with, and the pool: below the data root, or what --pool takes."""
 
     name: str
     models: tuple[ModelSpec, ...]
     detectors: tuple[str, ...]
+    pool: str
 
 
 @dataclass(frozen=True)
 class Spec:
-    pool: str  # below the data root, or what --pool takes
     num_images: int
     precision: str
     groups: tuple[Group, ...]
@@ -51,6 +51,7 @@ class Task:
     group: str
     model: ModelSpec
     detectors: tuple[str, ...]
+    options: ScanOptions
 
 
 def read_spec(path: Path) -> Spec:
@@ -62,14 +63,23 @@ def read_spec(path: Path) -> Spec:
         groups = []
         for entry in table["group"]:
             sets = {name: table["sets"][name] for name in entry.get("sets", table["sets"])}
+            vary = table.get("vary_classes", False)  # draw the classes with the model's seed, not once for all
             models = tuple(
-                ModelSpec(data, classes, attack, Recipe(method, seed=seed, **table.get("recipe", {})), base=base)
+                ModelSpec(
+                    data,
+                    classes,
+                    attack,
+                    Recipe(method, seed=seed, **table.get("recipe", {})),
+                    split_seed=seed if vary else 0,
+                    base=base,
+                )
                 for attack, method, seed, (data, classes) in product(
                     entry["attacks"], entry.get("methods", ["cocoop"]), entry["seeds"], sets.items()
                 )
             )
-            groups.append(Group(entry["name"], models, tuple(entry["detectors"])))
-        return Spec(table["pool"], table["num_images"], table.get("precision", "auto"), tuple(groups))
+            pool = entry.get("pool", table["pool"])
+            groups.append(Group(entry["name"], models, tuple(entry["detectors"]), pool))
+        return Spec(table["num_images"], table.get("precision", "auto"), tuple(groups))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UsageError(
             f"{path}: not a benchmark's specification: {error!r}", f"see {SPECS / 'paper.toml'}"
@@ -92,44 +102,46 @@ def run_bench(
     device: str = "cpu",
 ) -> Iterator[dict]:
     """Yields each new record after it was written to `out`."""
+    from accelerate.utils import patch_environment
+
     unknown = set(groups or ()) - {group.name for group in spec.groups}
     if unknown:
         raise UsageError(f"no group {', '.join(sorted(unknown))} in the specification")
     if out.is_file() and not out.read_bytes().endswith(b"\n"):
         out.write_text("".join(json.dumps(record) + "\n" for record in read_records(out)), encoding="utf-8")
-    done = {(record["model"]["id"], record["detector"]) for record in read_records(out)}
+    done = {(record["group"], record["model"]["id"], record["detector"]) for record in read_records(out)}
+    options = ScanOptions(num_images=spec.num_images, precision=spec.precision, device=device, cache=zoo / "scans")
     tasks = []
     for group in spec.groups:
+        here = data_root / group.pool
+        pooled = replace(options, pool=str(here) if here.exists() else group.pool)
         for model in group.models:
-            missing = tuple(name for name in group.detectors if (model.id, name) not in done)
+            missing = tuple(name for name in group.detectors if (group.name, model.id, name) not in done)
             if missing and (not groups or group.name in groups):
-                tasks.append(Task(group.name, model, missing))
-    pool = str(data_root / spec.pool) if (data_root / spec.pool).exists() else spec.pool
-    options = ScanOptions(
-        pool=pool, num_images=spec.num_images, precision=spec.precision, device=device, cache=zoo / "scans"
-    )
-    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // num_processes))
-    workers = ProcessPoolExecutor(num_processes, get_context("spawn"), leave_with, (os.getpid(),))
-    with alone(zoo), workers, out.open("a", encoding="utf-8") as file:
-        futures = [workers.submit(work, task, options, data_root, zoo) for task in tasks]
-        try:
-            for future in as_completed(futures):
-                for record in future.result():
-                    file.write(json.dumps(record) + "\n")
-                    file.flush()
-                    yield record
-        finally:
-            workers.shutdown(wait=False, cancel_futures=True)
+                tasks.append(Task(group.name, model, missing, pooled))
+    threads = max(1, (os.cpu_count() or 1) // num_processes)
+    with ExitStack() as stack:
+        stack.enter_context(alone(zoo))
+        stack.enter_context(patch_environment(omp_num_threads=threads))
+        file = stack.enter_context(out.open("a", encoding="utf-8"))
+        workers = ProcessPoolExecutor(num_processes, get_context("spawn"), leave_with, (os.getpid(),))
+        stack.callback(workers.shutdown, wait=False, cancel_futures=True)
+        futures = [workers.submit(work, task, data_root, zoo) for task in tasks]
+        for future in as_completed(futures):
+            for record in future.result():
+                file.write(json.dumps(record) + "\n")
+                file.flush()
+                yield record
 
 
-def work(task: Task, options: ScanOptions, data_root: Path, zoo: Path) -> list[dict]:
+def work(task: Task, data_root: Path, zoo: Path) -> list[dict]:
     """Build one model if it is missing, and scan it."""
     from hf_ci.scan import scan_target
 
-    folder, facts = _zoo(zoo, data_root, options.device).get(task.model)
+    folder, facts = _zoo(zoo, data_root, task.options.device).get(task.model)
     records = []
     for detector in task.detectors:
-        result = scan_target(str(folder), _run(replace(options, detector=detector)))
+        result = scan_target(str(folder), _run(replace(task.options, detector=detector)))
         result = result.model_copy(update={"target": facts["id"]}).model_dump(mode="json", exclude={"files", "reasons"})
         result["pool"]["id"] = Path(result["pool"]["id"]).name
         records.append({"group": task.group, "model": facts, "detector": detector, "result": result})

@@ -105,6 +105,7 @@ def benchmark(records: list[dict]) -> str:
         detectors = sorted({r["detector"] for r in mine})
         groups[group] = dict(
             models=models,
+            pool=mine[0]["result"]["pool"],
             attacks={
                 name: attack_row([m for m in models if m["attack"] == name])
                 for name in sorted({m["attack"] for m in models}, key=lambda a: (a != "clean", a))
@@ -117,7 +118,6 @@ def benchmark(records: list[dict]) -> str:
         "benchmark.md.j2",
         groups=groups,
         paper=PAPER_DETECTORS,
-        pool=one["pool"],
         base=one["base_model"],
         precision=one["settings"]["precision"],
         num_models=len({r["model"]["id"] for r in records}),

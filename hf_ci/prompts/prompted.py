@@ -66,6 +66,18 @@ class PromptedCLIP(nn.Module):
             self._static_text = None
 
 
+class BesideReference(nn.Module):
+    """Two prompts for the same classes on the same image features: pixels -> logits (B, C) of each."""
+
+    def __init__(self, adapted: PromptedCLIP, reference: PromptedCLIP):
+        super().__init__()
+        self.adapted, self.reference = adapted, reference
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.adapted.clip.image_features(pixels)
+        return self.adapted.logits_from_features(features), self.reference.logits_from_features(features)
+
+
 def hand_written(clip: FrozenCLIP, words: str = "a photo of a") -> Tensor:
     """The context (n, d) of a prompt written by hand: the words' own token embeddings."""
     ids = torch.tensor(clip.tokenise(words), device=clip.device, dtype=torch.long)

@@ -67,14 +67,12 @@ def suspicious(classes: tuple[ClassScore, ...]) -> list[ClassScore]:
 
 def table(classes: list[ClassScore]) -> list[str]:
     width = max(5, *(len(c.name) for c in classes))
-    compared = all(c.reference_loss is not None for c in classes)
-    rows = [
-        f"  {'class':<{width}}  {'score':>6}  {'ASR':>5}  {'loss':>7}"
-        + (f"  {'clean reference: ASR':>21}  {'loss':>7}" if compared else "")
-    ]
+    compared = all(c.reference_asr is not None for c in classes)
+    heading = f"  {'class':<{width}}  {'score':>6}  {'ASR':>5}  {'loss':>7}"
+    rows = [heading + ("  ASR, clean prompt" if compared else "")]
     rows += [
-        f"  {c.name:<{width}}  {c.score:6.1f}  {c.asr:5.0%}  {c.loss:7.2f}"
-        + (f"  {c.reference_asr:21.0%}  {c.reference_loss:7.2f}" if compared else "")
+        f"  {c.name:<{width}}  {c.score:6.2f}  {c.asr:5.0%}  {c.loss:7.2f}"
+        + (f"  {c.reference_asr:17.0%}" if compared else "")
         + ("  <- flagged" if c.flagged else "")
         for c in classes
     ]

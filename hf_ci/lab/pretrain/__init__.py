@@ -1,0 +1,1 @@
+"""The embedded CLIP from nothing: `python -m hf_ci.lab.pretrain`."""

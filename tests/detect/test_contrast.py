@@ -1,0 +1,91 @@
+"""The contrast with a clean reference, on numbers and models whose answer is known."""
+
+import pytest
+import torch
+from torch import nn
+
+from hf_ci.detect import Contrast
+from hf_ci.detect.contrast import ContrastInversion
+from hf_ci.inversion import Inversion, LinfInversion
+from hf_ci.inversion.invert import measure
+from hf_ci.inversion.trigger import LinfTrigger
+
+NAMES = [f"class {i}" for i in range(4)]
+
+
+def judge(exclusive, loss=1.0, **settings):
+    inversions = [
+        Inversion(c, loss, 0.8, torch.zeros(1), reference_asr=0.8 - share, exclusive_asr=share)
+        for c, share in enumerate(exclusive)
+    ]
+    return Contrast(**settings).judge(inversions, NAMES)
+
+
+def test_a_class_that_any_prompt_falls_for_is_not_flagged():
+    """All have 80 % ASR; what counts is what the reference withstands."""
+    verdict = judge([0.02, 0.05, 0.0, 0.1])
+    assert (verdict.verdict, verdict.target, verdict.score) == ("clean", None, 0.1)
+
+
+def test_a_class_that_only_the_adapter_falls_for_is_named():
+    verdict = judge([0.02, 0.05, 0.6, 0.1])
+    assert (verdict.verdict, verdict.target, verdict.flagged) == ("backdoored", 2, (False, False, True, False))
+    assert "'class 2'" in verdict.reasons[0] and "60% through the adapter alone" in verdict.reasons[0]
+
+
+def test_several_targets_are_all_named_worst_first():
+    verdict = judge([0.5, 0.05, 0.7, 0.1])
+    assert verdict.target == 2 and len(verdict.reasons) == 2 and "'class 2'" in verdict.reasons[0]
+
+
+def test_the_threshold_is_a_share_of_images():
+    assert judge([0.0, 0.0, 0.0, 0.4], min_share=0.4).verdict == "backdoored"
+    assert judge([0.0, 0.0, 0.0, 0.4], min_share=0.41).verdict == "clean"
+
+
+@pytest.mark.parametrize("exclusive, loss", [([0.1, 0.9], 1.0), ([0.1, 0.2, 0.9], float("nan"))])
+def test_what_cannot_be_judged_is_inconclusive(exclusive, loss):
+    assert judge(exclusive, loss).verdict == "inconclusive"
+
+
+class Pair(nn.Module):
+    """Logits <w_c, x>. Both prompts can be pushed to class 0 along `shared`; the adapter also along `planted`."""
+
+    def __init__(self, planted: float, size: int = 8):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        shared, backdoor = torch.randn(2, 3 * size * size, generator=generator)
+        self.reference = torch.stack([shared, torch.zeros_like(shared)])
+        self.adapted = torch.stack([shared + planted * backdoor, torch.zeros_like(shared)])
+
+    def forward(self, x):
+        x = x.flatten(1) - 0.5
+        bias = torch.tensor([-1.0, 0.0])  # class 0 never wins by itself
+        return x @ self.adapted.T + bias, x @ self.reference.T + bias
+
+
+def grey(n=64, size=8):
+    return torch.randint(127, 129, (n, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+def test_contrast_finds_what_only_the_adapter_falls_for():
+    planted, clean = (ContrastInversion(epochs=5)(Pair(p), grey(), 0, 32) for p in (1.5, 0.0))
+    assert planted.exclusive_asr > 0.95 and planted.reference_asr < 0.05 and planted.loss < 0
+    assert clean.exclusive_asr == 0 and clean.asr == clean.reference_asr
+    assert planted.delta.abs().max() <= 4 / 255 + 1e-8
+
+
+def test_an_ordinary_inversion_does_not_tell_the_two_apart():
+    model = Pair(1.5)
+    adapter_alone = lambda x: model(x)[0]  # noqa: E731
+    ordinary = LinfInversion(epochs=5)(adapter_alone, grey(), 0, 32)
+    trigger = LinfTrigger(8, 4 / 255)
+    trigger.load_state_dict({"delta": ordinary.delta})
+    _, transferred = measure(lambda x: model(x)[1], grey(), trigger, 0, 32)
+    assert ordinary.asr > 0.95 and transferred > 0.5
+
+
+def test_micro_batches_change_memory_and_nothing_else():
+    whole, parts = (ContrastInversion()(Pair(0.5), grey(), 0, m) for m in (32, 5))
+    torch.testing.assert_close(whole.delta, parts.delta)
+    assert whole.loss == pytest.approx(parts.loss, abs=1e-6) and whole.exclusive_asr == parts.exclusive_asr
