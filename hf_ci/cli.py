@@ -73,7 +73,7 @@ def scan(
     detector: Annotated[DetectorName, typer.Option(help="How classes are inverted and judged.")] = DEFAULT_DETECTOR,
     min_share: Annotated[
         Optional[float],
-        typer.Option(help="contrast: a class is flagged from this share of images, 0 to 1.", show_default="0.3"),
+        typer.Option(help="contrast: a class is flagged from this share of images, 0 to 1.", show_default="calibrated"),
     ] = None,
     k: Annotated[
         Optional[float],

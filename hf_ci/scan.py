@@ -12,7 +12,7 @@ from functools import lru_cache
 import torch
 from accelerate import PartialState
 
-from hf_ci.detect import DETECTORS, Verdict
+from hf_ci.detect import Verdict
 from hf_ci.errors import EXIT_INTERNAL, AdapterError, HfCiError, UsageError, first_line, write_log
 from hf_ci.hub import BaseModel, fetch_base, fetch_target, parse_target
 from hf_ci.inversion import Inversion, Job, check_cache, run_job
@@ -55,7 +55,7 @@ class Run:
                 f"--num-processes {options.num_processes} within {state.num_processes} processes of a launcher",
                 "use one or the other",
             )
-        self.detector = DETECTORS[options.detector](**options.thresholds())
+        self.detector = options.make_detector()
         self.class_names = read_class_names(options.classes) if options.classes else None
         self.clip = lru_cache(maxsize=1)(lambda folder: load_clip(folder, self.device, self.precision))
         self.pool = lru_cache(maxsize=1)(

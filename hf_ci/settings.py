@@ -12,6 +12,10 @@ from hf_ci.errors import UsageError, first_line
 if TYPE_CHECKING:
     import torch
 
+    from hf_ci.detect import Detector
+
+THRESHOLDS = ("k", "min_asr", "min_share")  # of one detector or another
+
 
 @dataclass(frozen=True)
 class ScanOptions:
@@ -52,18 +56,19 @@ class ScanOptions:
             if not fine:
                 raise UsageError(message)
 
-    def thresholds(self) -> dict[str, float]:
-        """The detector's thresholds that were set. Raises UsageError for one that it does not have."""
+    def make_detector(self) -> Detector:
+        """Raises UsageError for a detector that is not known, or that has no such threshold as was set."""
         from hf_ci.detect import DETECTORS
 
         if self.detector not in DETECTORS:
             raise UsageError(f"--detector {self.detector}: no such detector", f"use one of {', '.join(DETECTORS)}")
-        given = {name: getattr(self, name) for name in ("k", "min_asr", "min_share") if getattr(self, name) is not None}
-        unknown = given.keys() - {field.name for field in fields(DETECTORS[self.detector])}
+        kind = DETECTORS[self.detector]
+        given = {name: getattr(self, name) for name in THRESHOLDS if getattr(self, name) is not None}
+        unknown = given.keys() - {field.name for field in fields(kind)}
         if unknown:
             flags = ", ".join("--" + name.replace("_", "-") for name in sorted(unknown))
             raise UsageError(f"{flags}: {self.detector} has no such threshold", "leave it out, or choose --detector")
-        return given
+        return kind(**given)
 
 
 def pick_device(name: str) -> torch.device:

@@ -10,17 +10,21 @@ labels nor a tuned prompt for comparison.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hf_ci.detect.calibration import shipped
 from hf_ci.detect.verdict import Verdict, cannot_judge
 from hf_ci.inversion import Inversion
 from hf_ci.inversion.invert import batches, pixels
 from hf_ci.inversion.objective import margin
 from hf_ci.inversion.trigger import LinfTrigger
+
+
+MOST_FLAGGED = 0.5  # share of the classes; where more are flagged, the reference is in doubt, not the adapter
 
 
 @dataclass(frozen=True)
@@ -74,13 +78,18 @@ class ContrastInversion:
 class Contrast:
     """Class c is flagged iff its trigger drives at least `min_share` of the images into it through the adapter alone.
 
-    That share is the class's score, between 0 and 1; the model's is the largest.
+    That share is the class's score, between 0 and 1; the model's is the largest. `min_share` comes from a calibration
+    on clean adapters (see `calibration`), and so does the p-value in the reasons. Inconclusive when more than half of
+    the classes are flagged.
     """
 
-    min_share: float = 0.3
+    min_share: float = field(default_factory=lambda: round(shipped().threshold, 3))
 
     name = "contrast"
-    calibration = "none yet"
+
+    @property
+    def calibration(self) -> str:
+        return shipped().describe()
 
     def inverter(self, seed: int) -> ContrastInversion:
         return ContrastInversion(seed=seed)
@@ -94,7 +103,8 @@ class Contrast:
         say = lambda i: (  # noqa: E731
             f"a perturbation reconstructed for {class_names[i.c]!r} drives {i.asr:.0%} of unrelated images into it, "
             f"{i.reference_asr:.0%} through a clean prompt; {i.exclusive_asr:.0%} through the adapter alone (flagged "
-            f"from {self.min_share:.0%})"
+            f"from {self.min_share:.0%}; p = {shipped().p_value(i.exclusive_asr):.1g} for a clean "
+            "adapter)"
         )
         if not flagged.any():
             return Verdict(
@@ -102,5 +112,12 @@ class Contrast:
                 (f"no class can be forced that a clean prompt withstands; closest: {say(inversions[target])}",),
                 **common,
             )
+        if flagged.mean() > MOST_FLAGGED:
+            reason = (
+                f"{flagged.sum()} of {len(scores)} classes can be forced through the adapter alone: either it is "
+                "backdoored in many classes, or their names mean nothing to this CLIP, and a clean prompt made of them "
+                "is no reference; --detector clip-inspector needs none"
+            )
+            return Verdict("inconclusive", (reason,), **common)
         reasons = tuple(say(inversions[c]) for c in np.argsort(-scores) if flagged[c])
         return Verdict("backdoored", reasons, target=target, **common)

@@ -38,6 +38,12 @@ def test_several_targets_are_all_named_worst_first():
     assert verdict.target == 2 and len(verdict.reasons) == 2 and "'class 2'" in verdict.reasons[0]
 
 
+def test_names_that_mean_nothing_are_not_mistaken_for_a_backdoor():
+    """A reference that cannot follow the adapter anywhere makes every class look planted."""
+    verdict = judge([0.7, 0.8, 0.05, 0.6])
+    assert verdict.verdict == "inconclusive" and "3 of 4 classes" in verdict.reasons[0] and verdict.score == 0.8
+
+
 def test_the_threshold_is_a_share_of_images():
     assert judge([0.0, 0.0, 0.0, 0.4], min_share=0.4).verdict == "backdoored"
     assert judge([0.0, 0.0, 0.0, 0.4], min_share=0.41).verdict == "clean"
