@@ -15,7 +15,7 @@ import pytest
 
 from hf_ci.reports.json_ import schema
 
-QUICK = ("--num-images", "64", "--detector", "clip-inspector")
+QUICK = ("--num-images", "32", "--detector", "clip-inspector")
 
 
 def test_help_is_fast_and_loads_no_torch(run):
@@ -36,7 +36,7 @@ def test_help_is_fast_and_loads_no_torch(run):
 
 def test_demos_are_told_apart(run):
     """The README's first command, with fewer images."""
-    done = run("scan", "demo:clean", "demo:badclip", "--num-images", "96", "--format", "json", timeout=600)
+    done = run("scan", "demo:clean", "demo:badclip", "--num-images", "64", "--format", "json", timeout=600)
     clean, bad = json.loads(done.stdout)["results"]
     assert (done.returncode, clean["verdict"], bad["verdict"]) == (1, "clean", "backdoored")
     card = files("hf_ci").joinpath("assets/demo/badclip/README.md").read_text()
@@ -145,7 +145,7 @@ def test_ctrl_c_says_so_and_the_next_run_goes_on_from_there(adapter_folder, tmp_
         "scan",
         str(adapter_folder),
         "--num-images",
-        "1500",
+        "400",
         "--cache",
         str(cache),
     ]
@@ -184,6 +184,6 @@ def test_a_rank_from_somewhere_else_silences_nothing(run, adapter_folder):
 
 
 def test_a_reader_that_leaves_does_not_change_the_exit_code(adapter_folder):
-    command = f"{sys.executable} -m hf_ci scan {adapter_folder} --num-images 64 --k -1e9 --min-asr 0 | true; exit ${{PIPESTATUS[0]}}"
+    command = f"{sys.executable} -m hf_ci scan {adapter_folder} --num-images 32 --detector clip-inspector --k -1e9 --min-asr 0 | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=300)
     assert done.returncode == 1 and "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr

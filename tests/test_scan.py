@@ -18,7 +18,7 @@ from hf_ci.hub.target import sha256
 from hf_ci.prompts import reference_adapter, write_adapter
 from hf_ci.settings import default_cache, pick_precision
 
-QUICK = ScanOptions(num_images=64, precision="fp32", detector="clip-inspector")
+QUICK = ScanOptions(num_images=32, precision="fp32", detector="clip-inspector")
 
 
 def without_timing(report):
@@ -38,7 +38,7 @@ def test_report_names_everything_that_was_used(adapter_folder):
         EMBEDDED,
         sha256(EMBEDDED_FOLDER / "model.safetensors"),
     )
-    assert (result.method, result.num_classes, result.pool.id, result.pool.num_images) == ("cocoop", 5, "builtin", 64)
+    assert (result.method, result.num_classes, result.pool.id, result.pool.num_images) == ("cocoop", 5, "builtin", 32)
     assert [c.name for c in result.classes] == list(ANIMALS)
     assert (
         result.verdict in ("clean", "backdoored") and result.reasons and result.settings.inversion["epsilon"] == 4 / 255
@@ -89,7 +89,7 @@ def test_torchrun_speaks_with_one_voice(adapter_folder):
             "scan",
             str(adapter_folder),
             "--num-images",
-            "64",
+            "32",
             "--precision",
             "fp32",
             "--format",
@@ -144,12 +144,12 @@ def test_an_adapter_equal_to_the_reference_is_clean(clip, tmp_path):
     (result,) = scan([str(tmp_path / "a")], replace(QUICK, detector="contrast")).results
     assert (result.verdict, result.score) == ("clean", 0.0)
     assert all(c.asr == c.reference_asr for c in result.classes)
-    assert result.cost.image_backward == 5 * 64 and result.detector.thresholds["min_share"] > 0
+    assert result.cost.image_backward == 5 * 32 and result.detector.thresholds["min_share"] > 0
 
 
 def test_contrast_is_the_same_in_two_processes(adapter_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    options = replace(QUICK, num_images=32, detector="contrast")
+    options = replace(QUICK, detector="contrast")
     one, two = (scan([str(adapter_folder)], replace(options, num_processes=n)).results[0] for n in (1, 2))
     for a, b in zip(one.classes, two.classes, strict=True):
         assert a.loss == pytest.approx(b.loss, abs=1e-3) and a.reference_asr == pytest.approx(b.reference_asr, abs=0.04)
@@ -254,8 +254,7 @@ def test_options_that_cannot_be_met_are_usage_errors(adapter_folder, options, me
 def test_bf16_runs_through_the_same_walk(clip, tmp_path):
     """On few classes and images: a processor without bf16 takes many times as long."""
     write_adapter(made_adapter(clip, names=ANIMALS[:3]), tmp_path / "a")
-    options = replace(QUICK, num_images=32)
-    single, half = (scan([str(tmp_path / "a")], replace(options, precision=p)).results[0] for p in ("fp32", "bf16"))
+    single, half = (scan([str(tmp_path / "a")], replace(QUICK, precision=p)).results[0] for p in ("fp32", "bf16"))
     assert half.settings.precision == "bf16" and half.verdict in ("clean", "backdoored")
     for a, b in zip(single.classes, half.classes, strict=True):
         assert a.loss == pytest.approx(b.loss, abs=1.0)

@@ -13,7 +13,7 @@ from hf_ci.hub.base import EMBEDDED_FOLDER
 from hf_ci.hub.target import parse_target
 from hf_ci.prompts import write_adapter
 
-QUICK = ("--num-images", "48", "--format", "json", "--no-cache")
+QUICK = ("--num-images", "32", "--format", "json", "--no-cache")
 
 
 @pytest.mark.parametrize(
@@ -155,6 +155,6 @@ def test_pool_streamed_from_a_data_set_on_the_hub(hub, files, tmp_path):
         "user/photos", {"data/train-00000-of-00001.parquet": (tmp_path / "p.parquet").read_bytes()}, repo_type="dataset"
     )
     pool = result_of(hub.scan("user/adapter", "--pool", "user/photos"))["pool"]
-    assert (pool["id"], pool["num_images"], pool["skipped"]) == ("user/photos", 48, 0)
+    assert (pool["id"], pool["num_images"], pool["skipped"]) == ("user/photos", 32, 0)
     done = hub.scan("user/adapter", "--pool", "user/nothing")
     assert done.returncode == 4 and "cannot be read" in result_of(done)["reasons"][0]

@@ -161,11 +161,11 @@ def test_vit_base_patch16_goes_through_the_same_code(vit_base, precision):
         512,
         {"fp32": torch.float32, "bf16": torch.bfloat16}[precision],
     )
-    pixels = torch.rand(2, 3, 224, 224, requires_grad=True)
+    pixels = torch.rand(1, 3, 224, 224, requires_grad=True)
     model = PromptedCLIP.from_adapter(made_adapter(big, names=("cat", "dog", "lily of the valley")), big)
     logits = model(pixels)
     logits[:, 0].sum().backward()
-    assert logits.shape == (2, 3) and logits.dtype == torch.float32 and logits.isfinite().all()
+    assert logits.shape == (1, 3) and logits.dtype == torch.float32 and logits.isfinite().all()
     assert pixels.grad.isfinite().all() and pixels.grad.abs().sum() > 0
 
 
