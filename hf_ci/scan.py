@@ -16,7 +16,7 @@ from hf_ci.detect import Verdict
 from hf_ci.errors import EXIT_INTERNAL, AdapterError, HfCiError, UsageError, first_line, write_log
 from hf_ci.hub import BaseModel, fetch_base, fetch_target, parse_target
 from hf_ci.inversion import Inversion, Job, check_cache, run_job
-from hf_ci.pools import Pool, load_pool
+from hf_ci.pools import BUILTIN, Pool, load_pool
 from hf_ci.progress import Silent
 from hf_ci.prompts import Adapter, load_clip, read_adapter
 from hf_ci.prompts.clip import load_processor
@@ -214,4 +214,9 @@ def base_warnings(adapter: Adapter, base: BaseModel) -> list[str]:
 
 def pool_warnings(pool: Pool, asked: int) -> list[str]:
     small = [f"the pool gave {len(pool)} images, {asked} were asked for"] if len(pool) < asked else []
-    return small + ([f"{pool.skipped} images of the pool could not be read"] if pool.skipped else [])
+    made = ["the built-in pool judges less surely than photos do: give some of your own with --pool"]
+    return (
+        (made if pool.id == BUILTIN else [])
+        + small
+        + ([f"{pool.skipped} images of the pool could not be read"] if pool.skipped else [])
+    )

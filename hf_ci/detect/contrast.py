@@ -23,7 +23,6 @@ from hf_ci.inversion.invert import batches, pixels
 from hf_ci.inversion.objective import margin
 from hf_ci.inversion.trigger import LinfTrigger
 
-
 MOST_FLAGGED = 0.5  # share of the classes; where more are flagged, the reference is in doubt, not the adapter
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -163,3 +164,23 @@ def test_auroc_and_intervals_on_known_cases():
     assert low == pytest.approx(0, abs=1e-9) and high == pytest.approx(0.037, abs=1e-3)
     assert wilson(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-3)
     assert torch.tensor(wilson(10, 10)).max() == 1.0
+
+
+CARDS = Path(__file__).parents[2] / "cards"
+
+
+def test_the_shipped_card_is_that_of_the_shipped_records():
+    assert benchmark(read_records(CARDS / "benchmark.jsonl")) == (CARDS / "benchmark.md").read_text(encoding="utf-8")
+
+
+def test_every_row_that_the_readme_quotes_stands_in_the_card():
+    card = (CARDS / "benchmark.md").read_text(encoding="utf-8")
+    section = (CARDS.parent / "README.md").read_text(encoding="utf-8").partition("## How far to trust it")[2]
+    rows = [line for line in section.partition("\n## ")[0].splitlines() if line.startswith("|")]
+    assert len(rows) >= 4 and all(row in card for row in rows)
+
+
+def test_commands_refuse_records_that_hold_nothing(run, tmp_path):
+    for command in ("table", "calibrate"):
+        done = run("lab", command, tmp_path / "none.jsonl", "--out", tmp_path / "out")
+        assert done.returncode == 2 and "none.jsonl" in done.stderr and not (tmp_path / "out").exists()
