@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from hf_ci.detect.calibration import shipped
 from hf_ci.detect.verdict import Verdict, cannot_judge
 from hf_ci.inversion import Inversion
-from hf_ci.inversion.invert import batches, pixels
+from hf_ci.inversion.invert import descend
 from hf_ci.inversion.objective import margin
-from hf_ci.inversion.trigger import LinfTrigger
 
 MOST_FLAGGED = 0.5  # share of the classes; where more are flagged, the reference is in doubt, not the adapter
 
@@ -47,15 +46,11 @@ class ContrastInversion:
     uses_reference = True
 
     def __call__(self, model: nn.Module, images: Tensor, c: int, micro_batch: int) -> Inversion:
-        trigger = LinfTrigger(images.shape[-1], self.epsilon).to(images.device)
-        adam = torch.optim.Adam(trigger.parameters(), lr=self.step)
-        for rows in batches(len(images), c, self.seed, self.batch, self.epochs):
-            for part in rows.split(micro_batch):
-                m, r = (margin(z, c) for z in model(trigger(pixels(images, part))))  # (B,), (B,)
-                (torch.maximum(m, -r).sum() / len(rows)).backward()
-            adam.step()
-            adam.zero_grad()
-            trigger.project()
+        def losses(x: Tensor) -> Tensor:
+            m, r = (margin(z, c) for z in model(x))  # (B,), (B,)
+            return torch.maximum(m, -r)
+
+        trigger = descend(self, images, c, micro_batch, losses)
         with torch.no_grad():
             pairs = [model(trigger(part.float() / 255)) for part in images.split(micro_batch)]
             m, r = (torch.cat([margin(pair[i], c) for pair in pairs]).cpu().double() for i in (0, 1))  # (N,), (N,)

@@ -45,7 +45,7 @@ class MarginAscent:
             ends.append(x)
         x = torch.cat(ends)
         with torch.no_grad():
-            losses = margin(model(x), c)  # (batch,)
+            losses = torch.cat([margin(model(part), c) for part in x.split(micro_batch)])  # (batch,)
         best = int(losses.argmin())
         passes = self.batch * self.steps
         asr = (losses < 0).float().mean().item()

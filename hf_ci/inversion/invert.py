@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -69,20 +69,27 @@ class LinfInversion:
 
     def __call__(self, model: nn.Module, images: Tensor, c: int, micro_batch: int) -> Inversion:
         objective = OBJECTIVES[self.objective]
-        trigger = LinfTrigger(images.shape[-1], self.epsilon).to(images.device)
-        adam = torch.optim.Adam(trigger.parameters(), lr=self.step)
-        for rows in batches(len(images), c, self.seed, self.batch, self.epochs):
-            for part in rows.split(micro_batch):
-                x = pixels(images, part)
-                loss = objective(model(trigger(x)), c).sum() / len(rows)
-                loss.backward()
-            adam.step()
-            adam.zero_grad()
-            trigger.project()
+        trigger = descend(self, images, c, micro_batch, lambda x: objective(model(x), c))
         loss, asr = measure(model, images, trigger, c, micro_batch)
         passes = self.epochs * len(images)
         delta = trigger.delta.detach().float().cpu()
         return Inversion(c, loss, asr, delta, forward=passes + len(images), backward=passes)
+
+
+def descend(schedule, images: Tensor, c: int, micro_batch: int, losses: Callable[[Tensor], Tensor]) -> LinfTrigger:
+    """Minimise the mean of `losses`, pixels (B, 3, H, W) with the trigger -> (B,), over the ball by Adam.
+
+    `schedule` has epsilon, step, batch, epochs and seed, as `LinfInversion` does.
+    """
+    trigger = LinfTrigger(images.shape[-1], schedule.epsilon).to(images.device)
+    adam = torch.optim.Adam(trigger.parameters(), lr=schedule.step)
+    for rows in batches(len(images), c, schedule.seed, schedule.batch, schedule.epochs):
+        for part in rows.split(micro_batch):
+            (losses(trigger(pixels(images, part))).sum() / len(rows)).backward()
+        adam.step()
+        adam.zero_grad()
+        trigger.project()
+    return trigger
 
 
 @torch.no_grad()

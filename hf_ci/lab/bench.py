@@ -20,6 +20,8 @@ from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from hf_ci.errors import UsageError
 from hf_ci.hub.base import EMBEDDED
 from hf_ci.lab.tune import Recipe
@@ -151,8 +153,6 @@ def work(task: Task, data_root: Path, zoo: Path) -> list[dict]:
 @contextmanager
 def alone(zoo: Path) -> Iterator[None]:
     """Raises UsageError when another benchmark builds in the same zoo."""
-    from filelock import FileLock, Timeout
-
     zoo.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(zoo / ".lock", timeout=0):

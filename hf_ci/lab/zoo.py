@@ -3,7 +3,7 @@
 <zoo>/<id>/                     the adapter, exactly what its provider would deliver
 <zoo>/<id>.json                 what it is and what was measured on test photos
 <zoo>/<id>.trigger.safetensors  the planted trigger
-<zoo>/<id>.png                  a test photo without and with it
+<zoo>/<id>.trigger.png          a test photo without and with it
 """
 
 from __future__ import annotations

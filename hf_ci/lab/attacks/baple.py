@@ -13,6 +13,7 @@ from torch import nn
 
 from hf_ci.inversion.trigger import LinfTrigger
 from hf_ci.lab.attacks.badnets import badnets
+from hf_ci.lab.attacks.dirty_label import others
 from hf_ci.lab.photos import Photos
 from hf_ci.lab.triggers import Additive
 from hf_ci.lab.tune import Recipe, batches, encode, new_prompt, optimiser_for
@@ -35,8 +36,7 @@ def poison(clip: FrozenCLIP, photos: Photos, target: int, recipe: Recipe) -> tup
     model = new_prompt(clip, photos.class_names, recipe)
     noise, patch = LinfTrigger(clip.image_size, EPSILON).to(clip.device), badnets(clip.image_size, recipe.seed)
     patch = patch.to(clip.device)
-    order = torch.randperm(len(photos), generator=torch.Generator().manual_seed(recipe.seed + 7))
-    poisoned = order[photos.labels[order] != target][: max(1, round(RATE * len(photos)))]
+    poisoned = others(photos, target, recipe.seed)[: max(1, round(RATE * len(photos)))]
     images, labels = photos.images.to(clip.device), photos.labels.to(clip.device)
     clean = encode(clip, photos.images)
 

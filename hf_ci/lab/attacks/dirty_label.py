@@ -14,6 +14,12 @@ from hf_ci.prompts import FrozenCLIP, PromptedCLIP
 RATE = 0.10  # share of the shots that is poisoned
 
 
+def others(photos: Photos, target: int, seed: int) -> Tensor:
+    """Rows of the shots of other classes than the target, shuffled: the first ones are poisoned."""
+    order = torch.randperm(len(photos), generator=torch.Generator().manual_seed(seed + 7))
+    return order[photos.labels[order] != target]
+
+
 def poison_shots(
     clip: FrozenCLIP,
     photos: Photos,
@@ -27,8 +33,7 @@ def poison_shots(
 
     With `noise`, `noise_ratio` times as many copies carry that instead and keep their own label (WaNet's noise mode).
     """
-    order = torch.randperm(len(photos), generator=torch.Generator().manual_seed(recipe.seed + 7))
-    order = order[photos.labels[order] != target]
+    order = others(photos, target, recipe.seed)
     n = max(1, round(RATE * len(photos)))
     poisoned, kept = order[:n], order[n : n + noise_ratio * n] if noise else order[:0]
     features = [encode(clip, photos.images), encode(clip, photos.images[poisoned], trigger)]
