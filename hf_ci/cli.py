@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import tomllib
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Literal, Optional
 
 import typer
 
 from hf_ci import __version__
+from hf_ci.cards.cli import badge, card
+from hf_ci.console import complain, parse_output, write_file, write_stdout
+from hf_ci.dev.cli import app as dev
 from hf_ci.errors import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_USAGE, HfCiError, UsageError, write_log
 from hf_ci.lab.cli import app as lab
 
@@ -101,6 +104,10 @@ def scan(
     save_trigger: Annotated[
         Optional[Path], typer.Option(metavar="DIR", help="Keep the reconstructed trigger as png and npz.")
     ] = None,
+    push: Annotated[
+        Optional[str],
+        typer.Option(metavar="pr|main|BRANCH", help="Write section, badge and report back to the Hub, in one commit."),
+    ] = None,
     show_settings: Annotated[
         bool, typer.Option("--show-settings", help="Print each setting and where it comes from; scan nothing.")
     ] = False,
@@ -124,10 +131,14 @@ def scan(
     outputs = [parse_output(text, FORMATS) for text in output or []]
     if not all(target.strip() for target in targets):
         raise UsageError("an empty TARGET was given", "name a repo or a folder")
+    from hf_ci.cards.cli import check_pushable, push_results
     from hf_ci.progress import Bar, Silent
     from hf_ci.scan import scan_targets
     from hf_ci.settings import ScanOptions, default_cache
 
+    if push:
+        check_pushable(targets)
+        save_trigger = save_trigger or Path(ctx.with_resource(TemporaryDirectory(prefix="hf-ci-")))
     options = ScanOptions(
         base=base,
         pool=pool,
@@ -158,10 +169,14 @@ def scan(
     write_stdout(FORMATS[format](report))
     for name, path in outputs:
         write_file(path, FORMATS[name](report))
-    raise typer.Exit(report.exit_code)
+    failed = push_results(report, push) if push else 0
+    raise typer.Exit(report.exit_code or failed)
 
 
+app.command("card")(card)
+app.command("badge")(badge)
 app.add_typer(lab, name="lab")
+app.add_typer(dev, name="dev")
 
 
 # ---------------------------------------------------------------- in and out
@@ -189,40 +204,6 @@ def read_settings_file(path: Path) -> dict:
             if name.replace("-", "_") not in known:
                 raise UsageError(f"{path}: unknown setting {name!r} in [scan]", "see hf-ci scan --help")
     return {table: {n.replace("-", "_"): v for n, v in values.items()} for table, values in tables.items()}
-
-
-def parse_output(text: str, formats) -> tuple[str, Path]:
-    name, separator, path = text.partition("=")
-    if not separator or name not in formats or not path:
-        raise UsageError(f"--output {text}: expected FORMAT=PATH", f"FORMAT is one of {', '.join(formats)}")
-    parent = Path(path).absolute().parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK) or Path(path).is_dir():
-        raise UsageError(f"--output {text}: cannot write in {parent}", "name an existing folder")
-    return name, Path(path)
-
-
-def write_file(path: Path, text: str) -> None:
-    """Complete or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(text.encode("utf-8", "replace"))
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UsageError(f"{path} cannot be written: {error.strerror or error}") from error
-
-
-def write_stdout(text: str) -> None:
-    """Plain, never through a rich console: machine formats must not be wrapped or coloured."""
-    try:
-        sys.stdout.buffer.write(text.encode("utf-8", "replace"))
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader has gone: the exit code still tells the verdict
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def complain(text: str) -> None:
-    print(f"hf-ci: {text}", file=sys.stderr)
 
 
 def main() -> None:

@@ -7,7 +7,9 @@
         ├── AdapterError       the adapter's files do not fit together or do not fit the base model
         ├── BaseModelError     the base model cannot be had or is no CLIP
         ├── PoolError          the image pool cannot be had or is too small
-        └── HubError           the Hub cannot be reached or refuses
+        ├── HubError           the Hub cannot be reached or refuses
+        │   └── HubMoved       the adapter there is no longer the one that was scanned
+        └── CardError          the model card cannot be changed without harm
 
 Exit codes of the command line: 0 clean, 1 backdoored, 2 usage, 3 nothing to scan, 4 inconclusive,
 5 internal error, 130 interrupted.
@@ -57,6 +59,14 @@ class PoolError(Inconclusive):
 
 
 class HubError(Inconclusive):
+    pass
+
+
+class HubMoved(HubError):
+    pass
+
+
+class CardError(Inconclusive):
     pass
 
 

@@ -84,6 +84,7 @@ class Cost(Value):
 
 
 class Timing(Value):
+    date: str = Field(pattern=r"^\d{4}-\d{2}-\d{2}$", description="day of the scan, UTC")
     seconds: float
     num_processes: int
     classes_from_cache: int
@@ -106,6 +107,8 @@ class ScanResult(Value):
     target_class: NamedClass | None = None
     classes: tuple[ClassScore, ...] = ()
     trigger: Trigger | None = None
+    hub_security: str | None = Field(None, description="what the Hub's own scanners say of the repo at that time")
+    repaired_from: str | None = Field(None, description="sha256 of the weights that these were repaired from")
     cost: Cost | None = None
     timing: Timing | None = None
     exit_code: int = Field(description="exit code of a scan of this target alone")

@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from functools import lru_cache
 
 import torch
@@ -82,8 +83,9 @@ def scan_target(text: str, run: Run) -> ScanResult:
         progress.step(f"{text}: fetching the adapter")
         fetched = fetch_target(parse_target(text))
         found |= dict(revision=fetched.revision, files=tuple(ScannedFile(path=p, sha256=s) for p, s in fetched.files))
+        found |= dict(hub_security=fetched.security)
         adapter = read_adapter(fetched.folder, run.class_names)
-        found |= dict(method=adapter.method, num_classes=len(adapter.class_names))
+        found |= dict(method=adapter.method, num_classes=len(adapter.class_names), repaired_from=adapter.repaired_from)
         check_finite(adapter)
 
         progress.step(f"{text}: loading the base model")
@@ -146,7 +148,10 @@ def scan_target(text: str, run: Run) -> ScanResult:
     finally:
         progress.done()
     timing = Timing(
-        seconds=round(time.perf_counter() - started, 2), num_processes=options.num_processes, classes_from_cache=cached
+        date=datetime.now(UTC).date().isoformat(),
+        seconds=round(time.perf_counter() - started, 2),
+        num_processes=options.num_processes,
+        classes_from_cache=cached,
     )
     return ScanResult(target=text, warnings=tuple(warnings), timing=timing, exit_code=exit_code, **found)
 

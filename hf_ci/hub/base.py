@@ -53,9 +53,10 @@ def fetch_base(id: str, revision: str | None = None) -> BaseModel:
             raise BaseModelError(f"base model {id!r}: no {weights.name} in {folder}", "only safetensors are read")
         return BaseModel(id, sha256(weights), folder)
     try:
-        sha, present = resolve(id, revision)
+        snapshot = resolve(id, revision)
     except NothingToScan as error:
         raise BaseModelError(f"base model: {error.message}", "name another one with --base") from error
+    sha, present = snapshot.sha, snapshot.paths
     shards = [p for p in present if p.startswith("model-") and p.endswith(".safetensors")]
     wanted = sorted(present & set(NEEDED)) + sorted(shards)
     if not any(p.endswith(".safetensors") for p in wanted):

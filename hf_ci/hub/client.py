@@ -9,26 +9,54 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from hf_ci import __version__
-from hf_ci.errors import HubError, NothingToScan, first_line
+from hf_ci.errors import HfCiError, HubError, NothingToScan, first_line
 
 
-def resolve(repo: str, revision: str | None) -> tuple[str, frozenset[str]]:
-    """The commit sha that `revision` (default: main) stands for now, and the paths at that commit.
+@dataclass(frozen=True)
+class Snapshot:
+    """A repo at one commit. security: what the Hub's own scanners say, None where they were not asked."""
+
+    sha: str
+    paths: frozenset[str]
+    security: str | None = None
+
+
+def resolve(repo: str, revision: str | None) -> Snapshot:
+    """The commit that `revision` (default: main) stands for now.
 
     Offline, what the cache holds of that revision answers instead.
     """
-    from huggingface_hub import HfApi
     from huggingface_hub.constants import is_offline_mode
 
-    api, offline = HfApi(library_name="hf-ci", library_version=__version__), is_offline_mode()
+    offline = is_offline_mode()
     with in_our_words(repo, revision):
-        sha = api.resolve_revision(repo, revision=revision, local_files_only=offline).resolved
+        sha = api().resolve_revision(repo, revision=revision, local_files_only=offline).resolved
         if offline:
-            return sha, cached_paths(repo, sha)
-        return sha, frozenset(s.rfilename for s in api.model_info(repo, revision=sha).siblings or ())
+            return Snapshot(sha, cached_paths(repo, sha))
+        info = api().model_info(repo, revision=sha, securityStatus=True)
+        return Snapshot(sha, frozenset(s.rfilename for s in info.siblings or ()), security_of(info))
+
+
+def api():
+    """The Hub's client, which names us to the Hub."""
+    from huggingface_hub import HfApi
+
+    return HfApi(library_name="hf-ci", library_version=__version__)
+
+
+def security_of(info) -> str | None:
+    """The repo's security status in one line. Unknown is not safe."""
+    status = info.security_repo_status
+    if not isinstance(status, dict):
+        return None
+    issues = status.get("filesWithIssues") or []
+    if issues:
+        return "; ".join(f"{issue.get('path')}: {issue.get('level')}" for issue in issues)
+    return "no issues found" if status.get("scansDone") else "not scanned yet"
 
 
 def cached_paths(repo: str, sha: str) -> frozenset[str]:
@@ -64,8 +92,22 @@ def download(repo: str, sha: str, paths: list[str]) -> Path:
             enable_progress_bars()
 
 
+def read_file(repo: str, revision: str, path: str) -> bytes | None:
+    """One file's content; None where the repo has no such file at `revision`."""
+    from huggingface_hub import errors, hf_hub_download
+
+    with in_our_words(repo, revision):
+        try:
+            local = hf_hub_download(repo, path, revision=revision, library_name="hf-ci", library_version=__version__)
+        except errors.LocalEntryNotFoundError:  # not in the cache, which says nothing of the repo
+            raise
+        except errors.EntryNotFoundError:
+            return None
+        return Path(local).read_bytes()
+
+
 @contextmanager
-def in_our_words(repo: str, revision: str | None) -> Iterator[None]:
+def in_our_words(repo: str, revision: str | None, writes: bool = False) -> Iterator[None]:
     from huggingface_hub import errors
 
     at = f"{repo}@{revision}" if revision else repo
@@ -89,10 +131,18 @@ def in_our_words(repo: str, revision: str | None) -> Iterator[None]:
             f"{at} is not in the local cache and the Hub is not to be reached",
             "try again, online; HF_ENDPOINT names the Hub that is asked, HF_HUB_OFFLINE=1 asks none",
         ) from error
+    except HfCiError:
+        raise
     except Exception as error:  # HTTP and connection errors of whichever client huggingface_hub uses
         if isinstance(error, KeyError | TypeError | AttributeError | NameError):
             raise
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if writes and status in (401, 403):
+            raise HubError(
+                f"{repo}: the Hub refuses to write ({status}: {first_line(error)})",
+                "HF_TOKEN needs write access to the repo's contents, and to its discussions for a pull request",
+            ) from error
         raise HubError(
-            f"{at} cannot be fetched: {first_line(error)}",
+            f"{at} cannot be {'written' if writes else 'fetched'}: {first_line(error)}",
             "try again; HF_ENDPOINT names the Hub that is asked",
         ) from error

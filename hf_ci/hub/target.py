@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from hf_ci.errors import AdapterError, NothingToScan
-from hf_ci.hub.client import download, resolve
+from hf_ci.hub.client import download, read_file, resolve
 from hf_ci.prompts.adapter import FILES
 
 DEMOS = Path(__file__).parents[1] / "assets" / "demo"
@@ -25,15 +25,31 @@ class Target:
     revision: str | None = None
     subfolder: str | None = None
 
+    @property
+    def prefix(self) -> str:
+        """What the adapter's paths begin with inside its repo."""
+        return f"{self.subfolder.strip('/')}/" if self.subfolder else ""
+
 
 @dataclass(frozen=True)
 class Fetched:
-    """A target's files on disk. `files` are (path inside the adapter's folder, sha256), sorted."""
+    """A target's files on disk. `files` are (path inside the adapter's folder, sha256), sorted.
+
+    security: what the Hub's own scanners say of the repo; None for a folder.
+    """
 
     target: Target
     folder: Path
     revision: str | None
     files: tuple[tuple[str, str], ...]
+    security: str | None = None
+
+    def read(self, path: str, revision: str | None = None) -> bytes | None:
+        """A file beside the adapter, at `revision` (default: the fetched commit); None where there is none."""
+        if self.target.kind == "hub":
+            return read_file(self.target.location, revision or self.revision, self.target.prefix + path)
+        file = self.folder / path
+        return file.read_bytes() if file.is_file() else None
 
 
 def parse_target(text: str) -> Target:
@@ -61,11 +77,11 @@ def demo_names() -> list[str]:
 
 def fetch_target(target: Target) -> Fetched:
     """Bring the adapter's files (and no others) to disk, at one commit, and hash what will be read."""
-    folder, revision = Path(target.location), None
+    folder, revision, security = Path(target.location), None, None
     if target.kind == "hub":
-        revision, present = resolve(target.location, target.revision)
-        prefix = f"{target.subfolder.strip('/')}/" if target.subfolder else ""
-        wanted = [prefix + name for name in FILES if prefix + name in present]
+        snapshot = resolve(target.location, target.revision)
+        revision, security, prefix = snapshot.sha, snapshot.security, target.prefix
+        wanted = [prefix + name for name in FILES if prefix + name in snapshot.paths]
         if not wanted:
             raise NothingToScan(
                 f"no adapter found in {target.text}: it holds no {prefix}{FILES[0]}",
@@ -76,7 +92,7 @@ def fetch_target(target: Target) -> Fetched:
         if absent:
             raise AdapterError(f"{', '.join(absent)} could not be fetched", "try again")
     files = tuple((name, sha256(folder / name)) for name in sorted(FILES) if (folder / name).is_file())
-    return Fetched(target, folder, revision, files)
+    return Fetched(target, folder, revision, files, security)
 
 
 def sha256(path: Path) -> str:

@@ -7,6 +7,7 @@ the same list. Class by class the result depends on the seed alone, so one proce
 from __future__ import annotations
 
 import gc
+import io
 import logging
 import os
 import socket
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_ci.errors import Inconclusive, UsageError
+from hf_ci.files import write_whole
 from hf_ci.inversion.invert import Inversion, Inverter
 
 log = logging.getLogger(__name__)
@@ -113,21 +115,18 @@ def read_cached(cache: Path | None, c: int) -> Inversion | None:
 
 
 def write_cached(cache: Path | None, inversion: Inversion) -> None:
-    """By atomic rename: a reader or an interrupted run never sees half a file."""
     if cache is None:
         return
     cache.mkdir(parents=True, exist_ok=True)
-    partial = cache / f".class-{inversion.c:05d}.{os.getpid()}.npz"
+    values = {name: value for name, value in vars(inversion).items() if value is not None}
+    content = io.BytesIO()
+    np.savez(content, **values | {"delta": inversion.delta.numpy()})
     try:
-        values = {name: value for name, value in vars(inversion).items() if value is not None}
-        np.savez(partial, **values | {"delta": inversion.delta.numpy()})
-        partial.replace(cache / f"class-{inversion.c:05d}.npz")
+        write_whole(cache / f"class-{inversion.c:05d}.npz", content.getvalue())
     except OSError as error:
         raise UsageError(
             f"cache {str(cache)!r} cannot be written: {error.strerror or error}", "use --no-cache"
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------- processes

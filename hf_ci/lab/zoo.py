@@ -17,6 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from hf_ci.files import write_whole
 from hf_ci.hub.base import EMBEDDED
 from hf_ci.lab.attacks import ATTACKS
 from hf_ci.lab.make import Workbench, make_clean, make_poisoned
@@ -85,6 +86,4 @@ class Zoo:
             known |= dict(target=spec.target, target_name=bench.train.class_names[spec.target])
             keep_trigger(made.trigger, bench.test.images[0], folder)
         known |= {name: round(value, 4) for name, value in measured.items()}
-        partial = self.folder / f".{spec.id}.partial"
-        partial.write_text(json.dumps(known, indent=1) + "\n")
-        partial.rename(self.folder / f"{spec.id}.json")
+        write_whole(self.folder / f"{spec.id}.json", (json.dumps(known, indent=1) + "\n").encode())

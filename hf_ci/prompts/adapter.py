@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import unicodedata
 from collections import Counter
@@ -34,7 +35,10 @@ META_NET_KEYS = {"linear1.weight", "linear1.bias", "linear2.weight", "linear2.bi
 
 @dataclass(frozen=True)
 class Adapter:
-    """A tuned prompt: context (n, d) or (C, n, d) fp32, meta-net tensors (empty without one), class names in order."""
+    """A tuned prompt: context (n, d) or (C, n, d) fp32, meta-net tensors (empty without one), class names in order.
+
+    repaired_from: sha256 of the weights that it is a repair of; None for an original.
+    """
 
     method: str
     context: Tensor
@@ -43,6 +47,7 @@ class Adapter:
     base_revision: str | None = None
     meta_net: dict[str, Tensor] = field(default_factory=dict)
     class_token_position: str = "end"
+    repaired_from: str | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors under PEFT's names."""
@@ -132,7 +137,10 @@ def read_adapter(folder: Path, class_names: tuple[str, ...] | None = None) -> Ad
     if (method == "cocoop") != bool(meta_net):
         raise AdapterError(f"method is {method!r}, but the weights hold {'a' if meta_net else 'no'} meta-net")
     base_model = config.get("base_model_name_or_path") or ""
-    return Adapter(method, context.float(), names, base_model, config.get("revision"), meta_net, position)
+    origin = extra.get("repaired_from")
+    if origin is not None and not (isinstance(origin, str) and re.fullmatch("[0-9a-f]{64}", origin)):
+        raise AdapterError(f"{PROMPT}: repaired_from is {origin!r}", "expected the sha256 of the original's weights")
+    return Adapter(method, context.float(), names, base_model, config.get("revision"), meta_net, position, origin)
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -209,6 +217,7 @@ def write_adapter(adapter: Adapter, folder: Path, card: str | None = None) -> No
             class_specific=adapter.context.ndim == 3,
             num_context=adapter.context.shape[-2],
             template=TEMPLATE,
+            **({"repaired_from": adapter.repaired_from} if adapter.repaired_from else {}),
             written_by=f"hf-ci {__version__}",
         )
         (partial / PROMPT).write_text(json.dumps(extra, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -4,10 +4,10 @@ import json
 
 import pytest
 from datasets import Dataset, Features, Image
-from loopback_hub import OWNER_TOKEN, LoopbackHub
 from making import made_adapter
 from PIL import Image as PILImage
 
+from hf_ci.dev.loopback import OWNER_TOKEN, LoopbackHub
 from hf_ci.errors import NothingToScan
 from hf_ci.hub.base import EMBEDDED_FOLDER
 from hf_ci.hub.target import parse_target

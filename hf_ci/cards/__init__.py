@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 FOLDERS = (HERE / "_cards", HERE.parent / "cards")  # in a wheel, in a checkout
 
 

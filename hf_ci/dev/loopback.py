@@ -1,4 +1,4 @@
-"""A Hugging Face Hub on 127.0.0.1, for tests that drive the real huggingface_hub client against a real server.
+"""A Hugging Face Hub on 127.0.0.1, kept in memory: the real clients talk to it as to the real one.
 
     with LoopbackHub() as hub:
         sha = hub.add_repo("user/adapter", {"README.md": b"# an adapter"})
@@ -6,8 +6,9 @@
         assert hub.repo("user/adapter").find("refs/pr/1").tree["README.md"] == b"# a better adapter"
 
 `Repo` keeps the history, `_Handler` answers a request. The owner's token may write everywhere; the stranger's reads
-what is public, discusses and opens pull requests. Shas repeat from run to run. Listings come in one page, cards are not
-validated, LFS files of `add_repo` cannot be copied by the client, and what is not served at all answers 501.
+what is public, discusses and opens pull requests. Shas repeat from run to run. Listings come in pages, the front matter
+of a card has to be a mapping in YAML, webhooks are delivered, and CI jobs get a token for their identity. What is not
+served at all answers 501. Faults come on demand: `fail_next` refuses, `spoil_next` damages a download.
 """
 
 import base64
@@ -15,13 +16,19 @@ import hashlib
 import json
 import re
 import threading
+import time
+import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlencode, urlsplit
+
+import yaml
 
 OWNER_TOKEN, STRANGER_TOKEN = "hf_owner", "hf_stranger"
 USERS = {OWNER_TOKEN: "user", STRANGER_TOKEN: "stranger", "": None}
+IDENTITY = "identity-of-a-job"  # what the CI provider's end gives, for the Hub to exchange
+PAGE = 50  # entries of a tree, commits or discussions in one answer
 LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".parquet", ".arrow", ".zip")
 DATE = "2026-01-01T00:00:00.000Z"  # of everything that has one
 Tree = dict[str, bytes]  # path -> content
@@ -140,13 +147,17 @@ class LoopbackHub(ThreadingHTTPServer):
 
     request_queue_size = 64  # snapshot_download opens many connections at once
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), _Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.requests: list[tuple[str, str]] = []
         self.repos: dict[tuple[str, str], Repo] = {}  # (type, id)
         self.lfs_objects: dict[str, bytes] = {}  # sha256 -> content
-        self.failures: list[list] = []  # [how many are left, status, matching]
+        self.failures: list[list] = []  # [how many are left, status, matching, headers]
+        self.damages: list[list] = []  # [how many are left, what, matching]
+        self.webhooks: dict[str, dict] = {}  # id -> as it is served
+        self.deliveries: list[tuple[str, dict]] = []  # (webhook's id, payload), in order
+        self.job_tokens: dict[str, str] = {}  # short-lived token -> repo that it may write
         self.lock = threading.RLock()
 
     def start(self) -> "LoopbackHub":
@@ -169,6 +180,9 @@ class LoopbackHub(ThreadingHTTPServer):
     def add_repo(self, repo_id: str, files: Tree, repo_type="model", gated=False, private=False) -> str:
         """Make a repository whose main branch holds these files in one commit; returns its sha."""
         repo = self.repos[repo_type, repo_id] = Repo(repo_id, repo_type, gated, private)
+        for path, data in files.items():
+            if is_lfs(path, len(data)):
+                self.lfs_objects[hashlib.sha256(data).hexdigest()] = data
         return repo.commit("refs/heads/main", dict(files), "Add files")
 
     def commit(self, repo_id: str, files: Tree, revision="main", message="Update files", repo_type="model") -> str:
@@ -181,9 +195,47 @@ class LoopbackHub(ThreadingHTTPServer):
     def repo(self, repo_id: str, repo_type: str = "model") -> Repo:
         return self.repos[repo_type, repo_id]
 
-    def fail_next(self, n: int = 1, status: int = 503, matching: str = "") -> None:
-        """Answer `status` to the next `n` requests whose "METHOD path" contains `matching`."""
-        self.failures.append([n, status, matching])
+    def fail_next(self, n: int = 1, status: int = 503, matching: str = "", **headers: str) -> None:
+        """Answer `status` to the next `n` requests whose "METHOD path" contains `matching`.
+
+        `headers` go with it, such as `**{"Retry-After": "1"}`.
+        """
+        self.failures.append([n, status, matching, headers])
+
+    def spoil_next(self, how: str, n: int = 1, matching: str = "/resolve/") -> None:
+        """Damage the next `n` downloads: "drop" the line half way, be "slow" (1 s), send half the file as if it were
+        "truncated", or a wrong "etag"; or "lose" the answer after the work was done."""
+        self.damages.append([n, how, matching])
+
+    def wait(self) -> None:
+        """Serve until interrupted."""
+        while True:
+            time.sleep(3600)
+
+    def announce(self, repo: Repo, ref: str, action: str = "update") -> None:
+        """Deliver a push to every webhook that watches the repo's owner or the repo itself."""
+        owner = repo.id.split("/")[0]
+        event = {"action": action, "scope": "repo.content"}
+        where = {"type": repo.type, "name": repo.id, "id": repo.id, "headSha": repo.refs[ref], "private": repo.private,
+                 "url": {"web": f"{self.url}/{repo.web_path}", "api": f"{self.url}/api/models/{repo.id}"}}
+        moved = [{"ref": ref, "oldSha": None, "newSha": repo.refs[ref]}]
+        for id, hook in self.webhooks.items():
+            watched = {(item["type"], item["name"]) for item in hook["watched"]}
+            if hook["disabled"] or not watched & {("user", owner), ("org", owner), (repo.type, repo.id)}:
+                continue
+            payload = {"event": event, "repo": where, "updatedRefs": moved, "webhook": {"id": id, "version": 3}}
+            self.deliveries.append((id, payload))
+            if hook.get("url"):
+                headers = {"Content-Type": "application/json", "X-Webhook-Secret": hook.get("secret") or ""}
+                request = urllib.request.Request(hook["url"], json.dumps(payload).encode(), headers)
+                threading.Thread(target=_post, args=(request,), daemon=True).start()
+
+
+def _post(request: urllib.request.Request) -> None:
+    try:
+        urllib.request.urlopen(request, timeout=10).close()
+    except OSError:
+        pass  # a receiver that is gone misses the event, as with the real Hub
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -204,16 +256,38 @@ class _Handler(BaseHTTPRequestHandler):
                 reply = 404, {"error": f"There is no {missing}"}, {}
             except Exception as error:  # a fault of this server; not 500, which the client would try again and again
                 reply = 501, {"error": f"loopback hub: {error!r}"}, {}
+            damage = self._damage()
         status, content, headers = reply if isinstance(reply, tuple) else (200, reply, {})
         content = content if isinstance(content, bytes) else json.dumps(content).encode()
+        length = len(content)
+        match damage:
+            case "slow":
+                time.sleep(1)
+            case "truncated":
+                content, length = content[: length // 2], length // 2
+            case "drop":
+                content = content[: length // 2]
+            case "etag":
+                headers = headers | {"ETag": '"0000"'}
+            case "lose":
+                return
         self.send_response(status)
-        for name, value in {"Content-Type": "application/json", "Content-Length": len(content), **headers}.items():
+        for name, value in {"Content-Type": "application/json", "Content-Length": length, **headers}.items():
             self.send_header(name, str(value))
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
 
-    do_HEAD = do_GET = do_POST = do_PUT = _serve
+    def _damage(self) -> str:
+        """What is to be done to this answer, if anything. A HEAD has no body that could be damaged."""
+        for damage in self.server.damages:
+            wanted = damage[0] > 0 and damage[2] in f"{self.command} {self.path}"
+            if wanted and (self.command != "HEAD" or damage[1] == "etag"):
+                damage[0] -= 1
+                return damage[1]
+        return ""
+
+    do_HEAD = do_GET = do_POST = do_PUT = do_DELETE = _serve
 
     def log_message(self, *args: object) -> None:
         """Print nothing: `LoopbackHub.requests` is the log."""
@@ -222,11 +296,16 @@ class _Handler(BaseHTTPRequestHandler):
         for failure in self.server.failures:
             if failure[0] > 0 and failure[2] in f"{self.command} {self.path}":
                 failure[0] -= 1
-                raise Refusal(failure[1], "The test asked for this failure")
+                raise Refusal(failure[1], "This failure was asked for", **failure[3])
         url, token = urlsplit(self.path), self.headers.get("Authorization", "").removeprefix("Bearer ")
-        if token not in USERS:
+        if url.path == "/identity":  # the CI provider's end, not the Hub's
+            return {"value": IDENTITY}
+        if url.path == "/oauth/token":
+            return self._exchange(json.loads(self.body))
+        self.only_repo = self.server.job_tokens.get(token)
+        if token not in USERS and self.only_repo is None:
             raise Refusal(401, "Invalid credentials in Authorization header")
-        self.user, verb = USERS[token], self.command.lower().replace("head", "get")
+        self.user, verb = "user" if self.only_repo else USERS[token], self.command.lower().replace("head", "get")
         self.query = {name: values[-1] for name, values in parse_qs(url.query).items()}
         self.flags = {name for name, value in self.query.items() if value in ("1", "true")}
         self.json = json.loads(self.body) if self.headers.get_content_subtype() in ("json", "vnd.git-lfs+json") else {}
@@ -246,8 +325,26 @@ class _Handler(BaseHTTPRequestHandler):
             raise Refusal(404 if self.user else 401, "Repository not found", "RepoNotFound")
         return answer(repo, *[unquote(part) for part in (parts[4] or "").split("/", 1) if part])
 
-    def _require_owner(self) -> None:
-        if self.user != "user":
+    def _exchange(self, form: dict) -> dict:
+        """A CI job's proof of identity for a token that may write one repo (Trusted Publishers)."""
+        known = {("" if kind == "model" else f"{kind}s/") + id for kind, id in self.server.repos}
+        if form.get("subject_token") != IDENTITY or form.get("resource") not in known:
+            raise Refusal(400, "invalid_grant: no trusted publisher matches this identity and resource")
+        token = f"hf_jwt_{len(self.server.job_tokens)}"
+        self.server.job_tokens[token] = form["resource"]
+        return {"access_token": token, "token_type": "bearer", "expires_in": 3600}
+
+    def _page(self, entries: list) -> tuple[int, list, dict]:
+        """One page of a listing, and in the Link header where the next one is."""
+        start = int(self.query.get("cursor", 0))
+        rest, headers = entries[start : start + PAGE], {}
+        if start + PAGE < len(entries):
+            path, query = urlsplit(self.path).path, urlencode(self.query | {"cursor": start + PAGE})
+            headers["Link"] = f'<{self.server.url}{path}?{query}>; rel="next"'
+        return 200, rest, headers
+
+    def _require_owner(self, repo: Repo) -> None:
+        if self.user != "user" or self.only_repo not in (None, repo.id):
             raise Refusal(403, "You do not have write access to this repository")
 
     def get_whoami_v2(self) -> dict:
@@ -261,8 +358,27 @@ class _Handler(BaseHTTPRequestHandler):
         repo.commit("refs/heads/main", {".gitattributes": b"*.safetensors filter=lfs -text\n"}, "initial commit")
         return {"url": f"{self.server.url}/{repo.web_path}"}
 
-    def post_validate_yaml(self) -> dict:
-        return {}
+    def post_validate_yaml(self) -> Any:
+        found = re.match(r"\s*---\r?\n(.*?)\r?\n---", self.json["content"].lstrip("\ufeff"), re.S)
+        try:
+            data = yaml.safe_load(found[1]) if found else None
+        except yaml.YAMLError as error:
+            return 400, {"errors": [{"message": str(error)}]}, {}
+        if found and not isinstance(data, dict | None):
+            return 400, {"errors": [{"message": "the metadata is no mapping"}]}, {}
+        return {"warnings": [] if data else [{"message": "empty or missing yaml metadata in repo card"}]}
+
+    def post_settings_webhooks(self) -> dict:
+        id = f"webhook{len(self.server.webhooks) + 1}"
+        hook = {"id": id, "url": None, "job": None, "domains": ["repo"], "secret": None, "disabled": False} | self.json
+        if job := hook.pop("jobSourceId", None):
+            hook["job"] = {"dockerImage": "python:3.12", "command": ["hf-ci", "webhook"], "flavor": "cpu-basic",
+                           "environment": {}, "sourceId": job}
+        self.server.webhooks[id] = hook
+        return {"webhook": hook}
+
+    def get_settings_webhooks(self) -> list[dict]:
+        return list(self.server.webhooks.values())
 
     def get_revision(self, repo: Repo, rev: str = "main") -> dict:
         commit, siblings = repo.find(rev), []
@@ -273,13 +389,13 @@ class _Handler(BaseHTTPRequestHandler):
                 "private": repo.private, "gated": "manual" if repo.gated else False, "siblings": siblings}
         return info | ({"securityRepoStatus": repo.security} if "securityStatus" in self.flags else {})
 
-    def get_tree(self, repo: Repo, rev: str, under: str = "") -> list[dict]:
+    def get_tree(self, repo: Repo, rev: str, under: str = "") -> Any:
         inside = re.compile(re.escape(f"{under}/" if under else "") + (".+" if "recursive" in self.flags else "[^/]+"))
         listing = repo.listing(repo.find(rev), "expand" in self.flags)
         found = [entry for entry in listing if inside.fullmatch(entry["path"])]
         if under and not found:
             raise Refusal(404, f"{under} does not exist on {rev}", "EntryNotFound")
-        return found
+        return self._page(found)
 
     def post_paths_info(self, repo: Repo, rev: str) -> list[dict]:
         form = parse_qs(self.body.decode())
@@ -328,7 +444,7 @@ class _Handler(BaseHTTPRequestHandler):
         head = repo.find(parent if parent and opens_pull else rev)  # so a pull request is never out of date
         own = {f"refs/pr/{num}" for num, talk in repo.discussions.items() if talk["author"]["name"] == self.user}
         if not opens_pull and rev not in own:
-            self._require_owner()
+            self._require_owner(repo)
         if parent not in (None, head.sha):
             raise Refusal(412, "A commit has happened since. Please refresh and try again.")
         tree = self._applied(head.tree, operations)
@@ -336,6 +452,7 @@ class _Handler(BaseHTTPRequestHandler):
             num = repo.open_discussion(title, text, self.user, head)["num"]
             rev, reply = f"refs/pr/{num}", {"pullRequestUrl": f"{url}/discussions/{num}"}
         sha = repo.commit(repo.ref(rev), tree, title, text, self.user, (head.sha,))
+        self.server.announce(repo, repo.ref(rev))
         return reply | {"commitOid": sha, "commitUrl": f"{url}/commit/{sha}"}
 
     def _applied(self, tree: Tree, operations: list[dict]) -> Tree:
@@ -352,7 +469,7 @@ class _Handler(BaseHTTPRequestHandler):
         return tree
 
     def post_branch(self, repo: Repo, name: str) -> dict:
-        self._require_owner()  # the path of a new branch ends in its name, that of a new tag in what it is put on
+        self._require_owner(repo)  # the path of a new branch ends in its name, that of a new tag in what it is put on
         ref, start = f"refs/heads/{name}", self.json.get("startingPoint", "main")
         if "tag" in self.json:
             ref, start = f"refs/tags/{self.json['tag']}", name
@@ -369,11 +486,11 @@ class _Handler(BaseHTTPRequestHandler):
         return {kind: [{"name": ref.removeprefix(start), "ref": ref, "targetCommit": sha}
                        for ref, sha in repo.refs.items() if ref.startswith(start)] for kind, start in kinds.items()}
 
-    def get_commits(self, repo: Repo, rev: str) -> list[dict]:
+    def get_commits(self, repo: Repo, rev: str) -> Any:
         reached, newest_first = {repo.find(rev).sha}, list(reversed(repo.commits.values()))
         for commit in newest_first:
             reached |= set(commit.parents) if commit.sha in reached else set()
-        return [commit.log for commit in newest_first if commit.sha in reached]
+        return self._page([commit.log for commit in newest_first if commit.sha in reached])
 
     def get_discussions(self, repo: Repo, num: str = "") -> dict:
         if num:
@@ -382,7 +499,8 @@ class _Handler(BaseHTTPRequestHandler):
                  if self.query.get("type", "all") in ("all", "pull_request" if talk["isPullRequest"] else "discussion")
                  and self.query.get("status", "all") in ("all", talk["status"].replace("merged", "closed"))
                  and self.query.get("author") in (None, talk["author"]["name"])]
-        return {"discussions": found, "count": len(found), "start": 0}
+        start = int(self.query.get("p", 0)) * PAGE
+        return {"discussions": found[start : start + PAGE], "count": len(found), "start": start}
 
     def post_discussions(self, repo: Repo, num: str = "", action: str = "") -> dict:
         if not num:
@@ -390,7 +508,7 @@ class _Handler(BaseHTTPRequestHandler):
             return repo.open_discussion(self.json["title"], self.json["description"], self.user, *how)
         talk = repo.discussions[num]
         if action == "merge":
-            self._require_owner()
+            self._require_owner(repo)
             repo.merge(talk, self.user)
         comment = repo.add_comment(talk, self.user, self.json["comment"]) if "comment" in self.json else None
         if action == "status":

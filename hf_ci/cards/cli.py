@@ -1,0 +1,201 @@
+"""hf-ci card and hf-ci badge: a verdict where people choose a model."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Literal, Optional
+
+import typer
+
+from hf_ci.console import complain, write_file, write_stdout
+from hf_ci.errors import HfCiError, UsageError
+
+TargetArgument = Annotated[str, typer.Argument(metavar="TARGET", help="As for scan.", show_default=False)]
+ReportOption = Annotated[
+    Optional[Path], typer.Option(metavar="FILE", help="A JSON report of TARGET. Default: the one beside it, or a scan.")
+]
+
+
+def card(
+    ctx: typer.Context,
+    target: TargetArgument,
+    report: ReportOption = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only check that card, badge and report agree with the weights.")
+    ] = False,
+    write: Annotated[bool, typer.Option("--write", help="Write into TARGET, a folder.")] = False,
+    push: Annotated[
+        Optional[str], typer.Option(metavar="pr|main|BRANCH", help="Commit to TARGET's repo on the Hub.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --write or --push: print the change only.")] = False,
+) -> None:
+    """Put a safety section and a badge on an adapter's model card.
+
+    Without --check, --write or --push the section goes to stdout. Exit codes: 0 done, 2 usage, 3 nothing there,
+    4 stale (--check) or not done.
+    """
+    from hf_ci.cards.safety import check as check_card
+    from hf_ci.cards.safety import render_section
+    from hf_ci.cards.section import find
+    from hf_ci.hub import fetch_target, parse_target
+
+    if check + write + (push is not None) > 1:
+        raise UsageError("--check, --write and --push exclude each other")
+    if dry_run and not (write or push):
+        raise UsageError("--dry-run says nothing without --write or --push")
+    fetched = fetch_target(parse_target(target))
+    if write and fetched.target.kind != "folder":
+        raise UsageError(f"--write: {target} is no folder", "use --push for a repo on the Hub")
+    if push and fetched.target.kind != "hub":
+        raise UsageError(f"--push: {target} is no repo on the Hub", "use --write for a folder")
+    if check:
+        found = check_card(fetched.read, fetched.files)
+        write_stdout(f"{target}: the card is up to date ({found.results[0].verdict}, {found.results[0].timing.date})\n")
+        return
+    with tempfile.TemporaryDirectory(prefix="hf-ci-") as kept:
+        found = report_on(ctx, fetched, report, Path(kept))
+        if write or push:
+            write_stdout(write_back(found, fetched, push, dry_run))
+        else:
+            heading = find(fetched.read("README.md") or b"").heading
+            write_stdout(render_section(found, heading, picture=False) + "\n")
+
+
+def badge(
+    ctx: typer.Context,
+    target: TargetArgument,
+    report: ReportOption = None,
+    check: Annotated[bool, typer.Option("--check", help="Only check that the badge matches the weights.")] = False,
+    format: Annotated[Literal["svg", "endpoint"], typer.Option(help="endpoint: JSON for shields.io.")] = "svg",
+) -> None:
+    """Print an adapter's badge, bound to its weights.
+
+    Exit codes: 0 done, 2 usage, 3 nothing there, 4 the badge does not match the weights (--check) or not done.
+    """
+    from hf_ci.cards.badge import endpoint, render_badge
+    from hf_ci.cards.safety import check as check_card
+    from hf_ci.hub import fetch_target, parse_target
+
+    fetched = fetch_target(parse_target(target))
+    if check:
+        check_card(fetched.read, fetched.files)
+        write_stdout(f"{target}: the badge matches the weights\n")
+        return
+    with tempfile.TemporaryDirectory(prefix="hf-ci-") as kept:
+        (result,) = report_on(ctx, fetched, report, Path(kept)).results
+    write_stdout(render_badge(result) if format == "svg" else json.dumps(endpoint(result)) + "\n")
+
+
+def report_on(ctx: typer.Context, fetched, report: Path | None, kept: Path):
+    """The report of this target and these weights: from a file, from beside the adapter, or from a scan made now.
+
+    A scan takes its settings from hf-ci.toml and keeps the trigger in `kept`.
+    """
+    from hf_ci.cards.safety import REPORT, one_result, parse_report
+    from hf_ci.errors import CardError
+    from hf_ci.scan import scan_targets
+    from hf_ci.settings import ScanOptions, default_cache
+
+    text = fetched.target.text
+    if report is None and (raw := fetched.read(REPORT)):
+        beside = parse_report(raw, REPORT)
+        if len(beside.results) == 1 and is_of(beside.results[0], fetched):
+            return beside
+    if report is not None:
+        try:
+            found = one_result(parse_report(report.read_bytes(), str(report)), text)
+        except OSError as error:
+            raise UsageError(f"--report {report}: {error.strerror or error}") from error
+    else:
+        settings = (ctx.find_root().default_map or {}).get("scan", {})
+        known = {name: settings[name] for name in settings.keys() & ScanOptions.__dataclass_fields__.keys()}
+        found = scan_targets([text], ScanOptions(**{"cache": default_cache(), "save_trigger": kept} | known))
+    if not is_of(found.results[0], fetched):
+        raise CardError(f"the report is not about the adapter that {text} holds now", "scan it again")
+    return found
+
+
+def is_of(result, fetched) -> bool:
+    return {(file.path, file.sha256) for file in result.files} == set(fetched.files)
+
+
+def write_back(report, fetched, to: str | None, dry_run: bool = False) -> str:
+    """Write section, report, badge and picture into the folder (`to` is None), or push them in one commit.
+
+    Returns what was done, or with `dry_run` what would be.
+    """
+    from hf_ci.cards.badge import alternative
+    from hf_ci.cards.safety import CARD, HEADLINES, PICTURE, picture_of, render_files, render_section
+
+    (result,) = report.results
+    picture = picture_of(result) or (fetched.read(PICTURE) if result.trigger else None)
+    build = lambda card: render_files(report, card, picture)  # noqa: E731
+    if dry_run:
+        return difference(fetched, build(fetched.read(CARD)))
+    if to is None:
+        for path, content in build(fetched.read(CARD)).items():
+            file = fetched.folder / path
+            file.parent.mkdir(exist_ok=True)
+            write_file(file, content)
+        return f"{fetched.target.text}: {alternative(result)}\n"
+    from hf_ci.hub.write import Proposal, push
+
+    evidence = render_section(report, "## " + HEADLINES[result.verdict], picture=False)
+    evidence = "\n".join(line for line in evidence.split("\n") if not line.startswith(("<!--", "![")))
+    title = f"Backdoor scan: {alternative(result).partition(': ')[2]}"
+    done = push(fetched, Proposal(title, evidence, "card", build), to)
+    what = f"{done.url} ({done.revision})" if done.changed else f"nothing to change on {done.revision}"
+    return f"{fetched.target.text}: {what}\n"
+
+
+def check_pushable(targets: list[str]) -> None:
+    """Raises UsageError before any work is done when one of the targets is no repo on the Hub."""
+    from hf_ci.hub import parse_target
+
+    for text in targets:
+        if parse_target(text).kind != "hub":
+            raise UsageError(f"--push: {text} is no repo on the Hub", "use hf-ci card --write for a folder")
+
+
+def push_results(report, to: str) -> int:
+    """Push each result that is about some weights; returns the exit code of the first failure, 0 without any.
+
+    Goes to stderr: stdout is the report's alone.
+    """
+    from hf_ci.cards.safety import one_result
+    from hf_ci.hub import fetch_target, parse_target
+
+    failed = 0
+    for result in report.results:
+        if not result.files:
+            complain(f"{result.target}: nothing to push, no adapter was read")
+            continue
+        try:
+            at = parse_target(result.target)
+            fetched = fetch_target(replace(at, revision=result.revision))
+            done = write_back(one_result(report, result.target), replace(fetched, target=at), to)
+            complain(done.rstrip())
+        except HfCiError as error:
+            complain(f"{result.target}: not pushed: {error}")
+            failed = failed or error.exit_code
+    return failed
+
+
+def difference(fetched, files: dict[str, bytes]) -> str:
+    """What would change, as a unified diff; binary files and pictures in one line."""
+    import difflib
+
+    lines = []
+    for path, content in sorted(files.items()):
+        old = fetched.read(path)
+        if old == content:
+            continue
+        if path.endswith((".png", ".safetensors")):
+            lines.append(f"{path}: {len(content)} bytes\n")
+            continue
+        a, b = ((text or b"").decode("utf-8", "replace").splitlines(keepends=True) for text in (old, content))
+        lines += [line if line.endswith("\n") else line + "\n" for line in difflib.unified_diff(a, b, path, path)]
+    return "".join(lines) or "nothing to change\n"

@@ -1,0 +1,163 @@
+"""The safety section of a model card, and the files that go with it, rendered from one scan's result.
+
+    README.md             the card, with the section in it
+    .hf-ci/report.json    the report of this target alone
+    .hf-ci/badge.svg      verdict and short sha of the weights
+    .hf-ci/trigger.png    the reconstructed trigger, when there is one
+
+Everything is a function of the report, so rendering twice gives the same bytes and a check needs no scan.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from hf_ci.cards import render_card
+from hf_ci.cards.badge import alternative, render_badge, weights_of
+from hf_ci.cards.section import current, find, replace
+from hf_ci.errors import CardError, UsageError
+from hf_ci.report import Report, ScanResult
+from hf_ci.reports.json_ import render as render_json
+from hf_ci.reports.text import suspicious
+
+CARD, REPORT, BADGE, PICTURE = "README.md", ".hf-ci/report.json", ".hf-ci/badge.svg", ".hf-ci/trigger.png"
+HEADLINES = {
+    "clean": "Clean: no class of this adapter stands out.",
+    "backdoored": "Backdoored. Do not deploy this adapter.",
+    "inconclusive": "Inconclusive: this adapter could not be judged. Never treat it as clean.",
+}
+
+
+PLAIN = set(" ,.;=%'()+-/")  # harmless inside a line, once ':' and '@' are gone
+
+
+def escape(text: str) -> str:
+    """Foreign text as ASCII that neither Markdown nor HTML reads as anything but letters."""
+    line = " ".join(text.split())
+    safe = "".join(c if c.isascii() and (c.isalnum() or c in PLAIN) else f"&#{ord(c)};" for c in line)
+    return re.sub(
+        "www", lambda found: f"&#{ord(found[0][0])};{found[0][1:]}", safe, flags=re.I
+    )  # else a link on GitHub
+
+
+def render_section(report: Report, heading: str, picture: bool) -> str:
+    """`report` has one result; `heading` as `section.find` gives it. ASCII, lines ending in LF, none at the end."""
+    (result,) = report.results
+    classes = suspicious(result.classes)
+    text = render_card(
+        "safety.md.j2",
+        r=result,
+        tool=report.tool,
+        heading=heading,
+        headline=HEADLINES[result.verdict],
+        weights=weights_of(result) or "unknown",
+        alt=alternative(result),
+        classes=classes,
+        compared=bool(classes) and all(c.reference_asr is not None for c in classes),
+        picture=picture,
+        command=reproduce(result),
+        md=escape,
+    )
+    return re.sub(r"\n{3,}", "\n\n", text).rstrip("\n")
+
+
+def reproduce(result: ScanResult) -> str:
+    """The command that gives this result again, as far as the report tells. ASCII, no backtick."""
+    target = result.target
+    if result.revision:
+        repo, _, subfolder = target.partition(":")
+        target = f"{repo.partition('@')[0]}@{result.revision}" + (f":{subfolder}" if subfolder else "")
+    words = ["hf-ci", "scan", target]
+    if result.detector:
+        words += ["--detector", result.detector.name]
+    if result.pool:
+        words += ["--pool", result.pool.id]
+    if result.settings:
+        words += ["--num-images", str(result.settings.num_images), "--seed", str(result.settings.seed)]
+        words += ["--precision", result.settings.precision]
+    return "".join(c if c.isascii() and c.isprintable() and c != "`" else "?" for c in shlex.join(words))
+
+
+def render_files(report: Report, card: bytes | None, picture: bytes | None) -> dict[str, bytes]:
+    """Path -> content of everything that is written back. Raises CardError when the card cannot be changed safely."""
+    card, report = card or b"", with_picture(report, picture is not None)
+    place = find(card)
+    section = render_section(report, place.heading, picture is not None)
+    files = {
+        CARD: replace(card, section, place),
+        REPORT: render_json(report).encode(),
+        BADGE: render_badge(report.results[0]).encode(),
+    }
+    return files | ({PICTURE: picture} if picture is not None else {})
+
+
+def with_picture(report: Report, there: bool) -> Report:
+    """The report as it is kept beside the adapter: its picture there, or none, not where it lay when it was scanned."""
+    (result,) = report.results
+    trigger = result.trigger.model_copy(update={"path": PICTURE}) if result.trigger and there else None
+    return report.model_copy(update={"results": (result.model_copy(update={"trigger": trigger}),)})
+
+
+def check(read: Callable[[str], bytes | None], files: tuple[tuple[str, str], ...]) -> Report:
+    """The report that stands in the card, when card, badge and weights agree with it.
+
+    read: path in the adapter's folder -> content, None where there is none; files: (path, sha256) of the adapter as
+    it is now. Raises CardError, with every reason, when the section is missing or stale.
+    """
+    raw = read(REPORT)
+    if raw is None:
+        raise CardError(f"there is no {REPORT}: the adapter was never scanned, or not written back", "run hf-ci card")
+    report = parse_report(raw, REPORT)
+    if len(report.results) != 1:
+        raise CardError(f"{REPORT} holds {len(report.results)} results, expected one", "run hf-ci card anew")
+    card = read(CARD) or b""
+    reasons = []
+    if {(f.path, f.sha256) for f in report.results[0].files} != set(files):
+        then, now = weights_of(report.results[0]) or "?", dict(files).get("adapter_model.safetensors", "?")
+        reasons.append(f"the adapter has changed since the scan (weights {then[:7]} then, {now[:7]} now)")
+    standing = current(card)
+    if standing is None:
+        reasons.append("the card has no section")
+    elif standing != render_section(report, find(card).heading, has_picture(report, read)):
+        reasons.append("the section is not what the report says")
+    if (badge := read(BADGE)) is None or badge != render_badge(report.results[0]).encode():
+        reasons.append("the badge is missing" if badge is None else "the badge is not what the report says")
+    if reasons:
+        raise CardError("stale: " + "; ".join(reasons), "scan again and write the card anew")
+    return report
+
+
+def has_picture(report: Report, read: Callable[[str], bytes | None]) -> bool:
+    return report.results[0].trigger is not None and read(PICTURE) is not None
+
+
+def parse_report(raw: bytes, name: str) -> Report:
+    """Raises UsageError for what is no report of ours."""
+    try:
+        return Report.model_validate_json(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the document"
+        raise UsageError(f"{name} is no report of hf-ci: {where}: {first['msg']}", "make it with hf-ci scan") from error
+
+
+def one_result(report: Report, target: str) -> Report:
+    """The report of `target` alone. Raises UsageError when it is not in there."""
+    found = [result for result in report.results if result.target == target]
+    if not found and len(report.results) == 1:
+        found = list(report.results)
+    if not found:
+        raise UsageError(
+            f"the report says nothing of {target}", f"it has {', '.join(r.target for r in report.results) or 'nothing'}"
+        )
+    return report.model_copy(update={"results": (found[0],)})
+
+
+def picture_of(result: ScanResult) -> bytes | None:
+    path = result.trigger and Path(result.trigger.path)
+    return path.read_bytes() if path and path.is_file() else None

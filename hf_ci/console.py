@@ -1,0 +1,42 @@
+"""What the commands share: stdout, files named by the user, one line for an error. Nothing else prints."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from hf_ci.errors import UsageError
+from hf_ci.files import write_whole
+
+
+def parse_output(text: str, formats) -> tuple[str, Path]:
+    """FORMAT=PATH, checked before any work is done. Raises UsageError."""
+    name, separator, path = text.partition("=")
+    if not separator or name not in formats or not path:
+        raise UsageError(f"--output {text}: expected FORMAT=PATH", f"FORMAT is one of {', '.join(formats)}")
+    parent = Path(path).absolute().parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK) or Path(path).is_dir():
+        raise UsageError(f"--output {text}: cannot write in {parent}", "name an existing folder")
+    return name, Path(path)
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Complete or not at all. Raises UsageError when it cannot be written."""
+    try:
+        write_whole(path, content if isinstance(content, bytes) else content.encode("utf-8", "replace"))
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def write_stdout(text: str) -> None:
+    """Plain, never through a rich console: machine formats must not be wrapped or coloured."""
+    try:
+        sys.stdout.buffer.write(text.encode("utf-8", "replace"))
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has gone: the exit code still tells the verdict
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def complain(text: str) -> None:
+    print(f"hf-ci: {text}", file=sys.stderr)

@@ -1,0 +1,49 @@
+"""hf-ci dev: things for trying hf-ci out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from hf_ci.errors import UsageError
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Try write-back without touching the real Hub.")
+
+
+@app.callback()
+def dev() -> None:
+    """Try write-back without touching the real Hub."""
+
+
+@app.command("hub")
+def hub(
+    repos: Annotated[
+        Optional[list[str]], typer.Argument(metavar="ORG/MODEL=FOLDER...", help="Models that it starts with.")
+    ] = None,
+    port: Annotated[int, typer.Option(help="0: any that is free.")] = 0,
+) -> None:
+    """Serve a Hub on 127.0.0.1 that keeps everything in memory, until Ctrl-C.
+
+    It prints the variables that lead a client to it: the huggingface_hub, transformers, peft, datasets and hf-ci of any
+    shell in which they are set talk to it instead of the real Hub.
+    """
+    import tempfile
+
+    from hf_ci.console import write_stdout
+    from hf_ci.dev.loopback import LoopbackHub
+
+    given = []
+    for text in repos or []:
+        repo, separator, folder = text.partition("=")
+        if not separator or repo.count("/") != 1 or not Path(folder).is_dir():
+            raise UsageError(f"{text!r}: expected ORG/MODEL=FOLDER", "name a folder that exists")
+        given.append((repo, Path(folder)))
+    with LoopbackHub(port) as server, tempfile.TemporaryDirectory(prefix="hf-ci-hub-") as home:
+        for repo, folder in given:
+            files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+            server.add_repo(repo, files)
+        variables = server.env(Path(home))
+        write_stdout("".join(f"export {name}={value}\n" for name, value in variables.items()))
+        server.wait()

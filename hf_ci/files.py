@@ -1,0 +1,23 @@
+"""Files that appear complete or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+
+def write_whole(path: Path, write: bytes | Callable[[Path], None]) -> None:
+    """Write beside `path`, then rename: a reader or an interrupted run never sees half a file. Raises OSError.
+
+    write: the content, or a function that writes it to the path it is given.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        if isinstance(write, bytes):
+            partial.write_bytes(write)
+        else:
+            write(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
