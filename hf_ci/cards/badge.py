@@ -21,7 +21,8 @@ def state(result: ScanResult) -> str:
 
 
 def message(result: ScanResult) -> str:
-    return f"{state(result)} {(weights_of(result) or 'no weights')[:7]}"
+    weights = weights_of(result)
+    return f"{state(result)} {weights[:7] if weights else '(no weights)'}"
 
 
 def alternative(result: ScanResult) -> str:
