@@ -194,6 +194,7 @@ def test_in_a_browser_card_and_badge_are_drawn_in_both_schemes(tmp_path, scheme)
     assert rows.size and rows.max() - rows.min() < 20 and red.sum() > 600
 
 
+@pytest.mark.filterwarnings("ignore")  # PEFT's and transformers' own
 def test_peft_rewriting_the_card_keeps_the_section(clip, tmp_path):
     from making import made_adapter
     from peft import PeftModel, PromptTuningConfig, get_peft_model
