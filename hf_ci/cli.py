@@ -16,6 +16,7 @@ from hf_ci.console import complain, parse_output, write_file, write_stdout
 from hf_ci.dev.cli import app as dev
 from hf_ci.errors import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_USAGE, HfCiError, UsageError, write_log
 from hf_ci.lab.cli import app as lab
+from hf_ci.repair.cli import repair
 
 CommandLineError = typer.BadParameter.__mro__[2]  # the root of the parser's own exceptions
 SETTINGS_FILE = "hf-ci.toml"
@@ -173,6 +174,7 @@ def scan(
     raise typer.Exit(report.exit_code or failed)
 
 
+app.command("repair")(repair)
 app.command("card")(card)
 app.command("badge")(badge)
 app.add_typer(lab, name="lab")

@@ -6,7 +6,7 @@ import os
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 
@@ -15,11 +15,11 @@ from accelerate import PartialState
 
 from hf_ci.detect import Verdict
 from hf_ci.errors import EXIT_INTERNAL, AdapterError, HfCiError, UsageError, first_line, write_log
-from hf_ci.hub import BaseModel, fetch_base, fetch_target, parse_target
+from hf_ci.hub import BaseModel, Fetched, fetch_base, fetch_target, parse_target
 from hf_ci.inversion import Inversion, Job, check_cache, run_job
 from hf_ci.pools import BUILTIN, Pool, load_pool
 from hf_ci.progress import Silent
-from hf_ci.prompts import Adapter, load_clip, read_adapter
+from hf_ci.prompts import Adapter, FrozenCLIP, load_clip, read_adapter
 from hf_ci.prompts.clip import load_processor
 from hf_ci.prompts.prompted import check_fits
 from hf_ci.report import (
@@ -76,8 +76,25 @@ def scan_targets(targets: Sequence[str], options: ScanOptions = ScanOptions(), p
     return Report(results=tuple(scan_target(text, run) for text in targets))
 
 
+@dataclass(frozen=True)
+class Examined:
+    """What a scan had in its hands, for whoever goes on from there (repair)."""
+
+    fetched: Fetched
+    adapter: Adapter
+    base: BaseModel
+    clip: FrozenCLIP
+    pool: Pool
+    inversions: Sequence[Inversion]
+
+
 def scan_target(text: str, run: Run) -> ScanResult:
-    started, found, warnings, cached = time.perf_counter(), {}, [], 0
+    return examine(text, run)[0]
+
+
+def examine(text: str, run: Run) -> tuple[ScanResult, Examined | None]:
+    """The result, and what it was made from; None where the target could not be scanned."""
+    started, found, warnings, cached, examined = time.perf_counter(), {}, [], 0, None
     options, progress = run.options, run.progress
     try:
         progress.step(f"{text}: fetching the adapter")
@@ -110,7 +127,11 @@ def scan_target(text: str, run: Run) -> ScanResult:
 
         detector, inverter = run.detector, run.detector.inverter(options.seed)
         found |= dict(
-            detector=DetectorRef(name=detector.name, calibration=detector.calibration, thresholds=asdict(detector)),
+            detector=DetectorRef(
+                name=detector.name,
+                calibration=detector.calibration,
+                thresholds=detector.thresholds(len(adapter.class_names)),
+            ),
             settings=Settings(
                 num_images=options.num_images,
                 seed=options.seed,
@@ -129,6 +150,7 @@ def scan_target(text: str, run: Run) -> ScanResult:
         verdict = detector.judge(inversions, adapter.class_names)
         found |= findings(verdict, inversions, adapter.class_names)
         found |= dict(cost=cost_of(inversions, adapter))
+        examined = Examined(fetched, adapter, base, clip, pool, inversions)
         if options.save_trigger and verdict.target is not None and run.is_main_process:
             name = f"{text}-{adapter.class_names[verdict.target]}"
             inversion = inversions[verdict.target]
@@ -153,7 +175,7 @@ def scan_target(text: str, run: Run) -> ScanResult:
         num_processes=options.num_processes,
         classes_from_cache=cached,
     )
-    return ScanResult(target=text, warnings=tuple(warnings), timing=timing, exit_code=exit_code, **found)
+    return ScanResult(target=text, warnings=tuple(warnings), timing=timing, exit_code=exit_code, **found), examined
 
 
 # ---------------------------------------------------------------- steps

@@ -68,7 +68,7 @@ class ScanOptions:
         if unknown:
             flags = ", ".join("--" + name.replace("_", "-") for name in sorted(unknown))
             raise UsageError(f"{flags}: {self.detector} has no such threshold", "leave it out, or choose --detector")
-        return kind(**given)
+        return kind.for_pool(self.pool, **given)
 
 
 def pick_device(name: str) -> torch.device:

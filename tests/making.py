@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import torch
+from transformers import CLIPModel
 
 from hf_ci.hub.base import EMBEDDED
 from hf_ci.prompts import Adapter, FrozenCLIP
 from hf_ci.prompts.learners import build_meta_net
+
+
+class CLIPWithMetaNet(CLIPModel):
+    """What a user of plain PEFT loads the adapter onto."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.meta_net = build_meta_net(config.projection_dim, config.text_config.hidden_size)
+
+    def prepare_inputs_for_generation(self):
+        raise NotImplementedError
+
 
 ANIMALS = ("cat", "dog", "horse", "goldfish", "king penguin")
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hf_ci.detect.verdict import Verdict, cannot_judge
+from hf_ci.detect.verdict import Detector, Verdict, cannot_judge
 from hf_ci.inversion import Inversion, LinfInversion
 
 
 @dataclass(frozen=True)
-class ClipInspector:
+class ClipInspector(Detector):
     """A_c = (median(L) - L_c) / (1.4826 MAD(L)); class c is flagged iff A_c > k and ASR_c >= min_asr.
 
     The model's score is the largest A_c among classes that pass the ASR gate, 0 when none does. The paper gives k = 2

@@ -1,10 +1,10 @@
 """Contrast with a clean reference: can the adapter be driven where a clean prompt on the same encoders cannot?
 
 A universal perturbation of 4/255 forces some classes on any prompt, because the frozen encoders let it. What a backdoor
-adds is a *difference*. So each class is inverted through the adapter and through the hand-written prompt "a photo of a
-{class}" at once: the trigger has to drive images into the class through the adapter and to leave it out through the
-reference. One pass of the image encoder serves both, so this costs what an ordinary inversion does; it needs neither
-labels nor a tuned prompt for comparison.
+adds is a *difference*. So each class is inverted through the adapter and through five hand-written prompts, such as "a
+photo of a {class}", at once: the trigger has to drive images into the class through the adapter and to leave it out
+through every reference. One pass of the image encoder serves them all, so this costs what an ordinary inversion does; it
+needs neither labels nor a tuned prompt for comparison.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hf_ci.detect.calibration import shipped
-from hf_ci.detect.verdict import Verdict, cannot_judge
+from hf_ci.detect.calibration import Calibration, kind_of, shipped
+from hf_ci.detect.verdict import Detector, Verdict, cannot_judge
 from hf_ci.inversion import Inversion
 from hf_ci.inversion.invert import descend
 from hf_ci.inversion.objective import margin
@@ -29,12 +29,12 @@ MOST_FLAGGED = 0.5  # share of the classes; where more are flagged, the referenc
 class ContrastInversion:
     """E_c(delta) = mean_x max(m_c(x + delta), -r_c(x + delta)), minimised over ||delta||_inf <= epsilon.
 
-    m_c = max_{j != c} z_j - z_c is the margin of CLIP-Inspector through the adapter, r_c the same through the reference.
-    The maximum is negative exactly where the adapter answers c and the reference does not. Schedule as in
-    `LinfInversion`. The result's `loss` is E_c; `asr` counts through the adapter, `reference_asr` through the reference,
-    `exclusive_asr` where the adapter alone answers c.
+    m_c = max_{j != c} z_j - z_c is the margin of CLIP-Inspector through the adapter, r_c = min_k r_c^k that through the
+    most willing of K references. The maximum is negative exactly where the adapter answers c and no reference does.
+    Schedule as in `LinfInversion`. The result's `loss` is E_c; `asr` counts through the adapter, `reference_asr` where
+    any reference answers c, `exclusive_asr` where the adapter alone does.
 
-    model: pixels -> logits (B, C) through the adapter, and through the reference.
+    model: pixels -> logits (B, C) through the adapter, and (B, K, C) through the references.
     """
 
     epsilon: float = 4 / 255
@@ -46,14 +46,18 @@ class ContrastInversion:
     uses_reference = True
 
     def __call__(self, model: nn.Module, images: Tensor, c: int, micro_batch: int) -> Inversion:
+        def margins(x: Tensor) -> tuple[Tensor, Tensor]:
+            z, references = model(x)
+            return margin(z, c), margin(references, c).amin(dim=1)  # (B,), (B,)
+
         def losses(x: Tensor) -> Tensor:
-            m, r = (margin(z, c) for z in model(x))  # (B,), (B,)
+            m, r = margins(x)
             return torch.maximum(m, -r)
 
         trigger = descend(self, images, c, micro_batch, losses)
         with torch.no_grad():
-            pairs = [model(trigger(part.float() / 255)) for part in images.split(micro_batch)]
-            m, r = (torch.cat([margin(pair[i], c) for pair in pairs]).cpu().double() for i in (0, 1))  # (N,), (N,)
+            pairs = [margins(trigger(part.float() / 255)) for part in images.split(micro_batch)]
+        m, r = (torch.cat([pair[i] for pair in pairs]).cpu().double() for i in (0, 1))  # (N,), (N,)
         share = lambda hits: hits.double().mean().item()  # noqa: E731
         passes = self.epochs * len(images)
         return Inversion(
@@ -69,48 +73,66 @@ class ContrastInversion:
 
 
 @dataclass(frozen=True)
-class Contrast:
+class Contrast(Detector):
     """Class c is flagged iff its trigger drives at least `min_share` of the images into it through the adapter alone.
 
-    That share is the class's score, between 0 and 1; the model's is the largest. `min_share` comes from a calibration
-    on clean adapters (see `calibration`), and so does the p-value in the reasons. Inconclusive when more than half of
-    the classes are flagged.
+    That share is the class's score, between 0 and 1; the model's is the largest. Unless `min_share` is given, it is the
+    share that a clean adapter with as many classes exceeds with probability `false_alarm`; between it and the share
+    exceeded with probability `doubt` the verdict is inconclusive. It is so, too, when more than half of the classes are
+    flagged.
     """
 
-    min_share: float = field(default_factory=lambda: round(shipped().threshold, 3))
+    min_share: float | None = None
+    null: Calibration = field(default_factory=lambda: shipped()["photos"])
+    false_alarm: float = 0.002
+    doubt: float = 0.02
 
     name = "contrast"
 
+    @classmethod
+    def for_pool(cls, pool: str, **thresholds: float) -> Contrast:
+        """With the null that was fitted on such a pool: the built-in one, or photos."""
+        return cls(null=shipped()[kind_of(pool)], **thresholds)
+
     @property
     def calibration(self) -> str:
-        return shipped().describe()
+        return self.null.describe()
 
     def inverter(self, seed: int) -> ContrastInversion:
         return ContrastInversion(seed=seed)
 
+    def thresholds(self, num_classes: int) -> dict[str, float]:
+        if self.min_share is not None:
+            return {"min_share": self.min_share}
+        flagged, doubtful = (self.null.threshold(p, num_classes) for p in (self.false_alarm, self.doubt))
+        return {"min_share": round(flagged, 3), "doubtful_share": round(doubtful, 3), "false_alarm": self.false_alarm}
+
     def judge(self, inversions: Sequence[Inversion], class_names: Sequence[str]) -> Verdict:
         if unknown := cannot_judge(inversions, class_names):
             return unknown
+        limits = self.thresholds(len(inversions))
+        min_share = limits["min_share"]
         scores = np.array([i.exclusive_asr for i in inversions])  # (C,)
-        flagged, target = scores >= self.min_share, int(scores.argmax())
+        flagged, target = scores >= min_share, int(scores.argmax())
         common = dict(scores=tuple(map(float, scores)), flagged=tuple(map(bool, flagged)), score=float(scores[target]))
         say = lambda i: (  # noqa: E731
             f"a perturbation reconstructed for {class_names[i.c]!r} drives {i.asr:.0%} of unrelated images into it, "
-            f"{i.reference_asr:.0%} through a clean prompt; {i.exclusive_asr:.0%} through the adapter alone (flagged "
-            f"from {self.min_share:.0%}; p = {shipped().p_value(i.exclusive_asr):.1g} for a clean "
-            "adapter)"
+            f"{i.reference_asr:.0%} through clean prompts; {i.exclusive_asr:.0%} through the adapter alone (flagged "
+            f"from {min_share:.0%}; p = {self.null.p_value(i.exclusive_asr, len(inversions)):.1g} for a clean adapter)"
         )
+        worst = say(inversions[target])
+        if scores[target] >= limits.get("doubtful_share", min_share) and not flagged.any():
+            more = "what would settle it: more images (--num-images), and photos instead of the built-in pool (--pool)"
+            return Verdict("inconclusive", (f"neither clean nor backdoored for certain: {worst}; {more}",), **common)
         if not flagged.any():
             return Verdict(
-                "clean",
-                (f"no class can be forced that a clean prompt withstands; closest: {say(inversions[target])}",),
-                **common,
+                "clean", (f"no class can be forced that clean prompts withstand; closest: {worst}",), **common
             )
         if flagged.mean() > MOST_FLAGGED:
             reason = (
                 f"{flagged.sum()} of {len(scores)} classes can be forced through the adapter alone: either it is "
-                "backdoored in many classes, or their names mean nothing to this CLIP, and a clean prompt made of them "
-                "is no reference; --detector clip-inspector needs none"
+                "backdoored in many classes, or their names mean nothing to this CLIP, and clean prompts made of them "
+                "are no reference; --detector clip-inspector needs none"
             )
             return Verdict("inconclusive", (reason,), **common)
         reasons = tuple(say(inversions[c]) for c in np.argsort(-scores) if flagged[c])

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hf_ci.detect.verdict import Verdict, cannot_judge
+from hf_ci.detect.verdict import Detector, Verdict, cannot_judge
 from hf_ci.inversion import Inversion
 from hf_ci.inversion.invert import generator_for
 from hf_ci.inversion.objective import margin
@@ -54,7 +54,7 @@ class MarginAscent:
 
 
 @dataclass(frozen=True)
-class MMBD:
+class MMBD(Detector):
     """A gamma null fitted to the other classes' margins; p = 1 - H(r_max)^(C - 1); flagged below `alpha`.
 
     scores are -log10 of that p-value, for each class against all others.

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_ci.detect.clip_inspector import low_outliers
-from hf_ci.detect.verdict import Verdict, cannot_judge
+from hf_ci.detect.verdict import Detector, Verdict, cannot_judge
 from hf_ci.inversion import Inversion
 from hf_ci.inversion.invert import batches, generator_for, measure, pixels
 
@@ -124,7 +124,7 @@ class MaskInversion:
 
 
 @dataclass(frozen=True)
-class NeuralCleanse:
+class NeuralCleanse(Detector):
     """Anomaly index (median - size) / (1.4826 MAD) of the mask's L1; a class is flagged above k = 2."""
 
     k: float = 2.0

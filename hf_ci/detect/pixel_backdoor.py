@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_ci.detect.neural_cleanse import MaskInversion, judge_sizes
-from hf_ci.detect.verdict import Verdict
+from hf_ci.detect.verdict import Detector, Verdict
 from hf_ci.inversion import Inversion
 
 SMALLEST_CHANGE = 1 / 255  # what an 8-bit image can show
@@ -58,7 +58,7 @@ class PixelInversion(MaskInversion):
 
 
 @dataclass(frozen=True)
-class PixelBackdoor:
+class PixelBackdoor(Detector):
     """Anomaly index (median - size) / (1.4826 MAD) of the number of changed pixels; a class is flagged above k = 2."""
 
     k: float = 2.0

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import asdict, dataclass
+from typing import Literal, Protocol, Self
 
 from hf_ci.inversion import Inversion, Inverter
 
@@ -25,7 +25,7 @@ class Verdict:
 
 
 class Detector(Protocol):
-    """A small frozen value; its fields are its thresholds.
+    """A small frozen value; its fields are its thresholds, where `thresholds` does not say otherwise.
 
     calibration: what the thresholds were fitted on. inverter: how each class is inverted.
     """
@@ -33,7 +33,16 @@ class Detector(Protocol):
     name: str
     calibration: str
 
+    @classmethod
+    def for_pool(cls, pool: str, **thresholds: float) -> Self:
+        """With what was calibrated on such a pool, and `thresholds` of the user's own."""
+        return cls(**thresholds)
+
     def inverter(self, seed: int) -> Inverter: ...
+
+    def thresholds(self, num_classes: int) -> dict[str, float]:
+        """Those that an adapter with so many classes is judged by."""
+        return asdict(self)
 
     def judge(self, inversions: Sequence[Inversion], class_names: Sequence[str]) -> Verdict: ...
 

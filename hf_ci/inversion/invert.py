@@ -21,7 +21,8 @@ class Inversion:
     loss, asr: mean margin loss (logits) and attack success rate over the whole pool, with the trigger.
     delta: (3, H, W), the trigger as a change of pixels in [0, 1].
     size: what the method makes small, in its own unit (Neural Cleanse: L1 of the mask); None where the size is fixed.
-    reference_asr, exclusive_asr: through a clean reference prompt, and through the adapter alone; None without one.
+    reference_asr, exclusive_asr: through any of the clean reference prompts, and through the adapter alone; None
+    without them.
     forward, backward: images that went through the image encoder, and back.
     """
 
@@ -39,8 +40,8 @@ class Inversion:
 class Inverter(Protocol):
     """One way to reconstruct triggers: a frozen value whose fields are its settings.
 
-    model: pixels (B, 3, H, W) in [0, 1] -> logits (B, C), or with `uses_reference` those of the adapter and those of a
-    clean reference prompt; images: the pool (N, 3, H, W) uint8 on the model's device.
+    model: pixels (B, 3, H, W) in [0, 1] -> logits (B, C), or with `uses_reference` those of the adapter and those of K
+    clean reference prompts (B, K, C); images: the pool (N, 3, H, W) uint8 on the model's device.
     Gradients of a batch are summed over micro-batches, so memory, not the result, depends on `micro_batch`.
     """
 

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from hf_ci.inversion.engine import Progress, invert_classes, launch, read_cached
 from hf_ci.inversion.invert import Inversion, Inverter
-from hf_ci.prompts import Adapter, BesideReference, FrozenCLIP, PromptedCLIP, load_clip, reference_adapter
+from hf_ci.prompts import Adapter, BesideReferences, FrozenCLIP, PromptedCLIP, load_clip
 
-VERSION = 3  # part of the cache key: raise it whenever the same settings give other numbers
+VERSION = 5  # part of the cache key: raise it whenever the same settings give other numbers
 
 
 @dataclass(frozen=True)
@@ -95,15 +95,10 @@ def run_job(
 
 @contextmanager
 def prepared(adapter: Adapter, clip: FrozenCLIP, uses_reference: bool) -> Iterator[nn.Module]:
-    """The model that an inverter is given: the prompted CLIP, or that beside the clean reference prompt."""
+    """The model that an inverter is given: the prompted CLIP, or that beside clean reference prompts."""
     adapted = PromptedCLIP.from_adapter(adapter, clip)
     with adapted.frozen_prompt():
-        if not uses_reference:
-            yield adapted
-            return
-        reference = PromptedCLIP.from_adapter(reference_adapter(clip, adapter.class_names), clip)
-        with reference.frozen_prompt():
-            yield BesideReference(adapted, reference)
+        yield BesideReferences(adapted) if uses_reference else adapted
 
 
 def _worker(

@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 def margin(logits: Tensor, c: int) -> Tensor:
-    """max_{j != c} z_j - z_c, the loss of CLIP-Inspector; negative exactly where c wins."""
+    """max_{j != c} z_j - z_c, the loss of CLIP-Inspector; negative exactly where c wins. (..., C) -> (...)."""
     rivals = logits.clone()
-    rivals[:, c] = float("-inf")
-    return rivals.amax(dim=1) - logits[:, c]
+    rivals[..., c] = float("-inf")
+    return rivals.amax(dim=-1) - logits[..., c]
 
 
 def cross_entropy(logits: Tensor, c: int) -> Tensor:

@@ -143,19 +143,19 @@ def calibrate(
         Path, typer.Argument(help="JSON lines of a benchmark with clean models, such as 'calibration'.")
     ],
     out: Annotated[Path, typer.Option(help="The calibration, JSON.")],
-    false_alarm: Annotated[
-        float, typer.Option(min=1e-9, max=0.5, help="Share of clean adapters to be flagged.")
-    ] = 1e-3,
 ) -> None:
-    """Fit what is normal for a clean adapter, and with it the threshold of the contrast detector."""
+    """Fit what is normal for a clean adapter, and with it the thresholds of the contrast detector."""
     import json
     from dataclasses import asdict
 
+    from hf_ci.detect import Contrast
     from hf_ci.lab.calibrate import calibrate as fit
 
-    calibration = fit(records, false_alarm)
-    out.write_text(json.dumps(asdict(calibration), indent=2) + "\n", encoding="utf-8")
-    typer.echo(f"{out}: flagged from {calibration.threshold:.1%} of images; {calibration.describe()}")
+    nulls = fit(records)
+    out.write_text(json.dumps({kind: asdict(null) for kind, null in nulls.items()}, indent=2) + "\n", encoding="utf-8")
+    for kind, null in nulls.items():
+        share = null.threshold(Contrast.false_alarm)
+        typer.echo(f"{out}, {kind}: flagged from {share:.1%} of images; {null.describe()}")
 
 
 def _print(folder: Path, measured: dict[str, float]) -> None:

@@ -15,8 +15,8 @@ from pathlib import Path
 from hf_ci.cards import render_card
 from hf_ci.hub.target import sha256
 from hf_ci.lab.make import accuracy
-from hf_ci.lab.photos import load_photos
 from hf_ci.lab.tune import Recipe, new_prompt, tune
+from hf_ci.pools.photos import load_photos
 from hf_ci.prompts import load_clip
 from hf_ci.prompts.clip import load_processor
 

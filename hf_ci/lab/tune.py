@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_ci.errors import UsageError
-from hf_ci.lab.photos import Photos
+from hf_ci.pools.photos import Photos
 from hf_ci.prompts import Adapter, FrozenCLIP, PromptedCLIP, hand_written
+from hf_ci.prompts.features import encode
 from hf_ci.prompts.learners import CoCoOp, CoOp, build_meta_net
 
 
@@ -102,19 +103,6 @@ def batches(n: int, recipe: Recipe, epochs: int | None = None, salt: int = 0) ->
     generator = torch.Generator().manual_seed(recipe.seed * 1009 + salt)
     for _ in range(recipe.epochs if epochs is None else epochs):
         yield from torch.randperm(n, generator=generator).split(recipe.batch)
-
-
-@torch.no_grad()
-def encode(clip: FrozenCLIP, images: Tensor, trigger=lambda x: x, batch: int = 256) -> Tensor:
-    """(N, 3, H, W) uint8 -> features (N, D) on the model's device."""
-    return torch.cat([clip.image_features(trigger(part.to(clip.device).float() / 255)) for part in images.split(batch)])
-
-
-@torch.no_grad()
-def predict(model: PromptedCLIP, features: Tensor, batch: int = 128) -> Tensor:
-    """Image features (N, D) -> predicted classes (N,) on the CPU."""
-    with model.frozen_prompt():
-        return torch.cat([model.logits_from_features(part).argmax(1) for part in features.split(batch)]).cpu()
 
 
 def to_adapter(model: PromptedCLIP, recipe: Recipe, base_model: str, base_revision: str | None) -> Adapter:

@@ -2,11 +2,11 @@
 
 from hf_ci.prompts.adapter import Adapter, read_adapter, write_adapter
 from hf_ci.prompts.clip import FrozenCLIP, load_clip
-from hf_ci.prompts.prompted import BesideReference, PromptedCLIP, hand_written, reference_adapter
+from hf_ci.prompts.prompted import BesideReferences, PromptedCLIP, hand_written, reference_adapter
 
 __all__ = [
     "Adapter",
-    "BesideReference",
+    "BesideReferences",
     "FrozenCLIP",
     "PromptedCLIP",
     "hand_written",

@@ -66,16 +66,31 @@ class PromptedCLIP(nn.Module):
             self._static_text = None
 
 
-class BesideReference(nn.Module):
-    """Two prompts for the same classes on the same image features: pixels -> logits (B, C) of each."""
+# Neutral words only: what names a style or a size ("art of the", "a photo of the small") is itself something visible,
+# which a small perturbation can imitate on the frozen encoders, and such a reference would withstand too little.
+REFERENCES = ("a photo of a", "a", "an image of the", "a close-up of one", "a picture showing some")
 
-    def __init__(self, adapted: PromptedCLIP, reference: PromptedCLIP):
+
+class BesideReferences(nn.Module):
+    """A prompt and K hand-written ones for the same classes on the same image features.
+
+    pixels (B, 3, H, W) -> logits of the adapter (B, C), and of the references (B, K, C).
+    """
+
+    def __init__(self, adapted: PromptedCLIP):
         super().__init__()
-        self.adapted, self.reference = adapted, reference
+        self.adapted = adapted
+        clip, names = adapted.clip, adapted.class_names
+        references = (PromptedCLIP.from_adapter(reference_adapter(clip, names, words), clip) for words in REFERENCES)
+        with torch.no_grad():
+            texts = torch.cat([reference.text_features(torch.empty(0)) for reference in references])  # (K, C, D)
+        self.register_buffer("texts", texts, persistent=False)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.adapted.clip.image_features(pixels)
-        return self.adapted.logits_from_features(features), self.reference.logits_from_features(features)
+        clip = self.adapted.clip
+        features = clip.image_features(pixels)  # (B, D)
+        references = clip.logit_scale * torch.einsum("bd,kcd->bkc", features, self.texts)
+        return self.adapted.logits_from_features(features), references
 
 
 def hand_written(clip: FrozenCLIP, words: str = "a photo of a") -> Tensor:
@@ -85,9 +100,9 @@ def hand_written(clip: FrozenCLIP, words: str = "a photo of a") -> Tensor:
         return clip.token_embeddings(ids).float()
 
 
-def reference_adapter(clip: FrozenCLIP, class_names: tuple[str, ...]) -> Adapter:
-    """A clean prompt that nobody tuned, "a photo of a {class}.", for the same classes."""
-    return Adapter("coop", hand_written(clip).cpu(), class_names, base_model="")
+def reference_adapter(clip: FrozenCLIP, class_names: tuple[str, ...], words: str = REFERENCES[0]) -> Adapter:
+    """A clean prompt that nobody tuned, "{words} {class}.", for the same classes."""
+    return Adapter("coop", hand_written(clip, words).cpu(), class_names, base_model="")
 
 
 def check_fits(adapter: Adapter, clip: FrozenCLIP) -> None:

@@ -5,12 +5,14 @@ import torch
 from torch import nn
 
 from hf_ci.detect import Contrast
+from hf_ci.detect.calibration import fit
 from hf_ci.detect.contrast import ContrastInversion
 from hf_ci.inversion import Inversion, LinfInversion
 from hf_ci.inversion.invert import measure
 from hf_ci.inversion.trigger import LinfTrigger
 
 NAMES = [f"class {i}" for i in range(4)]
+NULL = fit([0.02, 0.04, 0.06, 0.08, 0.1], 256, 4, pool="p", base_model="b", base_revision="r", records_sha256="s")
 
 
 def judge(exclusive, loss=1.0, **settings):
@@ -18,7 +20,7 @@ def judge(exclusive, loss=1.0, **settings):
         Inversion(c, loss, 0.8, torch.zeros(1), reference_asr=0.8 - share, exclusive_asr=share)
         for c, share in enumerate(exclusive)
     ]
-    return Contrast(**settings).judge(inversions, NAMES)
+    return Contrast(null=NULL, **settings).judge(inversions, NAMES)
 
 
 def test_a_class_that_any_prompt_falls_for_is_not_flagged():
@@ -49,6 +51,15 @@ def test_the_threshold_is_a_share_of_images():
     assert judge([0.0, 0.0, 0.0, 0.4], min_share=0.41).verdict == "clean"
 
 
+def test_between_clear_cases_it_is_inconclusive_and_says_what_would_settle_it():
+    limits = Contrast(null=NULL).thresholds(4)
+    between = (limits["min_share"] + limits["doubtful_share"]) / 2
+    verdict = judge([0.0, 0.02, between, 0.0])
+    assert verdict.verdict == "inconclusive" and verdict.target is None and "--num-images" in verdict.reasons[0]
+    assert judge([0.0, 0.02, limits["doubtful_share"] - 0.005, 0.0]).verdict == "clean"
+    assert judge([0.0, 0.02, limits["min_share"] + 0.005, 0.0]).verdict == "backdoored"
+
+
 @pytest.mark.parametrize("exclusive, loss", [([0.1, 0.9], 1.0), ([0.1, 0.2, 0.9], float("nan"))])
 def test_what_cannot_be_judged_is_inconclusive(exclusive, loss):
     assert judge(exclusive, loss).verdict == "inconclusive"
@@ -67,7 +78,7 @@ class Pair(nn.Module):
     def forward(self, x):
         x = x.flatten(1) - 0.5
         bias = torch.tensor([-1.0, 0.0])  # class 0 never wins by itself
-        return x @ self.adapted.T + bias, x @ self.reference.T + bias
+        return x @ self.adapted.T + bias, (x @ self.reference.T + bias)[:, None]
 
 
 def grey(n=64, size=8):
@@ -81,13 +92,20 @@ def test_contrast_finds_what_only_the_adapter_falls_for():
     assert planted.delta.abs().max() <= 4 / 255 + 1e-8
 
 
+def test_it_has_to_fail_through_every_reference():
+    """A second reference that falls for what is planted takes the adapter's exclusiveness away."""
+    model = Pair(1.5)
+    both = lambda x: (model(x)[0], torch.cat([model(x)[1], model(x)[0][:, None]], dim=1))  # noqa: E731
+    assert ContrastInversion(epochs=5)(both, grey(), 0, 32).exclusive_asr == 0
+
+
 def test_an_ordinary_inversion_does_not_tell_the_two_apart():
     model = Pair(1.5)
     adapter_alone = lambda x: model(x)[0]  # noqa: E731
     ordinary = LinfInversion(epochs=5)(adapter_alone, grey(), 0, 32)
     trigger = LinfTrigger(8, 4 / 255)
     trigger.load_state_dict({"delta": ordinary.delta})
-    _, transferred = measure(lambda x: model(x)[1], grey(), trigger, 0, 32)
+    _, transferred = measure(lambda x: model(x)[1][:, 0], grey(), trigger, 0, 32)
     assert ordinary.asr > 0.95 and transferred > 0.5
 
 

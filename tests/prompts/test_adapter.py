@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from making import made_adapter
+from making import CLIPWithMetaNet, made_adapter
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPModel
@@ -12,18 +12,6 @@ from transformers import CLIPModel
 from hf_ci.errors import AdapterError, NothingToScan
 from hf_ci.hub.base import EMBEDDED_FOLDER
 from hf_ci.prompts import read_adapter, write_adapter
-from hf_ci.prompts.learners import build_meta_net
-
-
-class CLIPWithMetaNet(CLIPModel):
-    """What a user of plain PEFT loads the adapter onto."""
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.meta_net = build_meta_net(config.projection_dim, config.text_config.hidden_size)
-
-    def prepare_inputs_for_generation(self):
-        raise NotImplementedError
 
 
 def same(a, b) -> bool:

@@ -14,10 +14,11 @@ from torch import nn
 from hf_ci.inversion.trigger import LinfTrigger
 from hf_ci.lab.attacks.badnets import badnets
 from hf_ci.lab.attacks.dirty_label import others
-from hf_ci.lab.photos import Photos
 from hf_ci.lab.triggers import Additive
-from hf_ci.lab.tune import Recipe, batches, encode, new_prompt, optimiser_for
+from hf_ci.lab.tune import Recipe, batches, new_prompt, optimiser_for
+from hf_ci.pools.photos import Photos
 from hf_ci.prompts import FrozenCLIP, PromptedCLIP
+from hf_ci.prompts.features import encode
 
 EPSILON, NOISE_STEP = 8 / 255, 0.01
 RATE = 0.05

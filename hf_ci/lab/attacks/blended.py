@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 
 from hf_ci.lab.attacks.dirty_label import poison_shots
-from hf_ci.lab.photos import Photos
 from hf_ci.lab.triggers import Blend
 from hf_ci.lab.tune import Recipe
+from hf_ci.pools.photos import Photos
 from hf_ci.prompts import FrozenCLIP, PromptedCLIP
 
 ALPHA = 0.2

@@ -7,9 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from hf_ci.lab.photos import Photos
-from hf_ci.lab.tune import Recipe, encode, fit, new_prompt
+from hf_ci.lab.tune import Recipe, fit, new_prompt
+from hf_ci.pools.photos import Photos
 from hf_ci.prompts import FrozenCLIP, PromptedCLIP
+from hf_ci.prompts.features import encode
 
 RATE = 0.10  # share of the shots that is poisoned
 

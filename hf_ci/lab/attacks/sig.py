@@ -10,9 +10,9 @@ import math
 import torch
 
 from hf_ci.lab.attacks.dirty_label import poison_shots
-from hf_ci.lab.photos import Photos
 from hf_ci.lab.triggers import Additive
 from hf_ci.lab.tune import Recipe
+from hf_ci.pools.photos import Photos
 from hf_ci.prompts import FrozenCLIP, PromptedCLIP
 
 AMPLITUDE, FREQUENCY = 60 / 255, 6

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_ci.lab.attacks.dirty_label import poison_shots
-from hf_ci.lab.photos import Photos
 from hf_ci.lab.triggers import Warp
 from hf_ci.lab.tune import Recipe
+from hf_ci.pools.photos import Photos
 from hf_ci.prompts import FrozenCLIP, PromptedCLIP
 
 CELLS, STRENGTH, STRONG = 4, 0.5, 8.0

@@ -1,0 +1,127 @@
+"""hf-ci repair: give back an adapter that is clean, and the evidence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Optional
+
+import typer
+
+from hf_ci.console import complain, write_stdout
+from hf_ci.errors import UsageError
+
+
+def repair(
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="As for scan.", show_default=False)],
+    out: Annotated[Optional[Path], typer.Option(metavar="DIR", help="A folder that does not exist yet.")] = None,
+    data: Annotated[
+        Optional[str],
+        typer.Option(help="Labelled photos of the adapter's classes, whatever `datasets` loads. Without: the pool."),
+    ] = None,
+    shots: Annotated[int, typer.Option(help="Labelled photos of each class.")] = 16,
+    rounds: Annotated[int, typer.Option(help="Tunings at most, each followed by a scan.")] = 2,
+    max_accuracy_drop: Annotated[
+        float, typer.Option(help="Share of held-out labelled photos that may be lost.")
+    ] = 0.005,
+    base: Annotated[Optional[str], typer.Option(help="Base model, instead of the one the adapter names.")] = None,
+    pool: Annotated[str, typer.Option(help="As for scan.")] = "builtin",
+    num_images: Annotated[int, typer.Option(help="Images to draw from the pool.")] = 256,
+    seed: Annotated[int, typer.Option()] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    precision: Annotated[Literal["auto", "fp32", "bf16"], typer.Option()] = "auto",
+    num_processes: Annotated[int, typer.Option(help="For the scans.")] = 1,
+    classes: Annotated[Optional[Path], typer.Option(metavar="FILE", help="As for scan.")] = None,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Neither read nor keep finished classes.")] = False,
+    format: Annotated[Literal["text", "json"], typer.Option(help="What goes to stdout.")] = "text",
+    push: Annotated[
+        Optional[str],
+        typer.Option(metavar="pr|BRANCH", help="Offer the repaired weights to TARGET's repo, in one commit."),
+    ] = None,
+) -> None:
+    """Scan an adapter and, if it is backdoored, make one that is not. The original is never touched.
+
+    Exit codes: 0 repaired, or nothing to repair; 1 not repaired, nothing is written; 2 usage; 3 nothing there;
+    4 inconclusive.
+    """
+    from hf_ci.hub import fetch_target, parse_target
+    from hf_ci.repair.engine import RepairOptions, write_repaired
+    from hf_ci.repair.engine import repair as repair_target
+    from hf_ci.repair.unlearn import Schedule
+    from hf_ci.scan import Run
+    from hf_ci.settings import ScanOptions, default_cache
+
+    if out is None and push is None:
+        raise UsageError("nowhere to put a repaired adapter", "name a folder with --out, or use --push pr")
+    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} exists and is not empty", "name another folder with --out")
+    if out is not None and not out.absolute().parent.is_dir():
+        raise UsageError(f"{out}: there is no folder {out.absolute().parent}", "make it first")
+    if push == "main":
+        raise UsageError("--push main: a repair is offered, not forced on", "use --push pr, or a branch")
+    if push and parse_target(target).kind != "hub":
+        raise UsageError(f"--push: {target} is no repo on the Hub", "use --out")
+    scan_options = ScanOptions(
+        base=base,
+        pool=pool,
+        num_images=num_images,
+        seed=seed,
+        device=device,
+        precision=precision,
+        num_processes=num_processes,
+        classes=classes,
+        cache=None if no_cache else default_cache(),
+    )
+    options = RepairOptions(data, shots, rounds, max_accuracy_drop, Schedule(seed=seed))
+    done = repair_target(target, Run(scan_options, shown()), options)
+    report = done.report
+    if done.adapter is not None and out is not None:
+        try:
+            report = write_repaired(done, out)
+        except OSError as error:
+            raise UsageError(f"{out} cannot be written: {error.strerror or error}", "nothing was written") from error
+    write_stdout(report.model_dump_json(indent=2) + "\n" if format == "json" else render(report, out))
+    if done.adapter is not None and push:
+        complain(offer(done, fetch_target(parse_target(target)), push))
+    raise typer.Exit(report.exit_code)
+
+
+def shown():
+    """Progress on stderr, where someone is looking."""
+    import sys
+
+    from rich.console import Console
+
+    from hf_ci.progress import Bar, Silent
+
+    return Bar(Console(stderr=True)) if sys.stderr.isatty() else Silent()
+
+
+def render(report, out: Path | None) -> str:
+    from hf_ci.reports.text import WIDTH, paragraph
+
+    name, outcome = report.target, report.outcome
+    lines = [name + "." * max(3, WIDTH - len(name) - len(outcome)) + outcome]
+    lines += [paragraph(reason) for reason in report.reasons]
+    if report.outcome == "repaired" and out is not None:
+        lines.append(paragraph(f"written to {out}; repair.json there has the record"))
+    return "".join(c if c == "\n" or c.isprintable() else "?" for c in "\n".join(lines) + "\n")
+
+
+def offer(done, fetched, to: str) -> str:
+    """Push weights, card, badge and record in one commit on what was scanned; returns a line that says where."""
+    import tempfile
+
+    from hf_ci.cards.safety import render_files
+    from hf_ci.hub.write import Proposal, push
+    from hf_ci.prompts.adapter import FILES
+    from hf_ci.repair.engine import write_repaired
+    from hf_ci.report import Report
+
+    with tempfile.TemporaryDirectory(prefix="hf-ci-") as folder:
+        report = write_repaired(done, Path(folder) / "repaired")
+        files = {name: (Path(folder) / "repaired" / name).read_bytes() for name in (*FILES, "repair.json")}
+    after = Report(results=(report.after,))
+    build = lambda card: files | render_files(after, card, None)  # noqa: E731
+    text = "\n".join(f"- {reason}" for reason in report.reasons) + f"\n\nOriginal: `{fetched.revision}`."
+    done = push(fetched, Proposal("Repaired weights: no backdoor found any more", text, "repair", build), to)
+    return f"{fetched.target.text}: repaired weights at {done.url} ({done.revision})"

@@ -1,0 +1,248 @@
+"""The walk of a repair: scan -> triggers -> tune from a clean start -> scan again -> write, or say that it could not."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hf_ci.cards.badge import weights_of
+from hf_ci.errors import EXIT_BACKDOORED, EXIT_CLEAN, EXIT_INCONCLUSIVE, UsageError
+from hf_ci.hub import fetch_base, fetch_target, parse_target
+from hf_ci.hub.target import sha256
+from hf_ci.inversion import LinfInversion
+from hf_ci.inversion.job import prepared
+from hf_ci.pools.photos import Photos, load_photos
+from hf_ci.prompts import Adapter, PromptedCLIP, read_adapter, write_adapter
+from hf_ci.prompts.adapter import FILES
+from hf_ci.prompts.clip import load_processor
+from hf_ci.prompts.features import answer, encode
+from hf_ci.repair.report import RepairReport, Round
+from hf_ci.repair.unlearn import Schedule, clean_start, unlearn, wanted_from_answers, wanted_from_labels
+from hf_ci.report import NamedClass, ScannedFile, ScanResult
+from hf_ci.scan import Examined, Run, base_of, examine
+
+HELD_OUT = 0.25  # share of the images that evidence is measured on, never tuned on
+
+
+@dataclass(frozen=True)
+class RepairOptions:
+    """data: labelled photos, whatever `datasets` loads (its train split); None: the pool's images, without labels.
+
+    max_accuracy_drop: share of held-out labelled photos that may be lost. rounds: tunings, each followed by a scan.
+    """
+
+    data: str | None = None
+    shots: int = 16
+    rounds: int = 2
+    max_accuracy_drop: float = 0.005
+    schedule: Schedule = Schedule()
+
+    def __post_init__(self):
+        for fine, message in (
+            (self.shots >= 2, f"--shots {self.shots}: expected at least 2"),
+            (self.rounds >= 1, f"--rounds {self.rounds}: expected at least 1"),
+            (0 <= self.max_accuracy_drop <= 1, f"--max-accuracy-drop {self.max_accuracy_drop}: expected 0 to 1"),
+        ):
+            if not fine:
+                raise UsageError(message)
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """`adapter` is None where nothing was made that may be used."""
+
+    report: RepairReport
+    adapter: Adapter | None = None
+
+
+def repair(text: str, run: Run, options: RepairOptions) -> Repaired:
+    """Scan `text` and, if it is backdoored, make an adapter that is not. Nothing is written.
+
+    Raises UsageError for labelled data that does not have the adapter's classes.
+    """
+    photos = labelled(options, text, run) if options.data else None  # before the scan: bad data is an error at once
+    before, examined = examine(text, run)
+    known = dict(target=text, before=before)
+    if before.verdict == "clean":
+        reasons = ("the adapter scans as clean: there is nothing to repair",)
+        return Repaired(RepairReport(outcome="nothing to repair", reasons=reasons, exit_code=EXIT_CLEAN, **known))
+    if before.verdict != "backdoored":
+        code = before.exit_code or EXIT_INCONCLUSIVE
+        return Repaired(RepairReport(outcome="inconclusive", reasons=before.reasons, exit_code=code, **known))
+
+    images = photos.images if photos else examined.pool.images
+    known |= dict(
+        images=f"{len(images)} images of {options.data or examined.pool.id}",
+        labels=photos is not None,
+        seed=options.schedule.seed,
+        suspicious=tuple(NamedClass(index=c.index, name=c.name) for c in before.classes if c.flagged),
+    )
+    origin = weights_of(before)
+    flagged, deltas, rounds, best, suspect = {c.index for c in before.classes if c.flagged}, [], [], None, examined
+    for _ in range(options.rounds):
+        deltas += triggers(suspect, flagged, run)
+        adapter, evidence = tuned(examined, images, photos, deltas, options.schedule)
+        adapter = replace(adapter, repaired_from=origin)
+        after, suspect = scan_adapter(adapter, text, run)
+        rounds.append(Round(triggers=len(deltas), score=after.score, verdict=after.verdict, **evidence))
+        drop = (evidence.get("accuracy_before") or 0) - (evidence.get("accuracy_after") or 0)
+        kept = drop <= options.max_accuracy_drop
+        if after.verdict == "clean" and kept:
+            best = adapter, after
+            break
+        flagged = {c.index for c in after.classes if c.flagged}
+        if not flagged or suspect is None:  # clean, at too high a price: more triggers would not lower it
+            break
+    known |= dict(rounds=tuple(rounds), after=after)
+    if best is None:
+        reason = (
+            f"the repaired prompt scans as {after.verdict}, score {after.score}"
+            if after.verdict != "clean"
+            else f"accuracy on held-out photos falls from {evidence['accuracy_before']:.1%} to "
+            f"{evidence['accuracy_after']:.1%}, more than --max-accuracy-drop {options.max_accuracy_drop:.1%} allows"
+        )
+        code = EXIT_BACKDOORED
+        return Repaired(RepairReport(outcome="not repaired", reasons=(reason,), exit_code=code, **known))
+    adapter, after = best
+    reasons = (
+        f"the repaired prompt scans as clean: score {before.score:.2f} before, {after.score:.2f} after",
+        f"the reconstructed triggers reach {rounds[-1].trigger_asr_before:.0%} of held-out images on the original, "
+        f"{rounds[-1].trigger_asr_after:.0%} on the repaired prompt",
+        (
+            f"accuracy on held-out photos: {rounds[-1].accuracy_before:.1%} before, {rounds[-1].accuracy_after:.1%} after"
+            if photos
+            else "no labels were given, so its accuracy is not known"
+        )
+        + f"; it answers as the original does on {rounds[-1].agreement:.0%} of held-out images",
+    )
+    changed = changed_by(examined.adapter.tensors(), adapter.tensors())
+    known |= dict(weights_changed=changed)
+    return Repaired(RepairReport(outcome="repaired", reasons=reasons, exit_code=EXIT_CLEAN, **known), adapter)
+
+
+# ---------------------------------------------------------------- steps
+
+
+def labelled(options: RepairOptions, text: str, run: Run) -> Photos:
+    """A few photos of every class. Raises UsageError when the data does not have the adapter's classes."""
+    adapter = read_adapter(fetch_target(parse_target(text)).folder, run.class_names)
+    base = fetch_base(*base_of(adapter, run.options.base))
+    photos = load_photos(options.data, "train", load_processor(base.folder))
+    plain = lambda name: " ".join(name.replace("_", " ").lower().split())  # noqa: E731
+    theirs = {plain(name): i for i, name in enumerate(photos.class_names)}
+    missing = [name for name in adapter.class_names if plain(name) not in theirs]
+    if missing:
+        raise UsageError(
+            f"--data {options.data} has no class {missing[0]!r} ({len(missing)} of the adapter's classes are missing)",
+            f"it has {', '.join(photos.class_names[:10])}; leave --data out to repair without labels",
+        )
+    photos = photos.only([theirs[plain(name)] for name in adapter.class_names])
+    return photos.few_shot(options.shots, options.schedule.seed)
+
+
+def triggers(examined: Examined, flagged: set[int], run: Run) -> list[Tensor]:
+    """For each flagged class the trigger that the scan found, and one that need not fail through a clean prompt."""
+    found = [i.delta for i in examined.inversions if i.c in flagged]
+    images = examined.pool.images.to(examined.clip.device)
+    with prepared(examined.adapter, examined.clip, uses_reference=False) as model:
+        plain = LinfInversion(seed=run.options.seed)
+        return found + [plain(model, images, c, plain.batch).delta for c in sorted(flagged)]
+
+
+def tuned(
+    examined: Examined, images: Tensor, photos: Photos | None, deltas: Sequence[Tensor], schedule: Schedule
+) -> tuple[Adapter, dict[str, float]]:
+    """A prompt tuned on three quarters of the images, and what the others say of it."""
+    clip = examined.clip
+    original = PromptedCLIP.from_adapter(examined.adapter, clip)
+    model = clean_start(examined.adapter, clip)
+    clean = encode(clip, images)
+    triggered = [encode(clip, images, adder(delta)) for delta in deltas]
+    if photos:
+        labels = photos.labels.to(clean.device)
+        wanted = wanted_from_labels(labels, len(photos.class_names), schedule.smoothing)
+    else:
+        wanted = wanted_from_answers(answer(original, clean), answer(model, clean))
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(schedule.seed + 1))
+    held, used = order[: round(HELD_OUT * len(order))], order[round(HELD_OUT * len(order)) :]
+    unlearn(model, clean[used], [t[used] for t in triggered], wanted[used], schedule)
+
+    then, now = (answer(m, clean[held]).argmax(1) for m in (original, model))
+    evidence = dict(
+        agreement=share(then == now),
+        trigger_asr_before=max(moved(original, clean[held], t[held]) for t in triggered),
+        trigger_asr_after=max(moved(model, clean[held], t[held]) for t in triggered),
+    )
+    if photos:
+        evidence |= dict(accuracy_before=share(then == labels[held]), accuracy_after=share(now == labels[held]))
+    return as_adapter(model, examined.adapter), evidence
+
+
+def moved(model: PromptedCLIP, clean: Tensor, triggered: Tensor) -> float:
+    """Share of images whose answer the trigger turns into the class that it favours most."""
+    then, now = answer(model, clean).argmax(1), answer(model, triggered).argmax(1)
+    return max(share((now == c) & (then != c)) for c in now.unique().tolist())
+
+
+def scan_adapter(adapter: Adapter, name: str, run: Run) -> tuple[ScanResult, Examined | None]:
+    """As a user would scan it: from its files. The result is about `name`, repaired."""
+    with tempfile.TemporaryDirectory(prefix="hf-ci-") as folder:
+        write_adapter(adapter, Path(folder) / "repaired")
+        result, examined = examine(str(Path(folder) / "repaired"), run)
+    return result.model_copy(update={"target": name}), examined
+
+
+def as_adapter(model: PromptedCLIP, original: Adapter) -> Adapter:
+    prompt = model.prompt
+    meta_net = {k: v.detach().cpu() for k, v in prompt.meta_net.state_dict().items()} if original.meta_net else {}
+    return replace(original, context=prompt.ctx.detach().cpu(), meta_net=meta_net)
+
+
+def adder(delta: Tensor):
+    return lambda x: (x + delta.to(x.device)).clamp(0, 1)
+
+
+def share(hits: Tensor) -> float:
+    return round(hits.float().mean().item(), 4)
+
+
+def changed_by(before: dict[str, Tensor], after: dict[str, Tensor]) -> float | None:
+    if {k: v.shape for k, v in before.items()} != {k: v.shape for k, v in after.items()}:
+        return None
+    change, norm = (
+        sum(t.double().square().sum() for t in ts) ** 0.5
+        for ts in ([after[k] - before[k] for k in before], before.values())
+    )
+    return round(float(change / norm), 4)
+
+
+# ---------------------------------------------------------------- writing
+
+
+def write_repaired(done: Repaired, out: Path) -> RepairReport:
+    """Write adapter, card and record to `out`, complete or not at all; returns the record with the files' hashes."""
+    from hf_ci.cards import render_card
+    from hf_ci.files import write_whole
+
+    adapter = done.adapter
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        write_adapter(adapter, partial, render_card("repaired.md.j2", adapter=adapter, report=done.report))
+        files = tuple(ScannedFile(path=name, sha256=sha256(partial / name)) for name in sorted(FILES))
+        report = done.report.model_copy(update={"files": files})
+        write_whole(partial / "repair.json", (report.model_dump_json(indent=2) + "\n").encode())
+        if out.exists():
+            out.rmdir()
+        partial.rename(out)
+    except BaseException:
+        import shutil
+
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return report

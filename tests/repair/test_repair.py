@@ -1,0 +1,221 @@
+"""Repair: what is tuned, that a poisoned demo comes out clean, and that nothing is half-written."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import HfApi
+from making import made_adapter
+from safetensors.torch import load_file
+
+from hf_ci import ScanOptions
+from hf_ci.dev.loopback import LoopbackHub
+from hf_ci.errors import UsageError
+from hf_ci.hub.target import DEMOS, sha256
+from hf_ci.prompts import PromptedCLIP, read_adapter, reference_adapter, write_adapter
+from hf_ci.prompts.features import answer, encode
+from hf_ci.repair.engine import RepairOptions, repair, write_repaired
+from hf_ci.repair.report import RepairReport
+from hf_ci.repair.unlearn import Schedule, clean_start, unlearn, wanted_from_answers, wanted_from_labels
+from hf_ci.scan import Run
+
+FEW = ScanOptions(num_images=64, precision="fp32", min_share=0.25)
+
+
+class Quiet:
+    def __getattr__(self, name):
+        return lambda *args: None
+
+
+def images(n=24, size=64, seed=0):
+    return torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("method, class_specific", [("cocoop", False), ("coop", False), ("coop", True)])
+def test_a_clean_start_answers_as_the_hand_written_prompt_does(clip, method, class_specific):
+    adapter = made_adapter(clip, method, class_specific=class_specific)
+    features = encode(clip, images())
+    reference = PromptedCLIP.from_adapter(reference_adapter(clip, adapter.class_names), clip)
+    start = clean_start(adapter, clip)
+    torch.testing.assert_close(answer(start, features), answer(reference, features), atol=1e-3, rtol=0)
+    shapes = lambda model: {k: v.shape for k, v in model.prompt.state_dict().items()}  # noqa: E731
+    assert shapes(start) == shapes(PromptedCLIP.from_adapter(adapter, clip))
+
+
+def test_what_is_wanted_is_a_distribution():
+    labels = wanted_from_labels(torch.tensor([2, 0]), 4, 0.1).exp()
+    torch.testing.assert_close(labels.sum(1), torch.ones(2))
+    assert labels.argmax(1).tolist() == [2, 0] and labels.min() > 0
+    adapter, reference = torch.tensor([[9.0, 0.0, 1.0]]), torch.tensor([[0.0, 0.0, 9.0]])
+    both = wanted_from_answers(adapter, reference).exp()
+    torch.testing.assert_close(both.sum(1), torch.ones(1))
+    assert both.argmax() == 2  # the class that both can live with, not the adapter's own
+
+
+def test_unlearning_brings_the_answers_with_and_without_a_trigger_to_what_is_wanted(clip):
+    adapter = made_adapter(clip)
+    model = clean_start(adapter, clip)
+    clean, triggered = encode(clip, images()), encode(clip, images(seed=1))
+    wanted = wanted_from_labels(torch.arange(24) % 5, 5, 0.1)
+    kl = lambda features: (  # noqa: E731
+        torch.nn.functional.kl_div(
+            answer(model, features).log_softmax(1), wanted, log_target=True, reduction="batchmean"
+        )
+    )
+    before = kl(clean), kl(triggered)
+    unlearn(model, clean, [triggered], wanted, Schedule(steps=60))
+    after = kl(clean), kl(triggered)
+    assert after[0] < before[0] and after[1] < before[1]
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.fixture(scope="module")
+def repaired(tmp_path_factory):
+    """The poisoned demo, repaired without labels on the built-in pool."""
+    run = Run(
+        ScanOptions(num_images=64, precision="fp32", min_share=0.25, cache=tmp_path_factory.mktemp("cache")), Quiet()
+    )
+    return repair("demo:badclip", run, RepairOptions(rounds=2)), run
+
+
+def test_a_poisoned_adapter_comes_out_clean_with_evidence(repaired, tmp_path):
+    done, run = repaired
+    report = done.report
+    assert (report.outcome, report.exit_code, report.labels) == ("repaired", 0, False)
+    assert report.before.verdict == "backdoored" and report.after.verdict == "clean"
+    assert report.after.score < report.before.score and report.weights_changed > 0
+    assert report.rounds[-1].trigger_asr_after <= report.rounds[-1].trigger_asr_before
+    assert report.rounds[-1].accuracy_after is None and "accuracy is not known" in " ".join(report.reasons)
+
+    before = {p.name: sha256(p) for p in (DEMOS / "badclip").iterdir()}
+    written = write_repaired(done, tmp_path / "fixed")
+    assert {p.name: sha256(p) for p in (DEMOS / "badclip").iterdir()} == before  # the original is never touched
+    assert {f.path: f.sha256 for f in written.files} == {
+        name: sha256(tmp_path / "fixed" / name)
+        for name in ("adapter_config.json", "adapter_model.safetensors", "clip_prompt.json")
+    }
+    assert RepairReport.model_validate_json((tmp_path / "fixed" / "repair.json").read_bytes()) == written
+    adapter = read_adapter(tmp_path / "fixed")
+    assert adapter.repaired_from == before["adapter_model.safetensors"]
+    assert adapter.class_names == read_adapter(DEMOS / "badclip").class_names
+    card = (tmp_path / "fixed" / "README.md").read_text()
+    assert "backdoored before, clean after" in card and adapter.repaired_from in card
+
+
+def test_a_write_that_fails_leaves_nothing(repaired, tmp_path, monkeypatch):
+    import hf_ci.files
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(hf_ci.files, "write_whole", full)
+    with pytest.raises(OSError):
+        write_repaired(repaired[0], tmp_path / "fixed")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_clean_adapter_needs_no_repair_and_one_that_cannot_be_judged_gets_none(clip, tmp_path):
+    write_adapter(made_adapter(clip, names=("cat", "dog")), tmp_path / "two")
+    run = Run(FEW, Quiet())
+    clean, two = (repair(str(target), run, RepairOptions()) for target in ("demo:coop", tmp_path / "two"))
+    assert (clean.report.outcome, clean.report.exit_code, clean.adapter) == ("nothing to repair", 0, None)
+    assert (two.report.outcome, two.report.exit_code, two.adapter) == ("inconclusive", 4, None)
+
+
+def test_a_prompt_that_still_scans_as_backdoored_is_not_given_out(tmp_path, repaired):
+    _, run = repaired
+    strict = Run(ScanOptions(num_images=64, precision="fp32", min_share=0.0001, cache=run.options.cache), Quiet())
+    done = repair("demo:badclip", strict, RepairOptions(rounds=1))
+    assert done.adapter is None and done.report.outcome in ("not repaired", "inconclusive")
+    assert done.report.exit_code in (1, 4)
+
+
+@pytest.mark.parametrize("settings", [dict(shots=1), dict(rounds=0), dict(max_accuracy_drop=-0.1)])
+def test_settings_that_mean_nothing_are_refused(settings):
+    with pytest.raises(UsageError):
+        RepairOptions(**settings)
+
+
+def test_bad_input_on_the_command_line(run, tmp_path, photos):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "precious.txt").write_text("mine")
+    for args, said in (
+        (["demo:badclip"], "nowhere to put"),
+        (["demo:badclip", "--out", tmp_path / "full"], "is not empty"),
+        (["demo:badclip", "--out", tmp_path / "no" / "where"], "there is no folder"),
+        (["demo:badclip", "--push", "pr"], "no repo on the Hub"),
+        (["user/adapter", "--push", "main"], "not forced on"),
+        (["demo:badclip", "--out", tmp_path / "x", "--data", photos, "--num-images", "32"], "has no class"),
+    ):
+        done = run("repair", *args)
+        assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name in ("full", "x", "no")) == ["full"]
+    assert (tmp_path / "full" / "precious.txt").read_text() == "mine"
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Labelled images of classes that the demo does not have."""
+    from datasets import ClassLabel, Dataset, Features, Image
+    from PIL import Image as PILImage
+
+    rows = [{"image": PILImage.new("RGB", (64, 64), (i, i, i)), "label": i % 3} for i in range(9)]
+    features = Features({"image": Image(), "label": ClassLabel(names=["knife", "fork", "spoon"])})
+    (tmp_path / "photos").mkdir()
+    Dataset.from_list(rows, features=features).to_parquet(tmp_path / "photos" / "train.parquet")
+    return tmp_path / "photos"
+
+
+@pytest.mark.filterwarnings("ignore")  # PEFT's and transformers' own
+def test_repaired_weights_are_offered_in_a_pull_request_and_load_from_there(run, tmp_path):
+    poisoned = {p.name: p.read_bytes() for p in (DEMOS / "badclip").iterdir()}
+    with LoopbackHub() as hub:
+        sha = hub.add_repo("user/bad", poisoned)
+        done = run(
+            "repair",
+            "user/bad",
+            "--push",
+            "pr",
+            "--num-images",
+            "64",
+            "--precision",
+            "fp32",
+            "--format",
+            "json",
+            env=hub.env(tmp_path / "home"),
+        )
+        assert "Traceback" not in done.stderr, done.stderr
+        report = json.loads(done.stdout)
+        if report["outcome"] != "repaired":
+            pytest.fail(f"{report['outcome']}: {report['reasons']}")
+        offered, repo = hub.repo("user/bad").find("refs/pr/1"), hub.repo("user/bad")
+        assert offered.parents == (sha,) and repo.find("main").tree == poisoned
+        assert {"adapter_model.safetensors", "repair.json", "README.md", ".hf-ci/badge.svg"} <= set(offered.tree)
+        assert b"repaired" in offered.tree[".hf-ci/badge.svg"]
+        assert offered.tree["README.md"].startswith(poisoned["README.md"][:200])
+        load = """
+from making import CLIPWithMetaNet
+from peft import PeftModel
+from hf_ci.hub.base import EMBEDDED_FOLDER
+model = PeftModel.from_pretrained(CLIPWithMetaNet.from_pretrained(EMBEDDED_FOLDER), "user/bad", revision="refs/pr/1")
+print(float(model.prompt_encoder["default"].embedding.weight.double().sum()))
+"""
+        loaded = subprocess.run(
+            [sys.executable, "-c", load],
+            env=os.environ | hub.env(tmp_path / "home"),
+            cwd=Path(__file__).parents[1],
+            capture_output=True,
+            text=True,
+        )
+        assert loaded.returncode == 0, loaded.stderr
+        (tmp_path / "w.safetensors").write_bytes(offered.tree["adapter_model.safetensors"])
+        weights = load_file(tmp_path / "w.safetensors")["prompt_embeddings"]
+        assert float(loaded.stdout) == pytest.approx(float(weights.double().sum()), abs=1e-9)
+        checked = run("card", "user/bad@refs/pr/1", "--check", env=hub.env(tmp_path / "home"))
+        assert checked.returncode == 0, checked.stderr
+        HfApi(endpoint=hub.url, token="hf_owner").merge_pull_request("user/bad", 1)
+        assert repo.find("main").tree["adapter_model.safetensors"] != poisoned["adapter_model.safetensors"]
