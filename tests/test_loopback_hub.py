@@ -337,3 +337,74 @@ def test_load_dataset_reads_parquet_whole_and_streamed(hub, tmp_path, private):
         print(json.dumps([{name: split["row"][:] for name, split in whole.items()}, [x["row"] for x in streamed]]))
     """)
     assert out == [{"train": [0, 1, 2, 3, 4], "test": [5, 6]}, [5, 6]]
+
+
+def test_listings_come_in_pages_and_the_client_turns_them(hub, api):
+    hub.add_repo("user/many", {f"f{i:03}.txt": b"x" for i in range(120)})
+    assert len(list(api.list_repo_tree("user/many"))) == 120
+    assert sum("cursor=" in path for _, path in hub.requests) == 2
+    for i in range(60):
+        api.create_discussion("user/many", f"talk {i}")
+    assert len(list(api.get_repo_discussions("user/many"))) == 60
+
+
+@pytest.mark.parametrize("how", ["drop", "truncated"])
+def test_a_damaged_download_is_noticed_and_the_next_one_is_whole(hub, api, tmp_path, how):
+    hub.add_repo("user/adapter", FILES)
+    hub.spoil_next(how)
+    with pytest.raises(Exception):
+        for _ in range(1):
+            path = api.hf_hub_download("user/adapter", "weights.safetensors", cache_dir=tmp_path / "one")
+            assert Path(path).read_bytes() == FILES["weights.safetensors"]
+            raise RuntimeError("the client mended it by itself")
+    path = api.hf_hub_download("user/adapter", "weights.safetensors", cache_dir=tmp_path / "two")
+    assert Path(path).read_bytes() == FILES["weights.safetensors"]
+
+
+def test_retry_after_goes_with_a_refusal(hub, api):
+    hub.add_repo("user/adapter", FILES)
+    hub.fail_next(1, 429, "/api/models", **{"Retry-After": "7"})
+    with pytest.raises(HfHubHTTPError) as caught:
+        api.model_info("user/adapter")
+    assert caught.value.response.headers["Retry-After"] == "7"
+
+
+def test_metadata_that_is_no_yaml_is_refused(hub, api):
+    hub.add_repo("user/adapter", FILES)
+    with pytest.raises(ValueError, match="Invalid metadata"):
+        api.upload_file(path_or_fileobj=b"---\na: [\n---\n", path_in_repo="README.md", repo_id="user/adapter")
+
+
+def test_a_webhook_is_delivered_to_whoever_watches(hub, api):
+    hub.add_repo("user/adapter", FILES)
+    hook = api.create_webhook(url="http://127.0.0.1:9/", watched=[{"type": "user", "name": "user"}], secret="s")
+    other = api.create_webhook(url="http://127.0.0.1:9/", watched=[{"type": "org", "name": "others"}])
+    assert [w.id for w in api.list_webhooks()] == [hook.id, other.id]
+    sha = api.upload_file(path_or_fileobj=b"x", path_in_repo="new.txt", repo_id="user/adapter").oid
+    ((id, payload),) = hub.deliveries
+    assert id == hook.id and payload["repo"]["name"] == "user/adapter"
+    assert payload["updatedRefs"] == [{"ref": "refs/heads/main", "oldSha": None, "newSha": sha}]
+
+
+def test_a_job_s_identity_buys_a_token_for_its_repo_alone(hub, tmp_path):
+    hub.add_repo("user/adapter", FILES)
+    hub.add_repo("user/other", FILES)
+    script = """
+        import json
+        from huggingface_hub import HfApi
+        results = []
+        for repo in ("user/adapter", "user/other"):
+            try:
+                HfApi().upload_file(path_or_fileobj=b"x", path_in_repo="new.txt", repo_id=repo)
+                results.append("written")
+            except Exception as error:
+                results.append(error.response.status_code)
+        print(json.dumps(results))
+    """
+    job = {"HF_OIDC_RESOURCE": "user/adapter", "GITHUB_ACTIONS": "true",
+           "ACTIONS_ID_TOKEN_REQUEST_URL": f"{hub.url}/identity", "ACTIONS_ID_TOKEN_REQUEST_TOKEN": "t"}
+    env = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)],
+                          env=env | hub.env(tmp_path, token="") | job, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == ["written", 403]

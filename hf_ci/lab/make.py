@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from hf_ci.prompts.features import encode, predict
 from hf_ci.settings import pick_device
 
 METHOD_NAMES = {"coop": "CoOp", "cocoop": "CoCoOp", "kgcoop": "KgCoOp"}
+DEMO_SHOTS = 100  # with 16, poisoning costs ten points of accuracy on a CLIP this small
 MOST_TEST = 1000  # test photos that accuracy and ASR are measured on
 
 
@@ -182,7 +183,8 @@ def check_empty(out: Path) -> None:
 
 def make_demos(data: str, out: Path, base: str = EMBEDDED, seed: int = 0) -> dict[str, dict[str, float]]:
     """The demo adapters that ship with hf-ci: one data set, one seed, the target class drawn from it."""
-    bench, recipe, coop = Workbench.open(data, base), Recipe(seed=seed), Recipe(method="coop", seed=seed)
+    bench, recipe = Workbench.open(data, base), Recipe(shots=DEMO_SHOTS, seed=seed)
+    coop = replace(recipe, method="coop")
     target = random.Random(seed).randrange(len(bench.train.class_names))
     for name in ("clean", "coop", "badclip"):
         check_empty(out / name)
