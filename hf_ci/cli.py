@@ -70,7 +70,9 @@ def scan(
     ] = "builtin",
     num_images: Annotated[int, typer.Option(help="Images to draw from the pool.")] = 256,
     seed: Annotated[int, typer.Option()] = 0,
-    format: Annotated[Literal["text", "json"], typer.Option(help="What goes to stdout.")] = "text",
+    format: Annotated[
+        Literal["text", "json", "sarif", "markdown", "github"], typer.Option(help="What goes to stdout.")
+    ] = "text",
     output: Annotated[
         Optional[list[str]], typer.Option(metavar="FORMAT=PATH", help="Write a file as well. Repeatable.")
     ] = None,

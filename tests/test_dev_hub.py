@@ -1,9 +1,12 @@
 """hf-ci dev hub: a Hub for trying things out, seen through the real clients."""
 
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -36,7 +39,9 @@ def test_the_variables_it_prints_lead_our_program_and_the_hub_s_own_to_it(served
     assert hf.is_file()
     fetched = subprocess.run(
         [hf, "download", "user/adapter", "--local-dir", tmp_path / "down"],
-        env=os.environ | variables, capture_output=True, text=True,
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
     )
     assert fetched.returncode == 0, fetched.stderr
     assert b"hf-ci:begin" in (tmp_path / "down" / "README.md").read_bytes()
@@ -52,3 +57,44 @@ def test_ctrl_c_ends_it(served):
 def test_a_folder_that_is_not_there_is_said(run):
     done = run("dev", "hub", "user/adapter=/no/such/folder")
     assert done.returncode == 2 and "expected ORG/MODEL=FOLDER" in done.stderr
+
+
+@pytest.mark.skipif(not shutil.which("olah-cli"), reason="olah is not installed")
+def test_a_mirror_made_by_others_reads_the_same_from_it(served, tmp_path):
+    """olah, a Hub mirror written by others, in front of ours: a second judge of what is served to readers."""
+    _, variables = served
+    upstream = variables["HF_ENDPOINT"].removeprefix("http://")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        netloc = f"127.0.0.1:{free.getsockname()[1]}"
+    flags = ["--host", "127.0.0.1", "--port", netloc.partition(":")[2], "--repos-path", tmp_path / "repos"]
+    flags += ["--log-path", tmp_path / "logs", "--hf-scheme", "http", "--mirror-scheme", "http"]
+    flags += ["--hf-netloc", upstream, "--hf-lfs-netloc", upstream]
+    flags += ["--mirror-netloc", netloc, "--mirror-lfs-netloc", netloc]
+    mirror = subprocess.Popen(
+        ["olah-cli", *map(str, flags)], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        for _ in range(100):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", int(netloc.partition(":")[2]))) == 0:
+                    break
+            time.sleep(0.2)
+        hf = Path(sys.executable).with_name("hf")
+        for name, endpoint in (("direct", variables["HF_ENDPOINT"]), ("mirrored", f"http://{netloc}")):
+            env = os.environ | variables | {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / f"home-{name}")}
+            done = subprocess.run(
+                [hf, "download", "user/adapter", "--local-dir", tmp_path / name],
+                env=env,
+                capture_output=True,
+                text=True,
+                timeout=120,
+            )
+            assert done.returncode == 0, done.stderr
+    finally:
+        mirror.kill()
+        mirror.communicate()
+    read = [
+        {p.name: p.read_bytes() for p in (tmp_path / name).iterdir() if p.is_file()} for name in ("direct", "mirrored")
+    ]
+    assert read[0] == read[1] and "adapter_model.safetensors" in read[0]

@@ -23,6 +23,7 @@ from hf_ci.cards.section import current, find, replace
 from hf_ci.errors import CardError, UsageError
 from hf_ci.report import Report, ScanResult
 from hf_ci.reports.json_ import render as render_json
+from hf_ci.reports.markdown import escape
 from hf_ci.reports.text import suspicious
 
 CARD, REPORT, BADGE, PICTURE = "README.md", ".hf-ci/report.json", ".hf-ci/badge.svg", ".hf-ci/trigger.png"
@@ -31,18 +32,6 @@ HEADLINES = {
     "backdoored": "Backdoored. Do not deploy this adapter.",
     "inconclusive": "Inconclusive: this adapter could not be judged. Never treat it as clean.",
 }
-
-
-PLAIN = set(" ,.;=%'()+-/")  # harmless inside a line, once ':' and '@' are gone
-
-
-def escape(text: str) -> str:
-    """Foreign text as ASCII that neither Markdown nor HTML reads as anything but letters."""
-    line = " ".join(text.split())
-    safe = "".join(c if c.isascii() and (c.isalnum() or c in PLAIN) else f"&#{ord(c)};" for c in line)
-    return re.sub(
-        "www", lambda found: f"&#{ord(found[0][0])};{found[0][1:]}", safe, flags=re.I
-    )  # else a link on GitHub
 
 
 def render_section(report: Report, heading: str, picture: bool) -> str:

@@ -398,8 +398,8 @@ class _Handler(BaseHTTPRequestHandler):
         return self._page(found)
 
     def post_paths_info(self, repo: Repo, rev: str) -> list[dict]:
-        form = parse_qs(self.body.decode())
-        entries = repo.listing(repo.find(rev), form["expand"] == ["true"])
+        form = self.json or parse_qs(self.body.decode())  # the Hub takes both
+        entries = repo.listing(repo.find(rev), form.get("expand") in (True, ["true"]))
         return [entry for entry in entries if entry["path"] in form["paths"]]
 
     def get_resolve(self, repo: Repo, rev: str, path: str) -> tuple[int, bytes, dict]:

@@ -56,13 +56,25 @@ def push(fetched: Fetched, proposal: Proposal, to: str, seconds: float = SECONDS
 
     Raises HubMoved when the adapter is no longer the scanned one, HubError when the Hub refuses or time is up.
     """
-    from tenacity import Retrying, retry_if_exception, stop_after_delay
-
-    retrying = Retrying(retry=retry_if_exception(may_pass), stop=stop_after_delay(seconds), wait=pause, reraise=True)
-    repo = fetched.target.location
-    with in_our_words(repo, None, writes=True):
+    with in_our_words(fetched.target.location, None, writes=True):
         attempt = to_pull_request if to == "pr" else to_branch
-        return retrying(attempt, fetched, proposal, to)
+        return patiently(seconds)(attempt, fetched, proposal, to)
+
+
+def push_new_repo(source: Fetched, repo: str, files: dict[str, bytes], title: str, seconds: float = SECONDS) -> Pushed:
+    """Write `files` to `repo`, which is made if need be, as private as the source. Raises HubError as `push` does."""
+    from huggingface_hub import CommitOperationAdd
+
+    def attempt() -> Pushed:
+        private = api().model_info(source.target.location).private
+        api().create_repo(repo, private=private, exist_ok=True)
+        head = api().model_info(repo).sha
+        operations = [CommitOperationAdd(path, content) for path, content in sorted(files.items())]
+        done = api().create_commit(repo, operations, commit_message=title, parent_commit=head)
+        return Pushed(done.commit_url, "main", done.oid, done.oid != head)
+
+    with in_our_words(repo, None, writes=True):
+        return patiently(seconds)(attempt)
 
 
 def to_branch(fetched: Fetched, proposal: Proposal, branch: str) -> Pushed:
@@ -153,6 +165,13 @@ def check_unmoved(fetched: Fetched, head: str, branch: str) -> None:
 
 
 # ---------------------------------------------------------------- patience
+
+
+def patiently(seconds: float):
+    """Calls a function again for as long as what it raises may pass."""
+    from tenacity import Retrying, retry_if_exception, stop_after_delay
+
+    return Retrying(retry=retry_if_exception(may_pass), stop=stop_after_delay(seconds), wait=pause, reraise=True)
 
 
 def status_of(error: BaseException) -> int | None:

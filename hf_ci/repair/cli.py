@@ -35,7 +35,9 @@ def repair(
     format: Annotated[Literal["text", "json"], typer.Option(help="What goes to stdout.")] = "text",
     push: Annotated[
         Optional[str],
-        typer.Option(metavar="pr|BRANCH", help="Offer the repaired weights to TARGET's repo, in one commit."),
+        typer.Option(
+            metavar="pr|BRANCH|repo", help="Offer the weights to TARGET's repo, or put them in a new one beside it."
+        ),
     ] = None,
 ) -> None:
     """Scan an adapter and, if it is backdoored, make one that is not. The original is never touched.
@@ -108,20 +110,36 @@ def render(report, out: Path | None) -> str:
 
 
 def offer(done, fetched, to: str) -> str:
-    """Push weights, card, badge and record in one commit on what was scanned; returns a line that says where."""
+    """Push weights, card, badge and record in one commit; returns a line that says where.
+
+    To the repo that was scanned, on what was scanned; or ("repo") to a new one, ORG/MODEL-repaired, which a pull request
+    then names on the old card as its new version.
+    """
     import tempfile
 
-    from hf_ci.cards.safety import render_files
-    from hf_ci.hub.write import Proposal, push
+    from hf_ci.cards.metadata import set_field
+    from hf_ci.cards.safety import CARD, render_files
+    from hf_ci.hub.write import Proposal, push, push_new_repo
     from hf_ci.prompts.adapter import FILES
     from hf_ci.repair.engine import write_repaired
     from hf_ci.report import Report
 
-    with tempfile.TemporaryDirectory(prefix="hf-ci-") as folder:
-        report = write_repaired(done, Path(folder) / "repaired")
-        files = {name: (Path(folder) / "repaired" / name).read_bytes() for name in (*FILES, "repair.json")}
+    with tempfile.TemporaryDirectory(prefix="hf-ci-") as name:
+        folder = Path(name) / "repaired"
+        report = write_repaired(done, folder)
+        files = {name: (folder / name).read_bytes() for name in (*FILES, "repair.json")}
+        own_card = (folder / CARD).read_bytes()
     after = Report(results=(report.after,))
-    build = lambda card: files | render_files(after, card, None)  # noqa: E731
     text = "\n".join(f"- {reason}" for reason in report.reasons) + f"\n\nOriginal: `{fetched.revision}`."
-    done = push(fetched, Proposal("Repaired weights: no backdoor found any more", text, "repair", build), to)
-    return f"{fetched.target.text}: repaired weights at {done.url} ({done.revision})"
+    title, repo = "Repaired weights: no backdoor found any more", fetched.target.location
+    if to != "repo":
+        proposal = Proposal(title, text, "repair", lambda card: files | render_files(after, card, None))
+        pushed = push(fetched, proposal, to)
+        return f"{fetched.target.text}: repaired weights at {pushed.url} ({pushed.revision})"
+    new = f"{repo}-repaired"
+    pushed = push_new_repo(fetched, new, files | render_files(after, own_card, None), title)
+    named = Proposal(
+        f"New version: {new}", text, "new-version", lambda card: {CARD: set_field(card or b"", "new_version", new)}
+    )
+    asked = push(fetched, named, "pr")
+    return f"{fetched.target.text}: repaired weights at {pushed.url}, named as the new version in {asked.url}"

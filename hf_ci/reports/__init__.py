@@ -3,8 +3,14 @@
 from collections.abc import Callable
 
 from hf_ci.report import Report
-from hf_ci.reports import json_, text
+from hf_ci.reports import github, json_, markdown, sarif, text
 
-FORMATS: dict[str, Callable[[Report], str]] = {"text": text.render, "json": json_.render}
+FORMATS: dict[str, Callable[[Report], str]] = {
+    "text": text.render,
+    "json": json_.render,
+    "sarif": sarif.render,
+    "markdown": markdown.render,
+    "github": github.render,
+}
 
 __all__ = ["FORMATS"]

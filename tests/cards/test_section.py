@@ -3,7 +3,8 @@
 import pytest
 from markdown_it import MarkdownIt
 
-from hf_ci.cards.section import current, find, replace
+from hf_ci.cards.metadata import set_field
+from hf_ci.cards.section import FRONT_MATTER, current, find, replace
 from hf_ci.errors import CardError
 
 SECTION = "<!-- hf-ci:begin verdict=clean -->\n## Safety: backdoor scan\n\ntext\n<!-- hf-ci:end -->"
@@ -231,3 +232,23 @@ def test_a_card_of_two_megabytes_takes_seconds():
     once = replace(card.encode(), SECTION)
     assert replace(once, SECTION) == once
     assert time.perf_counter() - started < 60
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_one_field_of_the_front_matter_is_set_and_nothing_else_changes(name):
+    card = CARDS[name]
+    once = set_field(card, "new_version", "org/model-repaired")
+    line = b"new_version: org/model-repaired"
+    assert once.count(line) == 1 and set_field(once, "new_version", "org/model-repaired") == once
+    assert set_field(once, "new_version", "org/x").replace(b"org/x", b"org/model-repaired") == once
+    lines = [x for x in once.splitlines(keepends=True) if line not in x]
+    kept = b"".join(lines)
+    if card.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"---") and FRONT_MATTER.match(card):
+        assert kept == card
+    else:  # front matter was made
+        assert kept.replace(b"---", b"", 2).lstrip(b"\r\n").endswith(card.removeprefix(b"\xef\xbb\xbf").lstrip(b"\r\n"))
+
+
+def test_a_field_of_several_lines_is_refused():
+    with pytest.raises(CardError, match="not on one line"):
+        set_field(b"---\nnew_version:\n  - a\n---\n", "new_version", "org/x")

@@ -217,5 +217,22 @@ print(float(model.prompt_encoder["default"].embedding.weight.double().sum()))
         assert float(loaded.stdout) == pytest.approx(float(weights.double().sum()), abs=1e-9)
         checked = run("card", "user/bad@refs/pr/1", "--check", env=hub.env(tmp_path / "home"))
         assert checked.returncode == 0, checked.stderr
+        beside = run(
+            "repair",
+            "user/bad",
+            "--push",
+            "repo",
+            "--num-images",
+            "64",
+            "--precision",
+            "fp32",
+            env=hub.env(tmp_path / "home"),
+        )
+        assert beside.returncode == 0 and "user/bad-repaired" in beside.stderr, beside.stderr
+        new, asked = hub.repo("user/bad-repaired").find("main").tree, repo.find("refs/pr/2").tree
+        assert new["adapter_model.safetensors"] == offered.tree["adapter_model.safetensors"]
+        assert b"base_model_relation: adapter" in new["README.md"] and b"hf-ci:begin" in new["README.md"]
+        assert b"new_version: user/bad-repaired" in asked["README.md"]
+        assert asked.keys() == poisoned.keys() and repo.find("main").tree == poisoned
         HfApi(endpoint=hub.url, token="hf_owner").merge_pull_request("user/bad", 1)
         assert repo.find("main").tree["adapter_model.safetensors"] != poisoned["adapter_model.safetensors"]

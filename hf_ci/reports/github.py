@@ -1,0 +1,32 @@
+"""Annotations of GitHub Actions: workflow commands on stdout, worst first; GitHub shows ten of them a step."""
+
+from __future__ import annotations
+
+from hf_ci.report import Report, ScanResult
+from hf_ci.reports.sarif import location
+
+LEVELS = {"backdoored": "error", "inconclusive": "warning", "clean": "notice"}
+MOST = 10
+
+
+def render(report: Report) -> str:
+    worst_first = sorted(report.results, key=lambda result: list(LEVELS).index(result.verdict))
+    lines = [annotation(result) for result in worst_first[:MOST]]
+    if len(worst_first) > MOST:
+        lines.append(f"{len(worst_first) - MOST} more are in the job summary")
+    return "\n".join(lines) + "\n"
+
+
+def annotation(result: ScanResult) -> str:
+    file = f"file={value(location(result))}," if result.revision is None else ""
+    title = value(f"{result.target}: {result.verdict}")
+    return f"::{LEVELS[result.verdict]} {file}title={title}::{data('; '.join(result.reasons))}"
+
+
+def data(text: str) -> str:
+    """As GitHub's own toolkit escapes what follows the last `::`: no text of a target can start a command."""
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def value(text: str) -> str:
+    return data(text).replace(":", "%3A").replace(",", "%2C")

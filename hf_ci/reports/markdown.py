@@ -1,0 +1,45 @@
+"""Markdown, for a job summary or a comment: a line a target, then what was found."""
+
+from __future__ import annotations
+
+import re
+
+from hf_ci.report import Report, ScanResult
+from hf_ci.reports.text import suspicious
+
+SIGNS = {"clean": "\u2705", "backdoored": "\u274c", "inconclusive": "\u2754"}
+PLAIN = set(" ,.;=%'()+-/")  # harmless inside a line, once ':' and '@' are gone
+
+
+def escape(text: str) -> str:
+    """Foreign text as ASCII that neither Markdown nor HTML reads as anything but letters."""
+    line = " ".join(text.split())
+    safe = "".join(c if c.isascii() and (c.isalnum() or c in PLAIN) else f"&#{ord(c)};" for c in line)
+    return re.sub(
+        "www", lambda found: f"&#{ord(found[0][0])};{found[0][1:]}", safe, flags=re.I
+    )  # else a link on GitHub
+
+
+def render(report: Report) -> str:
+    lines = ["## Backdoor scan", "", "| | adapter | score | class |", "|---|---|---|---|"]
+    for result in report.results:
+        score = "" if result.score is None else f"{result.score:.2f}"
+        named = escape(result.target_class.name) if result.target_class else ""
+        lines.append(f"| {SIGNS[result.verdict]} {result.verdict} | {escape(result.target)} | {score} | {named} |")
+    for result in report.results:
+        if result.verdict != "clean":
+            lines += ["", *details(result)]
+    return "\n".join(lines) + "\n"
+
+
+def details(result: ScanResult) -> list[str]:
+    lines = [f"### {escape(result.target)}: {result.verdict}", ""]
+    lines += [f"- {escape(reason)}" for reason in result.reasons]
+    lines += [f"- Warning: {escape(warning)}" for warning in result.warnings]
+    if result.classes:
+        lines += ["", "| class | score | ASR | |", "|---|---|---|---|"]
+        lines += [
+            f"| {escape(c.name)} | {c.score:.2f} | {c.asr:.0%} | {'flagged' if c.flagged else ''} |"
+            for c in suspicious(result.classes)
+        ]
+    return lines
