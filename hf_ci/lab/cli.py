@@ -137,6 +137,42 @@ def table(
     typer.echo(f"{out}: {len(found)} scans")
 
 
+@app.command("repairs")
+def repairs(
+    spec: Annotated[Path, typer.Argument(help="As for bench.")],
+    data: Annotated[Path, typer.Option(help="Folder that holds the data sets' folders.")],
+    out: Annotated[Path, typer.Option(help="JSON lines; what is in it already is not done again.")],
+    zoo: Annotated[Path, typer.Option(help="Models are kept here.")],
+    groups: Annotated[list[str], typer.Option("--group", help="These groups' poisoned models. Repeatable.")],
+    device: Device = "cpu",
+) -> None:
+    """Repair the poisoned models of a specification, and measure the true trigger before and after, with controls."""
+    from hf_ci.lab.bench import read_spec
+    from hf_ci.lab.repairs import run_repairs
+
+    for record in run_repairs(read_spec(spec), data, out, zoo, groups, device=device):
+        after = record["after"] or {}
+        said = ", ".join(f"{name} {record['before'][name]:.1%} -> {value:.1%}" for name, value in after.items())
+        typer.echo(f"{record['model']['id']}, {record['mode']}: {record.get('outcome', 'control')} {said}")
+
+
+@app.command("repair-table")
+def repair_table(
+    records: Annotated[Path, typer.Argument(help="JSON lines of lab repairs.")],
+    out: Annotated[Path, typer.Option(help="The card, Markdown.")],
+) -> None:
+    """Render the card of repairs from its JSON lines."""
+    from hf_ci.errors import UsageError
+    from hf_ci.lab.bench import read_records
+    from hf_ci.lab.tables import repairs as render
+
+    found = read_records(records)
+    if not found:
+        raise UsageError(f"{records} holds no records", "name the file that hf-ci lab repairs wrote")
+    out.write_text(render(found), encoding="utf-8")
+    typer.echo(f"{out}: {len(found)} repairs and controls")
+
+
 @app.command("calibrate")
 def calibrate(
     records: Annotated[

@@ -125,3 +125,53 @@ def benchmark(records: list[dict]) -> str:
         percent=lambda x: "-" if x is None else f"{100 * x:.1f}",
         figure=lambda x: "-" if x is None else f"{x:.3f}",
     )
+
+
+# CLIP-Inspector's own repair, with labels: ASR after it and after the paper's controls, mean of five attacks.
+PAPER_REPAIR = {"with labels": 0.061, "clean only": 0.646, "random noise": 0.527, "another class": 0.470}
+MODES = ("without labels", "with labels", "clean only", "random noise", "another class")
+
+
+def repair_row(records: list[dict]) -> dict:
+    made = [r for r in records if r["after"]]
+    change = [r["after"]["accuracy"] - r["before"]["accuracy"] for r in made]
+    average = lambda values: mean(values) if values else None  # noqa: E731
+    return dict(
+        models=len(records),
+        made=len(made),
+        asr_before=average([r["before"]["asr"] for r in made]),
+        asr_after=average([r["after"]["asr"] for r in made]),
+        worst=max((r["after"]["asr"] for r in made), default=None),
+        twin=average([r["model"]["asr_on_clean"] for r in made]),
+        accuracy_before=average([r["before"]["accuracy"] for r in made]),
+        accuracy_after=average([r["after"]["accuracy"] for r in made]),
+        accuracy_twin=average([r["model"]["clean_twin_accuracy"] for r in made]),
+        worst_change=min(change, default=None),
+        clean_again=sum(r.get("verdict_after") == "clean" for r in records),
+        paper=PAPER_REPAIR.get(records[0]["mode"]),
+    )
+
+
+def repairs(records: list[dict]) -> str:
+    """The card of repairs, from their records alone. Only attacks that work are counted."""
+    worked = [r for r in records if not failed(r["model"])]
+    attacks = sorted({r["model"]["attack"] for r in worked})
+    rows = {
+        attack: {
+            mode: repair_row(mine)
+            for mode in MODES
+            if (mine := [r for r in worked if r["mode"] == mode and attack in ("all", r["model"]["attack"])])
+        }
+        for attack in (["all"] if len(attacks) > 1 else []) + attacks
+    }
+    models = {r["model"]["id"]: r for r in worked}
+    each = sorted((r for r in worked if r["mode"] in MODES[:2]), key=lambda r: (r["model"]["id"], r["mode"]))
+    return render_card(
+        "repair.md.j2",
+        rows=rows,
+        each=each,
+        num_models=len(models),
+        pool=worked[0]["pool"],
+        modes=MODES,
+        percent=lambda x: "-" if x is None else f"{100 * x:.1f}",
+    )

@@ -61,12 +61,13 @@ class Repaired:
     adapter: Adapter | None = None
 
 
-def repair(text: str, run: Run, options: RepairOptions) -> Repaired:
+def repair(text: str, run: Run, options: RepairOptions, photos: Photos | None = None) -> Repaired:
     """Scan `text` and, if it is backdoored, make an adapter that is not. Nothing is written.
 
-    Raises UsageError for labelled data that does not have the adapter's classes.
+    photos: labelled ones at hand, in the adapter's order of classes, instead of `options.data`. Raises UsageError for labelled data that does not have the adapter's classes.
     """
-    photos = labelled(options, text, run) if options.data else None  # before the scan: bad data is an error at once
+    if options.data:  # before the scan: bad data is an error at once
+        photos = labelled(options, text, run)
     before, examined = examine(text, run)
     known = dict(target=text, before=before)
     if before.verdict == "clean":
@@ -78,7 +79,7 @@ def repair(text: str, run: Run, options: RepairOptions) -> Repaired:
 
     images = photos.images if photos else examined.pool.images
     known |= dict(
-        images=f"{len(images)} images of {options.data or examined.pool.id}",
+        images=f"{len(images)} images of {options.data or ('the photos given' if photos else examined.pool.id)}",
         labels=photos is not None,
         seed=options.schedule.seed,
         suspicious=tuple(NamedClass(index=c.index, name=c.name) for c in before.classes if c.flagged),
