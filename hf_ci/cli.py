@@ -135,10 +135,12 @@ def scan(
     if not all(target.strip() for target in targets):
         raise UsageError("an empty TARGET was given", "name a repo or a folder")
     from hf_ci.cards.cli import check_pushable, push_results
+    from hf_ci.hub import folders_of
     from hf_ci.progress import Bar, Silent
     from hf_ci.scan import scan_targets
     from hf_ci.settings import ScanOptions, default_cache
 
+    targets = folders_of(targets)
     if push:
         check_pushable(targets)
         save_trigger = save_trigger or Path(ctx.with_resource(TemporaryDirectory(prefix="hf-ci-")))

@@ -21,7 +21,7 @@ ReportOption = Annotated[
 
 def card(
     ctx: typer.Context,
-    target: TargetArgument,
+    targets: Annotated[list[str], typer.Argument(metavar="TARGET...", help="As for scan.", show_default=False)],
     report: ReportOption = None,
     check: Annotated[
         bool, typer.Option("--check", help="Only check that card, badge and report agree with the weights.")
@@ -37,24 +37,26 @@ def card(
     Without --check, --write or --push the section goes to stdout. Exit codes: 0 done, 2 usage, 3 nothing there,
     4 stale (--check) or not done.
     """
-    from hf_ci.cards.safety import check as check_card
     from hf_ci.cards.safety import render_section
     from hf_ci.cards.section import find
-    from hf_ci.hub import fetch_target, parse_target
+    from hf_ci.hub import fetch_target, folders_of, parse_target
 
+    targets = folders_of(targets)
+    if len(targets) > 1 and not check:
+        raise UsageError(f"{len(targets)} targets: only --check takes more than one", "name one")
     if check + write + (push is not None) > 1:
         raise UsageError("--check, --write and --push exclude each other")
     if dry_run and not (write or push):
         raise UsageError("--dry-run says nothing without --write or --push")
+    if check:
+        check_all(targets)
+        return
+    (target,) = targets
     fetched = fetch_target(parse_target(target))
     if write and fetched.target.kind != "folder":
         raise UsageError(f"--write: {target} is no folder", "use --push for a repo on the Hub")
     if push and fetched.target.kind != "hub":
         raise UsageError(f"--push: {target} is no repo on the Hub", "use --write for a folder")
-    if check:
-        found = check_card(fetched.read, fetched.files)
-        write_stdout(f"{target}: the card is up to date ({found.results[0].verdict}, {found.results[0].timing.date})\n")
-        return
     with tempfile.TemporaryDirectory(prefix="hf-ci-") as kept:
         found = report_on(ctx, fetched, report, Path(kept))
         if write or push:
@@ -62,6 +64,24 @@ def card(
         else:
             heading = find(fetched.read("README.md") or b"").heading
             write_stdout(render_section(found, heading, picture=False) + "\n")
+
+
+def check_all(targets: list[str]) -> None:
+    """One line for each target; exits with the code of the first that is stale or cannot be read."""
+    from hf_ci.cards.safety import check
+    from hf_ci.hub import fetch_target, parse_target
+
+    failed = 0
+    for text in targets:
+        try:
+            fetched = fetch_target(parse_target(text))
+            (result,) = check(fetched.read, fetched.files).results
+            write_stdout(f"{text}: the card is up to date ({result.verdict}, {result.timing.date})\n")
+        except HfCiError as error:
+            complain(f"{text}: {error}")
+            failed = failed or error.exit_code
+    if failed:
+        raise typer.Exit(failed)
 
 
 def badge(

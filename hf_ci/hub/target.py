@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -69,6 +70,19 @@ def parse_target(text: str) -> Target:
             f"{text!r} is neither a folder nor of the form org/model[@revision][:subfolder]", "check the spelling"
         )
     return Target(text, "hub", match["repo"], match["revision"], match["subfolder"])
+
+
+def folders_of(texts: Sequence[str]) -> list[str]:
+    """Each target once, where one of an adapter's own files stands for its folder: pre-commit names files."""
+    found = []
+    for text in texts:
+        path = Path(text)
+        if path.is_file():
+            folder = path.parent.parent if path.parent.name == ".hf-ci" else path.parent
+            text = folder.as_posix()
+        if text not in found:
+            found.append(text)
+    return found
 
 
 def demo_names() -> list[str]:

@@ -1,0 +1,80 @@
+"""The hooks, run by the real pre-commit in a real git repository."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from making import made_adapter
+
+from hf_ci.hub.target import DEMOS, folders_of
+from hf_ci.prompts import write_adapter
+
+HOOKS = yaml.safe_load((Path(__file__).parents[1] / ".pre-commit-hooks.yaml").read_text())
+
+
+@pytest.fixture
+def git(tmp_path, monkeypatch):
+    """Runs git in a repository whose pre-commit runs our hooks, with this environment's hf-ci instead of a fresh one."""
+    monkeypatch.setenv("PRE_COMMIT_HOME", str(tmp_path / "pre-commit"))
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    for name in ("AUTHOR", "COMMITTER"):
+        monkeypatch.setenv(f"GIT_{name}_NAME", "a")
+        monkeypatch.setenv(f"GIT_{name}_EMAIL", "a@b.c")
+    repo = tmp_path / "repo"
+    repo.mkdir()
+
+    def git(*args, check=True):
+        done = subprocess.run(["git", *args], cwd=repo, capture_output=True, text=True)
+        assert not check or done.returncode == 0, done.stderr
+        return done
+
+    git("init", "-q")
+    quick = {"hf-ci-scan": " --num-images 64 --precision fp32", "hf-ci-card-check": ""}
+    hooks = [hook | {"language": "system", "entry": hook["entry"] + quick[hook["id"]]} for hook in HOOKS]
+    (repo / ".pre-commit-config.yaml").write_text(yaml.safe_dump({"repos": [{"repo": "local", "hooks": hooks}]}))
+    subprocess.run([sys.executable, "-m", "pre_commit", "install"], cwd=repo, check=True, capture_output=True)
+    git.repo = repo
+    return git
+
+
+def test_a_poisoned_adapter_is_stopped_and_other_commits_are_not(git, clip):
+    (git.repo / "notes.txt").write_text("nothing to scan")
+    git("add", ".")
+    assert "Skipped" in git("commit", "-m", "notes").stderr
+    shutil.copytree(DEMOS / "badclip", git.repo / "models" / "bad")
+    git("add", ".")
+    stopped = git("commit", "-m", "bad", check=False)
+    assert stopped.returncode != 0 and "models/bad" in stopped.stderr and "backdoored" in stopped.stderr
+    assert "exit code: 1" in stopped.stderr
+    assert git("log", "--oneline").stdout.count("\n") == 1
+
+
+def test_a_stale_card_is_stopped_and_a_fresh_one_passes(git, clip, run, monkeypatch):
+    monkeypatch.setenv("SKIP", "hf-ci-scan")
+    folder = git.repo / "a"
+    write_adapter(made_adapter(clip), folder, card="# A\n")
+    git("add", ".")
+    assert "never scanned" in git("commit", "-m", "a", check=False).stderr
+    report = git.repo.parent / "report.json"
+    run("scan", str(folder), "--num-images", "32", "--no-cache", "--output", f"json={report}")
+    assert run("card", str(folder), "--write", "--report", report).returncode == 0
+    git("add", ".")
+    git("commit", "-m", "a")
+    write_adapter(made_adapter(clip, seed=1), git.repo / "b")
+    shutil.copy(git.repo / "b" / "adapter_model.safetensors", folder)
+    shutil.rmtree(git.repo / "b")
+    git("add", ".")
+    assert "has changed since the scan" in git("commit", "-m", "other weights", check=False).stderr
+
+
+def test_files_stand_for_their_adapter_once(tmp_path):
+    (tmp_path / "a" / ".hf-ci").mkdir(parents=True)
+    files = [tmp_path / "a" / name for name in ("adapter_config.json", "adapter_model.safetensors", ".hf-ci/badge.svg")]
+    for file in files:
+        file.write_text("")
+    folder = str(tmp_path / "a")
+    assert folders_of([*map(str, files), "org/model", folder, "org/model"]) == [folder, "org/model"]
