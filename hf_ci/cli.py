@@ -136,7 +136,7 @@ def scan(
         raise UsageError("an empty TARGET was given", "name a repo or a folder")
     from hf_ci.cards.cli import check_pushable, push_results
     from hf_ci.hub import folders_of
-    from hf_ci.progress import Bar, Silent
+    from hf_ci.progress import on_stderr
     from hf_ci.scan import scan_targets
     from hf_ci.settings import ScanOptions, default_cache
 
@@ -160,13 +160,7 @@ def scan(
         cache=None if no_cache else cache or default_cache(),
         save_trigger=save_trigger,
     )
-    if sys.stderr.isatty():
-        from rich.console import Console
-
-        progress = Bar(Console(stderr=True))
-    else:
-        progress = Silent()
-    report = scan_targets(targets, options, progress)
+    report = scan_targets(targets, options, on_stderr())
     from accelerate import PartialState
 
     if not PartialState().is_main_process:  # under torchrun or accelerate launch, one process speaks for all

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 
@@ -56,3 +57,12 @@ class Bar(Silent):
         if self.live is not None:
             self.live.stop()
             self.live = None
+
+
+def on_stderr() -> Silent:
+    """A bar where someone is looking, nothing where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        return Silent()
+    from rich.console import Console
+
+    return Bar(Console(stderr=True))

@@ -46,6 +46,7 @@ def repair(
     4 inconclusive.
     """
     from hf_ci.hub import fetch_target, parse_target
+    from hf_ci.progress import on_stderr
     from hf_ci.repair.engine import RepairOptions, write_repaired
     from hf_ci.repair.engine import repair as repair_target
     from hf_ci.repair.unlearn import Schedule
@@ -74,7 +75,7 @@ def repair(
         cache=None if no_cache else default_cache(),
     )
     options = RepairOptions(data, shots, rounds, max_accuracy_drop, Schedule(seed=seed))
-    done = repair_target(target, Run(scan_options, shown()), options)
+    done = repair_target(target, Run(scan_options, on_stderr()), options)
     report = done.report
     if done.adapter is not None and out is not None:
         try:
@@ -85,17 +86,6 @@ def repair(
     if done.adapter is not None and push:
         complain(offer(done, fetch_target(parse_target(target)), push))
     raise typer.Exit(report.exit_code)
-
-
-def shown():
-    """Progress on stderr, where someone is looking."""
-    import sys
-
-    from rich.console import Console
-
-    from hf_ci.progress import Bar, Silent
-
-    return Bar(Console(stderr=True)) if sys.stderr.isatty() else Silent()
 
 
 def render(report, out: Path | None) -> str:
