@@ -23,7 +23,7 @@ from hf_ci.prompts.adapter import FILES
 from hf_ci.prompts.clip import load_processor
 from hf_ci.prompts.features import answer, encode
 from hf_ci.repair.report import RepairReport, Round
-from hf_ci.repair.unlearn import Schedule, clean_start, unlearn, wanted_from_answers, wanted_from_labels
+from hf_ci.repair.unlearn import Schedule, clean_start, unlearn, wanted_from_answers, wanted_with_labels
 from hf_ci.report import NamedClass, ScannedFile, ScanResult
 from hf_ci.scan import Examined, Run, base_of, examine
 
@@ -165,11 +165,10 @@ def tuned(
     model = clean_start(examined.adapter, clip)
     clean = encode(clip, images)
     triggered = [encode(clip, images, adder(delta)) for delta in deltas]
+    wanted = wanted_from_answers(answer(original, clean), answer(model, clean))
     if photos:
         labels = photos.labels.to(clean.device)
-        wanted = wanted_from_labels(labels, len(photos.class_names), schedule.smoothing)
-    else:
-        wanted = wanted_from_answers(answer(original, clean), answer(model, clean))
+        wanted = wanted_with_labels(wanted, labels, schedule.smoothing)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(schedule.seed + 1))
     held, used = order[: round(HELD_OUT * len(order))], order[round(HELD_OUT * len(order)) :]
     unlearn(model, clean[used], [t[used] for t in triggered], wanted[used], schedule)

@@ -20,7 +20,7 @@ from hf_ci.prompts import PromptedCLIP, read_adapter, reference_adapter, write_a
 from hf_ci.prompts.features import answer, encode
 from hf_ci.repair.engine import RepairOptions, repair, write_repaired
 from hf_ci.repair.report import RepairReport
-from hf_ci.repair.unlearn import Schedule, clean_start, unlearn, wanted_from_answers, wanted_from_labels
+from hf_ci.repair.unlearn import Schedule, clean_start, unlearn, wanted_from_answers, wanted_with_labels
 from hf_ci.scan import Run
 
 FEW = ScanOptions(num_images=64, precision="fp32", min_share=0.25)
@@ -47,9 +47,10 @@ def test_a_clean_start_answers_as_the_hand_written_prompt_does(clip, method, cla
 
 
 def test_what_is_wanted_is_a_distribution():
-    labels = wanted_from_labels(torch.tensor([2, 0]), 4, 0.1).exp()
+    even = torch.full((2, 4), 0.25).log()
+    labels = wanted_with_labels(even, torch.tensor([2, 0]), 0.1).exp()
     torch.testing.assert_close(labels.sum(1), torch.ones(2))
-    assert labels.argmax(1).tolist() == [2, 0] and labels.min() > 0
+    assert labels.argmax(1).tolist() == [2, 0] and labels.min() > 0.1  # half of it stays with the answers
     adapter, reference = torch.tensor([[9.0, 0.0, 1.0]]), torch.tensor([[0.0, 0.0, 9.0]])
     both = wanted_from_answers(adapter, reference).exp()
     torch.testing.assert_close(both.sum(1), torch.ones(1))
@@ -60,7 +61,7 @@ def test_unlearning_brings_the_answers_with_and_without_a_trigger_to_what_is_wan
     adapter = made_adapter(clip)
     model = clean_start(adapter, clip)
     clean, triggered = encode(clip, images()), encode(clip, images(seed=1))
-    wanted = wanted_from_labels(torch.arange(24) % 5, 5, 0.1)
+    wanted = wanted_with_labels(torch.full((24, 5), 0.2).log(), torch.arange(24) % 5, 0.1)
     kl = lambda features: (  # noqa: E731
         torch.nn.functional.kl_div(
             answer(model, features).log_softmax(1), wanted, log_target=True, reduction="batchmean"
