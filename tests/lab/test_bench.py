@@ -15,7 +15,7 @@ from hf_ci.hub.target import sha256
 from hf_ci.lab.bench import alone, read_records, read_spec, run_bench
 from hf_ci.lab.make import Workbench
 from hf_ci.lab.metrics import Outcome, auroc, bootstrap, rates, wilson
-from hf_ci.lab.tables import benchmark
+from hf_ci.lab.tables import benchmark, repair_row, repairs
 from hf_ci.lab.tune import Recipe
 from hf_ci.lab.zoo import ModelSpec, Zoo
 
@@ -173,6 +173,27 @@ def test_the_shipped_card_is_that_of_the_shipped_records():
     assert benchmark(read_records(CARDS / "benchmark.jsonl")) == (CARDS / "benchmark.md").read_text(encoding="utf-8")
 
 
+def test_the_card_of_repairs_is_that_of_its_records():
+    assert repairs(read_records(CARDS / "repair.jsonl")) == (CARDS / "repair.md").read_text(encoding="utf-8")
+
+
+def test_a_row_of_repairs_counts_what_was_given_out():
+    model = dict(id="m", attack="badclip", asr=0.9, asr_on_clean=0.05, clean_twin_accuracy=0.8, target=1)
+    made = dict(
+        model=model,
+        mode="with labels",
+        before=dict(asr=0.9, accuracy=0.7),
+        after=dict(asr=0.1, accuracy=0.68),
+        verdict_after="clean",
+    )
+    refused = made | dict(after=None, verdict_after="backdoored")
+    row = repair_row([made, made | dict(after=dict(asr=0.3, accuracy=0.75)), refused])
+    assert (row["models"], row["made"], row["clean_again"], row["worst"]) == (3, 2, 2, 0.3)
+    assert row["asr_after"] == pytest.approx(0.2) and row["worst_change"] == pytest.approx(-0.02)
+    none = repair_row([refused])
+    assert none["made"] == 0 and none["asr_after"] is None and none["worst"] is None
+
+
 def test_every_row_that_the_readme_quotes_stands_in_the_card():
     card = (CARDS / "benchmark.md").read_text(encoding="utf-8")
     section = (CARDS.parent / "README.md").read_text(encoding="utf-8").partition("## How far to trust it")[2]
@@ -181,6 +202,6 @@ def test_every_row_that_the_readme_quotes_stands_in_the_card():
 
 
 def test_commands_refuse_records_that_hold_nothing(run, tmp_path):
-    for command in ("table", "calibrate"):
+    for command in ("table", "calibrate", "repair-table"):
         done = run("lab", command, tmp_path / "none.jsonl", "--out", tmp_path / "out")
         assert done.returncode == 2 and "none.jsonl" in done.stderr and not (tmp_path / "out").exists()
