@@ -111,6 +111,7 @@ def scan(
         Optional[str],
         typer.Option(metavar="pr|main|BRANCH", help="Write section, badge and report back to the Hub, in one commit."),
     ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --push: show the change, make none.")] = False,
     show_settings: Annotated[
         bool, typer.Option("--show-settings", help="Print each setting and where it comes from; scan nothing.")
     ] = False,
@@ -140,6 +141,8 @@ def scan(
     from hf_ci.scan import scan_targets
     from hf_ci.settings import ScanOptions, default_cache
 
+    if dry_run and not push:
+        raise UsageError("--dry-run says nothing without --push")
     targets = folders_of(targets)
     if push:
         check_pushable(targets)
@@ -168,7 +171,7 @@ def scan(
     write_stdout(FORMATS[format](report))
     for name, path in outputs:
         write_file(path, FORMATS[name](report))
-    failed = push_results(report, push) if push else 0
+    failed = push_results(report, push, dry_run) if push else 0
     raise typer.Exit(report.exit_code or failed)
 
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import httpx2
@@ -359,6 +360,18 @@ def test_a_damaged_download_is_noticed_and_the_next_one_is_whole(hub, api, tmp_p
             raise RuntimeError("the client mended it by itself")
     path = api.hf_hub_download("user/adapter", "weights.safetensors", cache_dir=tmp_path / "two")
     assert Path(path).read_bytes() == FILES["weights.safetensors"]
+
+
+def test_a_slow_answer_is_slow_and_a_wrong_etag_is_wrong(hub, api, tmp_path):
+    hub.add_repo("user/adapter", FILES)
+    hub.spoil_next("slow")
+    started = time.perf_counter()
+    path = api.hf_hub_download("user/adapter", "README.md", cache_dir=tmp_path)
+    assert time.perf_counter() - started >= 1 and Path(path).read_bytes() == FILES["README.md"]
+    url = f"{hub.url}/user/adapter/resolve/main/README.md"
+    hub.spoil_next("etag")
+    wrong, right = (httpx2.head(url, headers={"Authorization": "Bearer hf_owner"}).headers["ETag"] for _ in range(2))
+    assert wrong == '"0000"' != right
 
 
 def test_retry_after_goes_with_a_refusal(hub, api):

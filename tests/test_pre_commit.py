@@ -10,8 +10,11 @@ import pytest
 import yaml
 from making import made_adapter
 
-from hf_ci.hub.target import DEMOS, folders_of
+from hf_ci.cards.safety import render_files
+from hf_ci.hub.target import DEMOS, folders_of, sha256
 from hf_ci.prompts import write_adapter
+from hf_ci.prompts.adapter import FILES
+from hf_ci.report import Report, ScannedFile, ScanResult, Timing
 
 HOOKS = yaml.safe_load((Path(__file__).parents[1] / ".pre-commit-hooks.yaml").read_text())
 
@@ -53,15 +56,24 @@ def test_a_poisoned_adapter_is_stopped_and_other_commits_are_not(git, clip):
     assert git("log", "--oneline").stdout.count("\n") == 1
 
 
-def test_a_stale_card_is_stopped_and_a_fresh_one_passes(git, clip, run, monkeypatch):
+def test_a_stale_card_is_stopped_and_a_fresh_one_passes(git, clip, monkeypatch):
     monkeypatch.setenv("SKIP", "hf-ci-scan")
     folder = git.repo / "a"
     write_adapter(made_adapter(clip), folder, card="# A\n")
     git("add", ".")
     assert "never scanned" in git("commit", "-m", "a", check=False).stderr
-    report = git.repo.parent / "report.json"
-    run("scan", str(folder), "--num-images", "32", "--no-cache", "--output", f"json={report}")
-    assert run("card", str(folder), "--write", "--report", report).returncode == 0
+    files = tuple((name, sha256(folder / name)) for name in sorted(FILES))
+    result = ScanResult(
+        target="a",
+        files=tuple(ScannedFile(path=p, sha256=s) for p, s in files),
+        verdict="clean",
+        reasons=("made",),
+        timing=Timing(date="2026-01-02", seconds=1, num_processes=1, classes_from_cache=0),
+        exit_code=0,
+    )
+    for path, content in render_files(Report(results=(result,)), b"# A\n", None).items():
+        (folder / path).parent.mkdir(exist_ok=True)
+        (folder / path).write_bytes(content)
     git("add", ".")
     git("commit", "-m", "a")
     write_adapter(made_adapter(clip, seed=1), git.repo / "b")

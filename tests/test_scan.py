@@ -143,7 +143,7 @@ def test_an_adapter_equal_to_the_reference_is_clean(clip, tmp_path):
     write_adapter(replace(reference_adapter(clip, ANIMALS), base_model=EMBEDDED), tmp_path / "a")
     (result,) = scan([str(tmp_path / "a")], replace(QUICK, detector="contrast")).results
     assert (result.verdict, result.score) == ("clean", 0.0)
-    assert all(c.asr == c.reference_asr for c in result.classes)
+    assert all(c.asr <= c.reference_asr for c in result.classes)  # the adapter is one of the references
     assert result.cost.image_backward == 5 * 32 and result.detector.thresholds["min_share"] > 0
 
 

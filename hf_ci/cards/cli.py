@@ -180,7 +180,7 @@ def check_pushable(targets: list[str]) -> None:
             raise UsageError(f"--push: {text} is no repo on the Hub", "use hf-ci card --write for a folder")
 
 
-def push_results(report, to: str) -> int:
+def push_results(report, to: str, dry_run: bool = False) -> int:
     """Push each result that is about some weights; returns the exit code of the first failure, 0 without any.
 
     Goes to stderr: stdout is the report's alone.
@@ -196,7 +196,7 @@ def push_results(report, to: str) -> int:
         try:
             at = parse_target(result.target)
             fetched = fetch_target(replace(at, revision=result.revision))
-            done = write_back(one_result(report, result.target), replace(fetched, target=at), to)
+            done = write_back(one_result(report, result.target), replace(fetched, target=at), to, dry_run)
             complain(done.rstrip())
         except HfCiError as error:
             complain(f"{result.target}: not pushed: {error}")

@@ -39,6 +39,7 @@ def repair(
             metavar="pr|BRANCH|repo", help="Offer the weights to TARGET's repo, or put them in a new one beside it."
         ),
     ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --push: show the change, make none.")] = False,
 ) -> None:
     """Scan an adapter and, if it is backdoored, make one that is not. The original is never touched.
 
@@ -59,6 +60,8 @@ def repair(
         raise UsageError(f"{out} exists and is not empty", "name another folder with --out")
     if out is not None and not out.absolute().parent.is_dir():
         raise UsageError(f"{out}: there is no folder {out.absolute().parent}", "make it first")
+    if dry_run and not push:
+        raise UsageError("--dry-run says nothing without --push")
     if push == "main":
         raise UsageError("--push main: a repair is offered, not forced on", "use --push pr, or a branch")
     if push and parse_target(target).kind != "hub":
@@ -84,7 +87,7 @@ def repair(
             raise UsageError(f"{out} cannot be written: {error.strerror or error}", "nothing was written") from error
     write_stdout(report.model_dump_json(indent=2) + "\n" if format == "json" else render(report, out))
     if done.adapter is not None and push:
-        complain(offer(done, fetch_target(parse_target(target)), push))
+        complain(offer(done, fetch_target(parse_target(target)), push, dry_run))
     raise typer.Exit(report.exit_code)
 
 
@@ -99,14 +102,15 @@ def render(report, out: Path | None) -> str:
     return "".join(c if c == "\n" or c.isprintable() else "?" for c in "\n".join(lines) + "\n")
 
 
-def offer(done, fetched, to: str) -> str:
-    """Push weights, card, badge and record in one commit; returns a line that says where.
+def offer(done, fetched, to: str, dry_run: bool = False) -> str:
+    """Push weights, card, badge and record in one commit; returns a line that says where, or what would change.
 
     To the repo that was scanned, on what was scanned; or ("repo") to a new one, ORG/MODEL-repaired, which a pull request
     then names on the old card as its new version.
     """
     import tempfile
 
+    from hf_ci.cards.cli import difference
     from hf_ci.cards.metadata import set_field
     from hf_ci.cards.safety import CARD, render_files
     from hf_ci.hub.write import Proposal, push, push_new_repo
@@ -120,6 +124,9 @@ def offer(done, fetched, to: str) -> str:
         files = {name: (folder / name).read_bytes() for name in (*FILES, "repair.json")}
         own_card = (folder / CARD).read_bytes()
     after = Report(results=(report.after,))
+    if dry_run:
+        card = own_card if to == "repo" else fetched.read(CARD)
+        return difference(fetched, files | render_files(after, card, None))
     text = "\n".join(f"- {reason}" for reason in report.reasons) + f"\n\nOriginal: `{fetched.revision}`."
     title, repo = "Repaired weights: no backdoor found any more", fetched.target.location
     if to != "repo":

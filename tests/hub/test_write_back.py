@@ -123,7 +123,11 @@ def test_a_branch_is_made_where_there_is_none(hub, report):
 def test_a_dry_run_shows_the_change_and_makes_none(hub, report):
     done = hub.command("card", REPO, "--report", report, "--push", "main", "--dry-run")
     assert "+<!-- hf-ci:begin" in done.stdout and ".hf-ci/badge.svg" in done.stdout
-    assert ".hf-ci/badge.svg" not in tree(hub)
+    scanned = hub.command("scan", REPO, *QUICK, "--push", "pr", "--dry-run", "--format", "json")
+    assert "+<!-- hf-ci:begin" in scanned.stderr and json.loads(scanned.stdout)["results"]
+    assert ".hf-ci/badge.svg" not in tree(hub) and not hub.repo(REPO).discussions
+    for command in ("scan", "card"):
+        assert hub.command(command, REPO, "--dry-run").returncode == 2
 
 
 def test_other_weights_on_main_are_refused_other_files_are_not(hub, files, report):

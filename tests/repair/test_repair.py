@@ -1,17 +1,17 @@
 """Repair: what is tuned, that a poisoned demo comes out clean, and that nothing is half-written."""
 
-import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import HfApi
 from making import made_adapter
 from safetensors.torch import load_file
 
+import hf_ci.repair.engine
 from hf_ci import ScanOptions
 from hf_ci.dev.loopback import LoopbackHub
 from hf_ci.errors import UsageError
@@ -22,8 +22,6 @@ from hf_ci.repair.engine import RepairOptions, repair, write_repaired
 from hf_ci.repair.report import RepairReport
 from hf_ci.repair.unlearn import Schedule, clean_start, unlearn, wanted_from_answers, wanted_with_labels
 from hf_ci.scan import Run
-
-FEW = ScanOptions(num_images=64, precision="fp32", min_share=0.25)
 
 
 class Quiet:
@@ -120,19 +118,20 @@ def test_a_write_that_fails_leaves_nothing(repaired, tmp_path, monkeypatch):
 
 
 def test_a_clean_adapter_needs_no_repair_and_one_that_cannot_be_judged_gets_none(clip, tmp_path):
+    write_adapter(made_adapter(clip, "coop"), tmp_path / "clean")
     write_adapter(made_adapter(clip, names=("cat", "dog")), tmp_path / "two")
-    run = Run(FEW, Quiet())
-    clean, two = (repair(str(target), run, RepairOptions()) for target in ("demo:coop", tmp_path / "two"))
+    run = Run(ScanOptions(num_images=32, precision="fp32", min_share=0.9), Quiet())
+    clean, two = (repair(str(tmp_path / name), run, RepairOptions()) for name in ("clean", "two"))
     assert (clean.report.outcome, clean.report.exit_code, clean.adapter) == ("nothing to repair", 0, None)
     assert (two.report.outcome, two.report.exit_code, two.adapter) == ("inconclusive", 4, None)
 
 
-def test_a_prompt_that_still_scans_as_backdoored_is_not_given_out(tmp_path, repaired):
-    _, run = repaired
-    strict = Run(ScanOptions(num_images=64, precision="fp32", min_share=0.0001, cache=run.options.cache), Quiet())
-    done = repair("demo:badclip", strict, RepairOptions(rounds=1))
-    assert done.adapter is None and done.report.outcome in ("not repaired", "inconclusive")
-    assert done.report.exit_code in (1, 4)
+def test_a_prompt_that_still_scans_as_backdoored_is_not_given_out(repaired, monkeypatch):
+    done, run = repaired
+    monkeypatch.setattr(hf_ci.repair.engine, "scan_adapter", lambda *args: (done.report.before, None))
+    still = repair("demo:badclip", run, RepairOptions(rounds=1, schedule=Schedule(steps=2)))
+    assert still.adapter is None and still.report.outcome == "not repaired" and still.report.exit_code == 1
+    assert "scans as backdoored" in still.report.reasons[0] and len(still.report.rounds) == 1
 
 
 @pytest.mark.parametrize("settings", [dict(shots=1), dict(rounds=0), dict(max_accuracy_drop=-0.1)])
@@ -171,69 +170,61 @@ def photos(tmp_path):
     return tmp_path / "photos"
 
 
-@pytest.mark.filterwarnings("ignore")  # PEFT's and transformers' own
-def test_repaired_weights_are_offered_in_a_pull_request_and_load_from_there(run, tmp_path):
-    poisoned = {p.name: p.read_bytes() for p in (DEMOS / "badclip").iterdir()}
-    with LoopbackHub() as hub:
-        sha = hub.add_repo("user/bad", poisoned)
-        done = run(
-            "repair",
-            "user/bad",
-            "--push",
-            "pr",
-            "--num-images",
-            "64",
-            "--precision",
-            "fp32",
-            "--format",
-            "json",
-            env=hub.env(tmp_path / "home"),
-        )
-        assert "Traceback" not in done.stderr, done.stderr
-        report = json.loads(done.stdout)
-        if report["outcome"] != "repaired":
-            pytest.fail(f"{report['outcome']}: {report['reasons']}")
-        offered, repo = hub.repo("user/bad").find("refs/pr/1"), hub.repo("user/bad")
-        assert offered.parents == (sha,) and repo.find("main").tree == poisoned
-        assert {"adapter_model.safetensors", "repair.json", "README.md", ".hf-ci/badge.svg"} <= set(offered.tree)
-        assert b"repaired" in offered.tree[".hf-ci/badge.svg"]
-        assert offered.tree["README.md"].startswith(poisoned["README.md"][:200])
-        load = """
+OFFER = """
+import pickle, sys
+from dataclasses import replace
+from hf_ci.hub import fetch_target, parse_target
+from hf_ci.repair.cli import offer
+done = pickle.loads(open(sys.argv[1], "rb").read())
+fetched = fetch_target(parse_target("user/bad"))
+for to in sys.argv[2:]:
+    print(offer(done, fetched, to.removesuffix("?"), to.endswith("?")))
+"""
+LOAD = """
 from making import CLIPWithMetaNet
 from peft import PeftModel
 from hf_ci.hub.base import EMBEDDED_FOLDER
 model = PeftModel.from_pretrained(CLIPWithMetaNet.from_pretrained(EMBEDDED_FOLDER), "user/bad", revision="refs/pr/1")
 print(float(model.prompt_encoder["default"].embedding.weight.double().sum()))
 """
-        loaded = subprocess.run(
-            [sys.executable, "-c", load],
-            env=os.environ | hub.env(tmp_path / "home"),
-            cwd=Path(__file__).parents[1],
-            capture_output=True,
-            text=True,
-        )
-        assert loaded.returncode == 0, loaded.stderr
+
+
+def test_repaired_weights_are_offered_in_a_pull_request_and_load_from_there(repaired, run, tmp_path):
+    poisoned = {p.name: p.read_bytes() for p in (DEMOS / "badclip").iterdir()}
+    (tmp_path / "done").write_bytes(pickle.dumps(repaired[0]))
+    with LoopbackHub() as hub:
+        sha = hub.add_repo("user/bad", poisoned)
+        env = os.environ | hub.env(tmp_path / "home")
+
+        def python(script, *args):
+            done = subprocess.run(
+                [sys.executable, "-c", script, *map(str, args)],
+                env=env,
+                cwd=Path(__file__).parents[1],
+                capture_output=True,
+                text=True,
+            )
+            assert done.returncode == 0, done.stderr
+            return done.stdout
+
+        repo = hub.repo("user/bad")
+        assert "+<!-- hf-ci:begin" in python(OFFER, tmp_path / "done", "pr?") and not repo.discussions
+        said = python(OFFER, tmp_path / "done", "pr", "repo")
+        assert "refs/pr/1" in said and "user/bad-repaired" in said
+        offered = repo.find("refs/pr/1")
+        assert offered.parents == (sha,) and repo.find("main").tree == poisoned
+        assert {"adapter_model.safetensors", "repair.json", "README.md", ".hf-ci/badge.svg"} <= set(offered.tree)
+        assert b"repaired" in offered.tree[".hf-ci/badge.svg"]
+        assert offered.tree["README.md"].startswith(poisoned["README.md"][:200])
+
         (tmp_path / "w.safetensors").write_bytes(offered.tree["adapter_model.safetensors"])
         weights = load_file(tmp_path / "w.safetensors")["prompt_embeddings"]
-        assert float(loaded.stdout) == pytest.approx(float(weights.double().sum()), abs=1e-9)
+        assert float(python(LOAD)) == pytest.approx(float(weights.double().sum()), abs=1e-9)
         checked = run("card", "user/bad@refs/pr/1", "--check", env=hub.env(tmp_path / "home"))
         assert checked.returncode == 0, checked.stderr
-        beside = run(
-            "repair",
-            "user/bad",
-            "--push",
-            "repo",
-            "--num-images",
-            "64",
-            "--precision",
-            "fp32",
-            env=hub.env(tmp_path / "home"),
-        )
-        assert beside.returncode == 0 and "user/bad-repaired" in beside.stderr, beside.stderr
+
         new, asked = hub.repo("user/bad-repaired").find("main").tree, repo.find("refs/pr/2").tree
         assert new["adapter_model.safetensors"] == offered.tree["adapter_model.safetensors"]
         assert b"base_model_relation: adapter" in new["README.md"] and b"hf-ci:begin" in new["README.md"]
         assert b"new_version: user/bad-repaired" in asked["README.md"]
         assert asked.keys() == poisoned.keys() and repo.find("main").tree == poisoned
-        HfApi(endpoint=hub.url, token="hf_owner").merge_pull_request("user/bad", 1)
-        assert repo.find("main").tree["adapter_model.safetensors"] != poisoned["adapter_model.safetensors"]
