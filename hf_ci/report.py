@@ -13,6 +13,8 @@ from hf_ci import __version__
 
 SCHEMA_VERSION = "1.0"
 
+WEIGHTS = "adapter_model.safetensors"  # PEFT's name for them
+
 VerdictName = Literal["clean", "backdoored", "inconclusive"]
 
 
@@ -112,6 +114,11 @@ class ScanResult(Value):
     cost: Cost | None = None
     timing: Timing | None = None
     exit_code: int = Field(description="exit code of a scan of this target alone")
+
+    @property
+    def weights_sha256(self) -> str | None:
+        """sha256 of the weights that were scanned."""
+        return next((file.sha256 for file in self.files if file.path == WEIGHTS), None)
 
 
 class Tool(Value):

@@ -7,12 +7,6 @@ from hf_ci.report import ScanResult
 LABEL = "backdoor scan"
 # White on each of these has a contrast of at least 4.5 (WCAG AA), on a light page as on a dark one.
 COLOURS = {"clean": "#1a7f37", "backdoored": "#b3261e", "inconclusive": "#6e5600", "repaired": "#0b5cad"}
-WEIGHTS = "adapter_model.safetensors"
-
-
-def weights_of(result: ScanResult) -> str | None:
-    """sha256 of the weights that were scanned."""
-    return next((file.sha256 for file in result.files if file.path == WEIGHTS), None)
 
 
 def state(result: ScanResult) -> str:
@@ -21,7 +15,7 @@ def state(result: ScanResult) -> str:
 
 
 def message(result: ScanResult) -> str:
-    weights = weights_of(result)
+    weights = result.weights_sha256
     return f"{state(result)} {weights[:7] if weights else '(no weights)'}"
 
 

@@ -18,10 +18,10 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from hf_ci.cards import render_card
-from hf_ci.cards.badge import alternative, render_badge, weights_of
+from hf_ci.cards.badge import alternative, render_badge
 from hf_ci.cards.section import current, find, replace
 from hf_ci.errors import CardError, UsageError
-from hf_ci.report import Report, ScanResult
+from hf_ci.report import WEIGHTS, Report, ScanResult
 from hf_ci.reports.json_ import render as render_json
 from hf_ci.reports.markdown import escape
 from hf_ci.reports.text import suspicious
@@ -44,7 +44,7 @@ def render_section(report: Report, heading: str, picture: bool) -> str:
         tool=report.tool,
         heading=heading,
         headline=HEADLINES[result.verdict],
-        weights=weights_of(result) or "unknown",
+        weights=result.weights_sha256 or "unknown",
         alt=alternative(result),
         classes=classes,
         compared=bool(classes) and all(c.reference_asr is not None for c in classes),
@@ -107,7 +107,7 @@ def check(read: Callable[[str], bytes | None], files: tuple[tuple[str, str], ...
     card = read(CARD) or b""
     reasons = []
     if {(f.path, f.sha256) for f in report.results[0].files} != set(files):
-        then, now = weights_of(report.results[0]) or "?", dict(files).get("adapter_model.safetensors", "?")
+        then, now = report.results[0].weights_sha256 or "?", dict(files).get(WEIGHTS, "?")
         reasons.append(f"the adapter has changed since the scan (weights {then[:7]} then, {now[:7]} now)")
     standing = current(card)
     if standing is None:

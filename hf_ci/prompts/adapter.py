@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import shutil
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
@@ -24,6 +22,7 @@ from torch import Tensor
 
 from hf_ci import __version__
 from hf_ci.errors import AdapterError, NothingToScan
+from hf_ci.files import whole_folder
 from hf_ci.prompts.learners import METHODS, POSITIONS
 
 CONFIG, WEIGHTS, PROMPT = "adapter_config.json", "adapter_model.safetensors", "clip_prompt.json"
@@ -195,9 +194,7 @@ def write_adapter(adapter: Adapter, folder: Path, card: str | None = None) -> No
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty")
     tensors = adapter.tensors()
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    partial.mkdir(parents=True)
-    try:
+    with whole_folder(folder) as partial:
         PromptTuningConfig(
             task_type="FEATURE_EXTRACTION",
             num_virtual_tokens=len(tensors["prompt_embeddings"]),
@@ -223,9 +220,3 @@ def write_adapter(adapter: Adapter, folder: Path, card: str | None = None) -> No
         (partial / PROMPT).write_text(json.dumps(extra, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         if card is not None:
             (partial / "README.md").write_text(card, encoding="utf-8")
-        if folder.exists():
-            folder.rmdir()
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise

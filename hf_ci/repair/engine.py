@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hf_ci.cards.badge import weights_of
 from hf_ci.errors import EXIT_BACKDOORED, EXIT_CLEAN, EXIT_INCONCLUSIVE, UsageError
 from hf_ci.hub import fetch_base, fetch_target, parse_target
 from hf_ci.hub.target import sha256
@@ -64,7 +62,8 @@ class Repaired:
 def repair(text: str, run: Run, options: RepairOptions, photos: Photos | None = None) -> Repaired:
     """Scan `text` and, if it is backdoored, make an adapter that is not. Nothing is written.
 
-    photos: labelled ones at hand, in the adapter's order of classes, instead of `options.data`. Raises UsageError for labelled data that does not have the adapter's classes.
+    photos: labelled ones at hand, in the adapter's order of classes, instead of `options.data`. Raises UsageError for
+    labelled data that does not have the adapter's classes.
     """
     if options.data:  # before the scan: bad data is an error at once
         photos = labelled(options, text, run)
@@ -84,7 +83,7 @@ def repair(text: str, run: Run, options: RepairOptions, photos: Photos | None = 
         seed=options.schedule.seed,
         suspicious=tuple(NamedClass(index=c.index, name=c.name) for c in before.classes if c.flagged),
     )
-    origin = weights_of(before)
+    origin = before.weights_sha256
     flagged, deltas, rounds, best, suspect = {c.index for c in before.classes if c.flagged}, [], [], None, examined
     for _ in range(options.rounds):
         deltas += triggers(suspect, flagged, run)
@@ -228,21 +227,12 @@ def changed_by(before: dict[str, Tensor], after: dict[str, Tensor]) -> float | N
 def write_repaired(done: Repaired, out: Path) -> RepairReport:
     """Write adapter, card and record to `out`, complete or not at all; returns the record with the files' hashes."""
     from hf_ci.cards import render_card
-    from hf_ci.files import write_whole
+    from hf_ci.files import whole_folder, write_whole
 
     adapter = done.adapter
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
+    with whole_folder(out) as partial:
         write_adapter(adapter, partial, render_card("repaired.md.j2", adapter=adapter, report=done.report))
         files = tuple(ScannedFile(path=name, sha256=sha256(partial / name)) for name in sorted(FILES))
         report = done.report.model_copy(update={"files": files})
         write_whole(partial / "repair.json", (report.model_dump_json(indent=2) + "\n").encode())
-        if out.exists():
-            out.rmdir()
-        partial.rename(out)
-    except BaseException:
-        import shutil
-
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return report

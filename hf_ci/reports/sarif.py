@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 
-from hf_ci.report import Report, ScanResult
+from hf_ci.report import WEIGHTS, Report, ScanResult
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
-WEIGHTS = "adapter_model.safetensors"
 RULES = {
     "backdoored": ("backdoored-adapter", "The adapter carries a backdoor", "error", "9.0"),
     "inconclusive": (
@@ -62,6 +61,6 @@ def location(result: ScanResult) -> str:
 
 def fingerprint(result: ScanResult) -> str:
     """sha256 of rule, weights and class: the same finding keeps it from commit to commit."""
-    weights = next((file.sha256 for file in result.files if file.path == WEIGHTS), result.target)
+    weights = result.weights_sha256 or result.target
     name = result.target_class.name if result.target_class else ""
     return hashlib.sha256("\n".join([RULES[result.verdict][0], weights, name]).encode("utf-8", "replace")).hexdigest()
