@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tomllib
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Literal, Optional
@@ -12,14 +11,14 @@ import typer
 
 from hf_ci import __version__
 from hf_ci.cards.cli import badge, card
-from hf_ci.console import complain, parse_output, write_file, write_stdout
+from hf_ci.console import BaselineOption, FormatOption, OutputOption, complain, parse_output, write_file, write_stdout
 from hf_ci.dev.cli import app as dev
 from hf_ci.errors import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_USAGE, HfCiError, UsageError, write_log
 from hf_ci.lab.cli import app as lab
 from hf_ci.repair.cli import repair
+from hf_ci.run import config, init, run, scan_options
 
 CommandLineError = typer.BadParameter.__mro__[2]  # the root of the parser's own exceptions
-SETTINGS_FILE = "hf-ci.toml"
 DEFAULT_DETECTOR = "contrast"
 DetectorName = Literal["contrast", "clip-inspector", "neural-cleanse", "pixel-backdoor", "mm-bd"]
 app = typer.Typer(
@@ -43,14 +42,24 @@ def print_version(asked: bool) -> None:
 @app.callback()
 def hf_ci(
     ctx: typer.Context,
+    config: Annotated[
+        Optional[Path],
+        typer.Option(
+            metavar="FILE", envvar="HF_CI_CONFIG", help="Default: .hf-ci.yaml, or [tool.hf-ci] of pyproject.toml."
+        ),
+    ] = None,
     version: Annotated[bool, typer.Option("--version", callback=print_version, is_eager=True)] = False,
 ) -> None:
     """Is this prompt-tuned CLIP adapter backdoored?
 
-    Every option of scan is also read from the environment (HF_CI_POOL for --pool) and from hf-ci.toml in the working
-    directory (pool = "..." under [scan]); the order is flag, environment, file, default.
+    Every option of scan is also read from the environment (HF_CI_POOL for --pool) and from the configuration (pool
+    under scan); the order is flag, environment, file, default. hf-ci config shows each value and its origin.
     """
-    ctx.default_map = read_settings_file(Path(SETTINGS_FILE))
+    if ctx.invoked_subcommand != "init":
+        from hf_ci.config import find_config
+
+        ctx.obj = find_config(config)
+        ctx.default_map = {"scan": ctx.obj.config.scan.model_dump(exclude_none=True)}
 
 
 @app.command(context_settings={"auto_envvar_prefix": "HF_CI"})
@@ -70,12 +79,8 @@ def scan(
     ] = "builtin",
     num_images: Annotated[int, typer.Option(help="Images to draw from the pool.")] = 256,
     seed: Annotated[int, typer.Option()] = 0,
-    format: Annotated[
-        Literal["text", "json", "sarif", "markdown", "github"], typer.Option(help="What goes to stdout.")
-    ] = "text",
-    output: Annotated[
-        Optional[list[str]], typer.Option(metavar="FORMAT=PATH", help="Write a file as well. Repeatable.")
-    ] = None,
+    format: FormatOption = "text",
+    output: OutputOption = None,
     detector: Annotated[DetectorName, typer.Option(help="How classes are inverted and judged.")] = DEFAULT_DETECTOR,
     min_share: Annotated[
         Optional[float],
@@ -112,24 +117,13 @@ def scan(
         typer.Option(metavar="pr|main|BRANCH", help="Write section, badge and report back to the Hub, in one commit."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="With --push: show the change, make none.")] = False,
-    show_settings: Annotated[
-        bool, typer.Option("--show-settings", help="Print each setting and where it comes from; scan nothing.")
-    ] = False,
+    baseline: BaselineOption = None,
 ) -> None:
     """Scan adapters for a planted backdoor.
 
     Each class is inverted: a perturbation of at most 4/255 that drives unrelated images into it is reconstructed, and a
     class that is far easier to reach through the adapter than through a clean prompt is reported.
     """
-    if show_settings:
-        write_stdout(
-            "".join(
-                f"{name} = {ctx.params[name]!r}  # {origin(ctx, name)}\n"
-                for name in sorted(ctx.params)
-                if name not in ("targets", "show_settings")
-            )
-        )
-        return
     from hf_ci.reports import FORMATS
 
     outputs = [parse_output(text, FORMATS) for text in output or []]
@@ -139,31 +133,18 @@ def scan(
     from hf_ci.hub import folders_of
     from hf_ci.progress import on_stderr
     from hf_ci.scan import scan_targets
-    from hf_ci.settings import ScanOptions, default_cache
+    from hf_ci.suppress import read_baseline, suppress
 
     if dry_run and not push:
         raise UsageError("--dry-run says nothing without --push")
     targets = folders_of(targets)
+    known = read_baseline(baseline) if baseline else frozenset()
     if push:
         check_pushable(targets)
-        save_trigger = save_trigger or Path(ctx.with_resource(TemporaryDirectory(prefix="hf-ci-")))
-    options = ScanOptions(
-        base=base,
-        pool=pool,
-        num_images=num_images,
-        seed=seed,
-        detector=detector,
-        k=k,
-        min_asr=min_asr,
-        min_share=min_share,
-        device=device,
-        precision=precision,
-        num_processes=num_processes,
-        classes=classes,
-        cache=None if no_cache else cache or default_cache(),
-        save_trigger=save_trigger,
-    )
-    report = scan_targets(targets, options, on_stderr())
+    if push or "html" in (format, *(name for name, _ in outputs)):  # both show the trigger
+        ctx.params["save_trigger"] = save_trigger or Path(ctx.with_resource(TemporaryDirectory(prefix="hf-ci-")))
+    report = scan_targets(targets, scan_options(ctx.params), on_stderr())
+    report = suppress(report, ctx.obj.config.ignore, known)
     from accelerate import PartialState
 
     if not PartialState().is_main_process:  # under torchrun or accelerate launch, one process speaks for all
@@ -175,38 +156,14 @@ def scan(
     raise typer.Exit(report.exit_code or failed)
 
 
+app.command("run")(run)
+app.command("init")(init)
+app.command("config")(config)
 app.command("repair")(repair)
 app.command("card")(card)
 app.command("badge")(badge)
 app.add_typer(lab, name="lab")
 app.add_typer(dev, name="dev")
-
-
-# ---------------------------------------------------------------- in and out
-
-
-def origin(ctx: typer.Context, name: str) -> str:
-    source = ctx.get_parameter_source(name).name
-    return {"COMMANDLINE": "command line", "ENVIRONMENT": "environment", "DEFAULT_MAP": SETTINGS_FILE}.get(
-        source, "default"
-    )
-
-
-def read_settings_file(path: Path) -> dict:
-    if not path.is_file():
-        return {}
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: {error}", "correct the file or remove it") from error
-    known = {parameter.name for parameter in typer.main.get_command(app).commands["scan"].params}
-    for table, values in tables.items():
-        if table != "scan" or not isinstance(values, dict):
-            raise UsageError(f"{path}: unknown entry {table!r}", "expected a table [scan]")
-        for name in values:
-            if name.replace("-", "_") not in known:
-                raise UsageError(f"{path}: unknown setting {name!r} in [scan]", "see hf-ci scan --help")
-    return {table: {n.replace("-", "_"): v for n, v in values.items()} for table, values in tables.items()}
 
 
 def main() -> None:

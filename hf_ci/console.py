@@ -5,9 +5,30 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Annotated, Literal, Optional
+
+import typer
 
 from hf_ci.errors import UsageError
 from hf_ci.files import write_whole
+
+FormatName = Literal["text", "json", "sarif", "markdown", "github", "junit", "html"]
+FormatOption = Annotated[FormatName, typer.Option(help="What goes to stdout.")]
+OutputOption = Annotated[
+    Optional[list[str]], typer.Option(metavar="FORMAT=PATH", help="Write a file as well. Repeatable.")
+]
+BaselineOption = Annotated[
+    Optional[Path], typer.Option(metavar="REPORT", help="A JSON report whose findings are known and do not fail.")
+]
+VERDICT_COLOURS = {"clean": "green", "backdoored": "red", "inconclusive": "yellow"}
+
+
+def coloured(line: str) -> str:
+    """A headline with its verdict in colour, where stdout is a terminal that wants any (NO_COLOR)."""
+    name, dots, verdict = line.rpartition(".")
+    if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
+        return line
+    return name + dots + typer.style(verdict, fg=VERDICT_COLOURS.get(verdict.split()[0]), bold=True)
 
 
 def parse_output(text: str, formats) -> tuple[str, Path]:

@@ -5,9 +5,10 @@ Nothing here depends on torch. The JSON Schema of `Report` is published as ``hf_
 
 from __future__ import annotations
 
+import hashlib
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validator
 
 from hf_ci import __version__
 
@@ -16,6 +17,7 @@ SCHEMA_VERSION = "1.0"
 WEIGHTS = "adapter_model.safetensors"  # PEFT's name for them
 
 VerdictName = Literal["clean", "backdoored", "inconclusive"]
+RULES = {"backdoored": "backdoored-adapter", "inconclusive": "inconclusive-scan"}  # a finding's rule, by verdict
 
 
 class Value(BaseModel):
@@ -92,6 +94,17 @@ class Timing(Value):
     classes_from_cache: int
 
 
+class Suppression(Value):
+    """Why a finding does not count, although it stays in every report."""
+
+    kind: Literal["ignore", "baseline"]
+    reason: str
+    until: str | None = Field(None, description="last day of an ignore; a baseline has none")
+
+    def __str__(self) -> str:
+        return f"ignored until {self.until}: {self.reason}" if self.until else self.reason
+
+
 class ScanResult(Value):
     target: str
     revision: str | None = Field(None, description="resolved commit sha; null for a folder")
@@ -114,11 +127,27 @@ class ScanResult(Value):
     cost: Cost | None = None
     timing: Timing | None = None
     exit_code: int = Field(description="exit code of a scan of this target alone")
+    suppressed: Suppression | None = None
 
     @property
     def weights_sha256(self) -> str | None:
         """sha256 of the weights that were scanned."""
         return next((file.sha256 for file in self.files if file.path == WEIGHTS), None)
+
+    @computed_field
+    @property
+    def fingerprint(self) -> str | None:
+        """Of the finding, None where there is none: sha256 of rule, weights and class; commits do not change it."""
+        if self.verdict not in RULES:
+            return None
+        parts = [RULES[self.verdict], self.weights_sha256 or self.target]
+        parts.append(self.target_class.name if self.target_class else "")
+        return hashlib.sha256("\n".join(parts).encode("utf-8", "replace")).hexdigest()
+
+    @model_validator(mode="before")
+    @classmethod
+    def computed_anew(cls, data: object) -> object:
+        return {k: v for k, v in data.items() if k != "fingerprint"} if isinstance(data, dict) else data
 
 
 class Tool(Value):
@@ -130,14 +159,17 @@ class Report(Value):
     schema_version: Literal["1.0"] = SCHEMA_VERSION
     tool: Tool = Tool()
     results: tuple[ScanResult, ...]
+    notes: tuple[str, ...] = Field((), description="remarks on the run, such as an ignore that has expired")
 
     @property
     def exit_code(self) -> int:
         """The worst finding decides: backdoored, then an internal error, inconclusive, nothing to scan, clean.
 
+        A suppressed finding decides nothing.
+
         One unreadable target among several makes the run inconclusive (4); 3 means that no target held anything.
         """
-        codes = {result.exit_code for result in self.results}
+        codes = {0 if result.suppressed else result.exit_code for result in self.results}
         for code in (1, 5):
             if code in codes:
                 return code

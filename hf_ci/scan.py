@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -43,7 +45,7 @@ EXIT_CODES = {"clean": 0, "backdoored": 1, "inconclusive": 4}
 
 
 class Run:
-    """What the targets of one run share: options, and the base model and pool that the last target used."""
+    """What the targets of one run share: options, and the last two base models with the pool as each takes it."""
 
     def __init__(self, options: ScanOptions, progress):
         self.options, self.progress = options, progress
@@ -58,13 +60,28 @@ class Run:
             )
         self.detector = options.make_detector()
         self.class_names = read_class_names(options.classes) if options.classes else None
-        self.clip = lru_cache(maxsize=1)(lambda folder: load_clip(folder, self.device, self.precision))
-        self.pool = lru_cache(maxsize=1)(
+        self.ahead: dict[str, Future[Fetched]] = {}
+        self.clip = lru_cache(maxsize=2)(lambda folder: load_clip(folder, self.device, self.precision))
+        self.pool = lru_cache(maxsize=2)(
             lambda folder: load_pool(options.pool, options.num_images, options.seed, load_processor(folder))
         )
         for folder in (options.cache, options.save_trigger):
             if folder:
                 check_cache(folder)
+
+    def fetch(self, text: str) -> Fetched:
+        ahead = self.ahead.pop(text, None)
+        return ahead.result() if ahead else fetch_target(parse_target(text))
+
+    @contextmanager
+    def fetching(self, targets: Sequence[str], jobs: int) -> Iterator[None]:
+        """Adapters are downloaded `jobs` at a time while earlier ones are scanned."""
+        with ThreadPoolExecutor(jobs) as workers:
+            self.ahead = {text: workers.submit(lambda text=text: fetch_target(parse_target(text))) for text in targets}
+            try:
+                yield
+            finally:
+                workers.shutdown(cancel_futures=True)
 
 
 def scan_targets(targets: Sequence[str], options: ScanOptions = ScanOptions(), progress=Silent()) -> Report:
@@ -72,8 +89,17 @@ def scan_targets(targets: Sequence[str], options: ScanOptions = ScanOptions(), p
 
     Raises UsageError when the options themselves cannot be met (device, cache, class file).
     """
+    return Report(results=tuple(scan_each(targets, options, progress)))
+
+
+def scan_each(
+    targets: Sequence[str], options: ScanOptions = ScanOptions(), progress=Silent(), jobs: int = 1
+) -> Iterator[ScanResult]:
+    """The same, each result as soon as there is one; `jobs` adapters are downloaded at a time."""
     run = Run(options, progress)
-    return Report(results=tuple(scan_target(text, run) for text in targets))
+    with run.fetching(targets, jobs):
+        for text in targets:
+            yield scan_target(text, run)
 
 
 @dataclass(frozen=True)
@@ -98,7 +124,7 @@ def examine(text: str, run: Run) -> tuple[ScanResult, Examined | None]:
     options, progress = run.options, run.progress
     try:
         progress.step(f"{text}: fetching the adapter")
-        fetched = fetch_target(parse_target(text))
+        fetched = run.fetch(text)
         found |= dict(revision=fetched.revision, files=tuple(ScannedFile(path=p, sha256=s) for p, s in fetched.files))
         found |= dict(hub_security=fetched.security)
         adapter = read_adapter(fetched.folder, run.class_names)
@@ -155,7 +181,9 @@ def examine(text: str, run: Run) -> tuple[ScanResult, Examined | None]:
             name = f"{text}-{adapter.class_names[verdict.target]}"
             inversion = inversions[verdict.target]
             facts = dict(class_index=inversion.c, loss=inversion.loss, asr=inversion.asr)
-            path, linf = save_trigger(options.save_trigger, name, inversion.delta.numpy(), **facts)
+            path, linf = save_trigger(
+                options.save_trigger, name, inversion.delta.numpy(), pool.images[:3].numpy(), **facts
+            )
             found |= dict(trigger=Trigger(path=str(path), linf=linf))
         exit_code = EXIT_CODES[verdict.verdict]
     except UsageError:

@@ -115,27 +115,6 @@ def test_missing_class_names_say_how_to_give_them(run, adapter_folder, tmp_path)
     assert run("scan", adapter_folder, *QUICK, "--classes", tmp_path / "names.txt", "--k", "1e9").returncode == 0
 
 
-def test_settings_come_from_flag_environment_file_default_in_this_order(run, tmp_path):
-    (tmp_path / "hf-ci.toml").write_text("[scan]\nnum-images = 7\nseed = 5\nk = 3.5\n")
-    shown = run("scan", "x", "--show-settings", "--seed", "9", env={"HF_CI_SEED": "8", "HF_CI_K": "4.5"}).stdout
-    assert "seed = 9  # command line" in shown and "k = 4.5  # environment" in shown
-    assert "num_images = 7  # hf-ci.toml" in shown and "pool = 'builtin'  # default" in shown
-
-
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        ("[scan]\nnumimages = 7", "unknown setting 'numimages'"),
-        ("x = [", "hf-ci.toml"),
-        ("[scam]\n", "unknown entry 'scam'"),
-    ],
-)
-def test_a_wrong_settings_file_is_a_usage_error(run, tmp_path, text, message):
-    (tmp_path / "hf-ci.toml").write_text(text)
-    done = run("scan", "x")
-    assert done.returncode == 2 and message in done.stderr
-
-
 def test_ctrl_c_says_so_and_the_next_run_goes_on_from_there(adapter_folder, tmp_path, run):
     cache = tmp_path / "cache"
     command = [

@@ -112,12 +112,12 @@ def badge(
 def report_on(ctx: typer.Context, fetched, report: Path | None, kept: Path):
     """The report of this target and these weights: from a file, from beside the adapter, or from a scan made now.
 
-    A scan takes its settings from hf-ci.toml and keeps the trigger in `kept`.
+    A scan takes its settings from environment and configuration, and keeps the trigger in `kept`.
     """
     from hf_ci.cards.safety import REPORT, one_result, parse_report
     from hf_ci.errors import CardError
+    from hf_ci.run import scan_context, scan_options
     from hf_ci.scan import scan_targets
-    from hf_ci.settings import ScanOptions, default_cache
 
     text = fetched.target.text
     if report is None and (raw := fetched.read(REPORT)):
@@ -130,9 +130,7 @@ def report_on(ctx: typer.Context, fetched, report: Path | None, kept: Path):
         except OSError as error:
             raise UsageError(f"--report {report}: {error.strerror or error}") from error
     else:
-        settings = (ctx.find_root().default_map or {}).get("scan", {})
-        known = {name: settings[name] for name in settings.keys() & ScanOptions.__dataclass_fields__.keys()}
-        found = scan_targets([text], ScanOptions(**{"cache": default_cache(), "save_trigger": kept} | known))
+        found = scan_targets([text], replace(scan_options(scan_context(ctx).params), save_trigger=kept))
     if not is_of(found.results[0], fetched):
         raise CardError(f"the report is not about the adapter that {text} holds now", "scan it again")
     return found

@@ -11,7 +11,6 @@ Everything is a function of the report, so rendering twice gives the same bytes 
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from hf_ci.errors import CardError, UsageError
 from hf_ci.report import WEIGHTS, Report, ScanResult
 from hf_ci.reports.json_ import render as render_json
 from hf_ci.reports.markdown import escape
+from hf_ci.reports.reproduce import reproduce
 from hf_ci.reports.text import suspicious
 
 CARD, REPORT, BADGE, PICTURE = "README.md", ".hf-ci/report.json", ".hf-ci/badge.svg", ".hf-ci/trigger.png"
@@ -53,23 +53,6 @@ def render_section(report: Report, heading: str, picture: bool) -> str:
         md=escape,
     )
     return re.sub(r"\n{3,}", "\n\n", text).rstrip("\n")
-
-
-def reproduce(result: ScanResult) -> str:
-    """The command that gives this result again, as far as the report tells. ASCII, no backtick."""
-    target = result.target
-    if result.revision:
-        repo, _, subfolder = target.partition(":")
-        target = f"{repo.partition('@')[0]}@{result.revision}" + (f":{subfolder}" if subfolder else "")
-    words = ["hf-ci", "scan", target]
-    if result.detector:
-        words += ["--detector", result.detector.name]
-    if result.pool:
-        words += ["--pool", result.pool.id]
-    if result.settings:
-        words += ["--num-images", str(result.settings.num_images), "--seed", str(result.settings.seed)]
-        words += ["--precision", result.settings.precision]
-    return "".join(c if c.isascii() and c.isprintable() and c != "`" else "?" for c in shlex.join(words))
 
 
 def render_files(report: Report, card: bytes | None, picture: bytes | None) -> dict[str, bytes]:

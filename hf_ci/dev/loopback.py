@@ -310,6 +310,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.flags = {name for name, value in self.query.items() if value in ("1", "true")}
         self.json = json.loads(self.body) if self.headers.get_content_subtype() in ("json", "vnd.git-lfs+json") else {}
         path = url.path.replace(".git/info/lfs/objects", "/lfs").removeprefix("/api/models").removeprefix("/api")
+        path = path or "/models"
         only_reads = verb != "post" or re.search("/(paths-info|validate-yaml)", path)
         if self.user is None and (path == "/whoami-v2" or not only_reads):
             raise Refusal(401, "Invalid username or password.", "RepoNotFound")  # as the client reads it over https
@@ -349,6 +350,17 @@ class _Handler(BaseHTTPRequestHandler):
 
     def get_whoami_v2(self) -> dict:
         return {"type": "user", "name": self.user, "orgs": [], "auth": {"accessToken": {"role": "write"}}}
+
+    def get_models(self) -> Any:
+        """The models of `author`, newest first, with their files where `expand` asks for siblings."""
+        found = [repo for (kind, id), repo in self.server.repos.items()
+                 if kind == "model" and id.split("/")[0] == self.query.get("author", id.split("/")[0])
+                 and (not repo.private or self.user == "user")]
+        entries = [{"id": repo.id, "private": repo.private} for repo in reversed(found)]
+        if self.query.get("expand") == "siblings":
+            for entry, repo in zip(entries, reversed(found)):
+                entry["siblings"] = [{"rfilename": path} for path in sorted(repo.find("main").tree)]
+        return self._page(entries)
 
     def post_repos_create(self) -> Any:
         repo_id, repo_type = f"{self.json['organization'] or self.user}/{self.json['name']}", self.json.get("type")

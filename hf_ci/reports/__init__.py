@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from hf_ci.report import Report
-from hf_ci.reports import github, json_, markdown, sarif, text
+from hf_ci.reports import github, html, json_, junit, markdown, sarif, text
 
 FORMATS: dict[str, Callable[[Report], str]] = {
     "text": text.render,
@@ -11,6 +11,8 @@ FORMATS: dict[str, Callable[[Report], str]] = {
     "sarif": sarif.render,
     "markdown": markdown.render,
     "github": github.render,
+    "junit": junit.render,
+    "html": html.render,
 }
 
 __all__ = ["FORMATS"]

@@ -10,7 +10,9 @@ MOST = 10
 
 
 def render(report: Report) -> str:
-    worst_first = sorted(report.results, key=lambda result: list(LEVELS).index(result.verdict))
+    worst_first = sorted(
+        report.results, key=lambda result: (result.suppressed is not None, list(LEVELS).index(result.verdict))
+    )
     lines = [annotation(result) for result in worst_first[:MOST]]
     if len(worst_first) > MOST:
         lines.append(f"{len(worst_first) - MOST} more are in the job summary")
@@ -19,8 +21,9 @@ def render(report: Report) -> str:
 
 def annotation(result: ScanResult) -> str:
     file = f"file={value(location(result))}," if result.revision is None else ""
-    title = value(f"{result.target}: {result.verdict}")
-    return f"::{LEVELS[result.verdict]} {file}title={title}::{data('; '.join(result.reasons))}"
+    title = value(f"{result.target}: {result.verdict}" + (" (ignored)" if result.suppressed else ""))
+    level = "notice" if result.suppressed else LEVELS[result.verdict]
+    return f"::{level} {file}title={title}::{data('; '.join(result.reasons))}"
 
 
 def data(text: str) -> str:

@@ -25,7 +25,11 @@ def render(report: Report) -> str:
     for result in report.results:
         score = "" if result.score is None else f"{result.score:.2f}"
         named = escape(result.target_class.name) if result.target_class else ""
-        lines.append(f"| {SIGNS[result.verdict]} {result.verdict} | {escape(result.target)} | {score} | {named} |")
+        shelved = " (ignored)" if result.suppressed else ""
+        lines.append(
+            f"| {SIGNS[result.verdict]} {result.verdict}{shelved} | {escape(result.target)} | {score} | {named} |"
+        )
+    lines += [""] * bool(report.notes) + [f"- Note: {escape(note)}" for note in report.notes]
     for result in report.results:
         if result.verdict != "clean":
             lines += ["", *details(result)]
@@ -35,7 +39,15 @@ def render(report: Report) -> str:
 def details(result: ScanResult) -> list[str]:
     lines = [f"### {escape(result.target)}: {result.verdict}", ""]
     lines += [f"- {escape(reason)}" for reason in result.reasons]
+    if result.suppressed:
+        lines.append(f"- {escape(str(result.suppressed))}")
     lines += [f"- Warning: {escape(warning)}" for warning in result.warnings]
+    if result.trigger:
+        lines.append(
+            f"- Reconstructed trigger: a perturbation of all pixels by at most {result.trigger.linf * 255:.0f}/255, too "
+            "faint to be seen; the HTML report shows it amplified"
+        )
+    lines.append(f"- Fingerprint: {result.fingerprint}")
     if result.classes:
         lines += ["", "| class | score | ASR | |", "|---|---|---|---|"]
         lines += [

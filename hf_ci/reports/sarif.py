@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 
-from hf_ci.report import WEIGHTS, Report, ScanResult
+from hf_ci.report import RULES, WEIGHTS, Report, ScanResult
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
-RULES = {
-    "backdoored": ("backdoored-adapter", "The adapter carries a backdoor", "error", "9.0"),
-    "inconclusive": (
-        "inconclusive-scan",
-        "The adapter could not be judged, so it is not known to be clean",
-        "warning",
-        "5.0",
-    ),
+MEANING = {  # text, level, severity
+    "backdoored": ("The adapter carries a backdoor", "error", "9.0"),
+    "inconclusive": ("The adapter could not be judged, so it is not known to be clean", "warning", "5.0"),
 }
 
 
 def render(report: Report) -> str:
     rules = [
         {
-            "id": id,
-            "name": "".join(word.capitalize() for word in id.split("-")),
+            "id": RULES[verdict],
+            "name": "".join(word.capitalize() for word in RULES[verdict].split("-")),
             "shortDescription": {"text": text},
             "defaultConfiguration": {"level": level},
             "properties": {"security-severity": severity, "tags": ["security", "machine-learning"]},
         }
-        for id, text, level, severity in RULES.values()
+        for verdict, (text, level, severity) in MEANING.items()
     ]
     driver = {"name": report.tool.name, "semanticVersion": report.tool.version, "rules": rules}
     findings = [finding(result) for result in report.results if result.verdict in RULES]
@@ -37,14 +31,19 @@ def render(report: Report) -> str:
 
 
 def finding(result: ScanResult) -> dict:
-    id, _, level, _ = RULES[result.verdict]
+    suppressions = [
+        {"kind": "external", "status": "accepted", "justification": str(shelved)}
+        for shelved in (result.suppressed,)
+        if shelved
+    ]
     return {
-        "ruleId": id,
-        "ruleIndex": list(RULES).index(result.verdict),
-        "level": level,
+        "ruleId": RULES[result.verdict],
+        "ruleIndex": list(MEANING).index(result.verdict),
+        "level": MEANING[result.verdict][1],
         "message": {"text": f"{result.target}: {'; '.join(result.reasons)}"},
         "locations": [{"physicalLocation": {"artifactLocation": {"uri": location(result)}}}],
-        "partialFingerprints": {"hfCi/v1": fingerprint(result)},
+        "partialFingerprints": {"hfCi/v1": result.fingerprint},
+        "suppressions": suppressions,
     }
 
 
@@ -57,10 +56,3 @@ def location(result: ScanResult) -> str:
     repo, _, subfolder = result.target.partition(":")
     parts = [f"{repo.partition('@')[0]}@{result.revision}", subfolder.strip("/"), WEIGHTS]
     return "hf://" + quote("/".join(part for part in parts if part), safe="/@")
-
-
-def fingerprint(result: ScanResult) -> str:
-    """sha256 of rule, weights and class: the same finding keeps it from commit to commit."""
-    weights = result.weights_sha256 or result.target
-    name = result.target_class.name if result.target_class else ""
-    return hashlib.sha256("\n".join([RULES[result.verdict][0], weights, name]).encode("utf-8", "replace")).hexdigest()

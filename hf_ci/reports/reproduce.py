@@ -1,0 +1,24 @@
+"""The command that gives a result again."""
+
+from __future__ import annotations
+
+import shlex
+
+from hf_ci.report import ScanResult
+
+
+def reproduce(result: ScanResult) -> str:
+    """As far as the report tells. ASCII, no backtick."""
+    target = result.target
+    if result.revision:
+        repo, _, subfolder = target.partition(":")
+        target = f"{repo.partition('@')[0]}@{result.revision}" + (f":{subfolder}" if subfolder else "")
+    words = ["hf-ci", "scan", target]
+    if result.detector:
+        words += ["--detector", result.detector.name]
+    if result.pool:
+        words += ["--pool", result.pool.id]
+    if result.settings:
+        words += ["--num-images", str(result.settings.num_images), "--seed", str(result.settings.seed)]
+        words += ["--precision", result.settings.precision]
+    return "".join(c if c.isascii() and c.isprintable() and c != "`" else "?" for c in shlex.join(words))

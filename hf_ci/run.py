@@ -1,0 +1,142 @@
+"""hf-ci run, init and config: everything that is configured, in one go."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from hf_ci.console import (
+    BaselineOption,
+    FormatOption,
+    OutputOption,
+    coloured,
+    complain,
+    parse_output,
+    write_file,
+    write_stdout,
+)
+from hf_ci.errors import EXIT_CLEAN, EXIT_NOTHING, UsageError
+
+if TYPE_CHECKING:
+    from hf_ci.settings import ScanOptions
+
+
+def run(
+    ctx: typer.Context,
+    changed_since: Annotated[
+        Optional[str],
+        typer.Option(
+            metavar="REF", help="Only local adapters whose files differ from this commit of their repository."
+        ),
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Adapters that are downloaded at a time.")] = 8,
+    format: FormatOption = "text",
+    output: OutputOption = None,
+    baseline: BaselineOption = None,
+) -> None:
+    """Scan all adapters of the configuration (hf-ci init writes a sample).
+
+    A line for each as it is done, then what was found. A failure of one does not stop the others, and the exit code is
+    that of the worst.
+    """
+    from hf_ci.listing import changed, list_targets
+    from hf_ci.progress import on_stderr
+    from hf_ci.report import Report
+    from hf_ci.reports import FORMATS, text
+    from hf_ci.scan import scan_each
+    from hf_ci.suppress import read_baseline, suppress
+
+    config = ctx.obj.config
+    if not config.adapters:
+        where = ctx.obj.origin or "no configuration"
+        raise UsageError(f"{where}: no adapters to scan", "hf-ci init writes a sample; list them under adapters")
+    outputs = [parse_output(text, FORMATS) for text in output or []]
+    known = read_baseline(baseline) if baseline else frozenset()
+    listed, notes = list_targets(config.adapters), []
+    if changed_since:
+        kept = [found for found in listed if changed(found.target, changed_since)]
+        notes = [f"{len(listed) - len(kept)} adapters were left out: not changed since {changed_since}, or not local"]
+        notes, listed = notes * (len(kept) < len(listed)), kept
+    params = scan_context(ctx).params
+    if "html" in (format, *(name for name, _ in outputs)):
+        params["save_trigger"] = params["save_trigger"] or Path(ctx.with_resource(TemporaryDirectory(prefix="hf-ci-")))
+    results = []
+    for found, result in zip(listed, scan_each([f.target for f in listed], scan_options(params), on_stderr(), jobs)):
+        if found.optional and result.exit_code == EXIT_NOTHING:
+            notes.append(f"{result.target} was left out: {result.reasons[0]}")
+            continue
+        (result,) = suppress(Report(results=(result,)), config.ignore, known).results
+        results.append(result)
+        if format == "text":
+            write_stdout(coloured(text.headline(result)) + "\n")
+    report = suppress(
+        Report(results=tuple(results), notes=tuple(notes)), config.ignore, known, whole=changed_since is None
+    )
+    if format == "text":
+        failed = [result for result in report.results if result.verdict != "clean"]
+        details = text.render(report.model_copy(update={"results": tuple(failed)}))
+        write_stdout("\n" * bool(details) + details + "\n" + text.summary(report))
+    else:
+        write_stdout(FORMATS[format](report))
+    for name, path in outputs:
+        write_file(path, FORMATS[name](report))
+    raise typer.Exit(EXIT_CLEAN if changed_since and not listed else report.exit_code)
+
+
+def init(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the sample, write nothing.")] = False,
+) -> None:
+    """Write a commented .hf-ci.yaml into this folder."""
+    from hf_ci.config import CONFIG_FILE, SAMPLE
+
+    if dry_run:
+        write_stdout(SAMPLE)
+        return
+    if Path(CONFIG_FILE).exists():
+        raise UsageError(f"{CONFIG_FILE} exists", "edit it, or remove it first")
+    write_file(Path(CONFIG_FILE), SAMPLE)
+    complain(f"wrote {CONFIG_FILE}; list your adapters in it, then: hf-ci run")
+
+
+def config(ctx: typer.Context) -> None:
+    """Print each setting of a scan with where it comes from, and what hf-ci run would scan."""
+    scan = scan_context(ctx)
+    origins = {"ENVIRONMENT": "environment", "DEFAULT_MAP": ctx.obj.origin}
+    lines = ["scan:"]
+    for field in sorted(set(option_names()) & scan.params.keys()):
+        origin = origins.get(scan.get_parameter_source(field).name, "default")
+        value = "" if scan.params[field] is None else scan.params[field]
+        lines.append(f"  {field.replace('_', '-')}: {value}  # {origin}")
+    for name in ("adapters", "ignore"):
+        lines.append(f"{name}:  # {ctx.obj.origin or 'default'}")
+        entries = ctx.obj.config.model_dump(mode="json", by_alias=True)[name]
+        lines += [f"  - {json.dumps(entry)}" for entry in entries]
+    write_stdout("\n".join(lines) + "\n")
+
+
+# ---------------------------------------------------------------- what a scan is asked for
+
+
+def option_names() -> list[str]:
+    from hf_ci.settings import ScanOptions
+
+    return [field.name for field in fields(ScanOptions)]
+
+
+def scan_context(ctx: typer.Context):
+    """What `hf-ci scan` would be asked for here without any flag: environment, configuration, defaults."""
+    root = ctx.find_root()
+    return root.command.commands["scan"].make_context("scan", ["."], parent=root)
+
+
+def scan_options(params: dict) -> ScanOptions:
+    """From the parameters of `hf-ci scan`."""
+    from hf_ci.settings import ScanOptions, default_cache
+
+    cache = None if params["no_cache"] else params["cache"] or default_cache()
+    return ScanOptions(**{name: params[name] for name in option_names()} | {"cache": cache})

