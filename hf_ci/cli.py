@@ -17,6 +17,7 @@ from hf_ci.errors import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_USAGE, HfCiError,
 from hf_ci.lab.cli import app as lab
 from hf_ci.repair.cli import repair
 from hf_ci.run import config, init, run, scan_options
+from hf_ci.webhook import webhook
 
 CommandLineError = typer.BadParameter.__mro__[2]  # the root of the parser's own exceptions
 DEFAULT_DETECTOR = "contrast"
@@ -162,6 +163,7 @@ app.command("config")(config)
 app.command("repair")(repair)
 app.command("card")(card)
 app.command("badge")(badge)
+app.command("webhook")(webhook)
 app.add_typer(lab, name="lab")
 app.add_typer(dev, name="dev")
 

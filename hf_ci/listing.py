@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from glob import glob
@@ -47,10 +47,14 @@ def organisation(entry: Organisation) -> Iterator[Listed]:
             name = model.id.partition("/")[2]
             if not fnmatch(name, entry.match) or any(fnmatch(name, pattern) for pattern in entry.exclude):
                 continue
-            for file in sorted(sibling.rfilename for sibling in model.siblings or ()):
-                folder, _, last = file.rpartition("/")
-                if last == CONFIG:
-                    yield Listed(f"{model.id}:{folder}" if folder else model.id, optional=True)
+            for target in adapters_in(model.id, [sibling.rfilename for sibling in model.siblings or ()]):
+                yield Listed(target, optional=True)
+
+
+def adapters_in(repo: str, paths: Iterable[str]) -> list[str]:
+    """A target for every folder with an adapter_config.json. repo: as in a target, with its revision or without."""
+    places = [path.rpartition("/") for path in sorted(paths)]
+    return [f"{repo}:{folder}" if folder else repo for folder, _, name in places if name == CONFIG]
 
 
 def changed(target: str, ref: str) -> bool:

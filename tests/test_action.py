@@ -146,6 +146,7 @@ def test_a_job_without_a_stored_token_keeps_a_card_up_to_date(action, clip, tmp_
     with LoopbackHub() as hub:
         hub.add_repo("user/adapter", {path.name: path.read_bytes() for path in (tmp_path / "made").iterdir()})
         keyless = hub.env(tmp_path / "home", token="") | {
+            "GITHUB_ACTIONS": "true",
             "ACTIONS_ID_TOKEN_REQUEST_URL": f"{hub.url}/identity?x=1",
             "ACTIONS_ID_TOKEN_REQUEST_TOKEN": "of-the-runner",
         }

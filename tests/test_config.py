@@ -14,6 +14,7 @@ from hf_ci.errors import UsageError
 from hf_ci.report import Report, ScanResult
 from hf_ci.suppress import read_baseline, suppress
 
+
 def result(target, verdict, code):
     return ScanResult(target=target, verdict=verdict, reasons=("why",), exit_code=code)
 

@@ -274,7 +274,16 @@ def test_failures_asked_for_come_as_often_as_asked_and_only_where_asked(hub, api
 
 def test_what_is_not_served_says_so(hub, api):
     refused(501, api.space_info, "user/space")
-    refused(501, lambda: list(api.list_models()))
+    refused(501, lambda: list(api.list_datasets()))
+
+
+def test_an_owners_models_are_listed_with_their_files_page_by_page(hub, api):
+    for i in range(60):
+        hub.add_repo(f"listed/m{i}", {"config.json": b"{}"})
+    hub.add_repo("listed/secret", {}, private=True)
+    found = list(api.list_models(author="listed", expand=["siblings"]))
+    assert len(found) == 61 and {s.rfilename for m in found for s in m.siblings} == {"config.json"}
+    assert len(list(HfApi(hub.url, token=STRANGER_TOKEN).list_models(author="listed"))) == 60
 
 
 def test_a_stopped_hub_refuses_connections_and_keeps_its_repos():

@@ -14,7 +14,9 @@ served at all answers 501. Faults come on demand: `fail_next` refuses, `spoil_ne
 import base64
 import hashlib
 import json
+import os
 import re
+import subprocess
 import threading
 import time
 import urllib.request
@@ -157,6 +159,9 @@ class LoopbackHub(ThreadingHTTPServer):
         self.damages: list[list] = []  # [how many are left, what, matching]
         self.webhooks: dict[str, dict] = {}  # id -> as it is served
         self.deliveries: list[tuple[str, dict]] = []  # (webhook's id, payload), in order
+        self.jobs: dict[str, dict] = {}  # id -> what it was started with
+        self.runs_jobs = False  # whether a job that a webhook starts is run, as a process on this machine
+        self.job_runs: list[subprocess.CompletedProcess] = []  # those that have ended
         self.job_tokens: dict[str, str] = {}  # short-lived token -> repo that it may write
         self.lock = threading.RLock()
 
@@ -229,6 +234,17 @@ class LoopbackHub(ThreadingHTTPServer):
                 headers = {"Content-Type": "application/json", "X-Webhook-Secret": hook.get("secret") or ""}
                 request = urllib.request.Request(hook["url"], json.dumps(payload).encode(), headers)
                 threading.Thread(target=_post, args=(request,), daemon=True).start()
+            elif self.runs_jobs:
+                given = {"WEBHOOK_PAYLOAD": json.dumps(payload), "WEBHOOK_REPO_ID": repo.id,
+                         "WEBHOOK_REPO_TYPE": repo.type, "WEBHOOK_SECRET": hook.get("secret") or ""}
+                spec = self.jobs[hook["job"]["sourceId"]]
+                environment = spec["environment"] | hook.get("secrets", {}) | given
+                threading.Thread(target=self._run_job, args=(spec["command"], environment), daemon=True).start()
+
+    def _run_job(self, command: list[str], environment: dict[str, str]) -> None:
+        done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
+        with self.lock:
+            self.job_runs.append(done)
 
 
 def _post(request: urllib.request.Request) -> None:
@@ -380,14 +396,20 @@ class _Handler(BaseHTTPRequestHandler):
             return 400, {"errors": [{"message": "the metadata is no mapping"}]}, {}
         return {"warnings": [] if data else [{"message": "empty or missing yaml metadata in repo card"}]}
 
+    def post_jobs_user(self) -> dict:
+        id = f"job{len(self.server.jobs) + 1}"
+        self.server.jobs[id] = self.json
+        owner = {"id": "user", "name": "user", "type": "user"}
+        return {"id": id, "createdAt": DATE, "owner": owner, "status": {"stage": "RUNNING"}} | self.json
+
     def post_settings_webhooks(self) -> dict:
         id = f"webhook{len(self.server.webhooks) + 1}"
         hook = {"id": id, "url": None, "job": None, "domains": ["repo"], "secret": None, "disabled": False} | self.json
         if job := hook.pop("jobSourceId", None):
-            hook["job"] = {"dockerImage": "python:3.12", "command": ["hf-ci", "webhook"], "flavor": "cpu-basic",
-                           "environment": {}, "sourceId": job}
+            known = ("dockerImage", "command", "flavor", "environment")
+            hook["job"] = {key: self.server.jobs[job][key] for key in known} | {"sourceId": job}
         self.server.webhooks[id] = hook
-        return {"webhook": hook}
+        return {"webhook": {key: value for key, value in hook.items() if key != "secrets"}}
 
     def get_settings_webhooks(self) -> list[dict]:
         return list(self.server.webhooks.values())
@@ -522,6 +544,7 @@ class _Handler(BaseHTTPRequestHandler):
         if action == "merge":
             self._require_owner(repo)
             repo.merge(talk, self.user)
+            self.server.announce(repo, "refs/heads/main")
         comment = repo.add_comment(talk, self.user, self.json["comment"]) if "comment" in self.json else None
         if action == "status":
             talk["status"] = self.json["status"]

@@ -39,11 +39,11 @@ class Group:
     models: tuple[ModelSpec, ...]
     detectors: tuple[str, ...]
     pool: str
+    num_images: int
 
 
 @dataclass(frozen=True)
 class Spec:
-    num_images: int
     precision: str
     groups: tuple[Group, ...]
 
@@ -80,8 +80,9 @@ def read_spec(path: Path) -> Spec:
                 )
             )
             pool = entry.get("pool", table["pool"])
-            groups.append(Group(entry["name"], models, tuple(entry["detectors"]), pool))
-        return Spec(table["num_images"], table.get("precision", "auto"), tuple(groups))
+            num_images = entry.get("num_images", table["num_images"])
+            groups.append(Group(entry["name"], models, tuple(entry["detectors"]), pool, num_images))
+        return Spec(table.get("precision", "auto"), tuple(groups))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UsageError(
             f"{path}: not a benchmark's specification: {error!r}", f"see {SPECS / 'paper.toml'}"
@@ -112,11 +113,12 @@ def run_bench(
     if out.is_file() and not out.read_bytes().endswith(b"\n"):
         out.write_text("".join(json.dumps(record) + "\n" for record in read_records(out)), encoding="utf-8")
     done = {(record["group"], record["model"]["id"], record["detector"]) for record in read_records(out)}
-    options = ScanOptions(num_images=spec.num_images, precision=spec.precision, device=device, cache=zoo / "scans")
+    options = ScanOptions(precision=spec.precision, device=device, cache=zoo / "scans")
     tasks = []
     for group in spec.groups:
         here = data_root / group.pool
-        pooled = replace(options, pool=str(here) if here.exists() else group.pool)
+        pool = str(here) if here.exists() else group.pool
+        pooled = replace(options, pool=pool, num_images=group.num_images)
         for model in group.models:
             missing = tuple(name for name in group.detectors if (group.name, model.id, name) not in done)
             if missing and (not groups or group.name in groups):

@@ -1,0 +1,100 @@
+"""A push to the Hub, the webhook, the Job, and the pull request that it opens."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from huggingface_hub import HfApi
+
+from hf_ci.dev.loopback import LoopbackHub
+from hf_ci.errors import UsageError
+from hf_ci.hub.target import DEMOS
+from hf_ci.webhook import pushed
+
+QUICK = {"HF_CI_NUM_IMAGES": "64", "HF_CI_PRECISION": "fp32"}
+
+
+def files_of(folder) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def wait_for(runs, count):
+    deadline = time.time() + 240
+    while len(runs) < count and time.time() < deadline:
+        time.sleep(0.2)
+    assert len(runs) >= count
+    return runs[count - 1]
+
+
+def test_a_poisoned_push_ends_in_a_pull_request_and_our_own_commits_in_nothing(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    with LoopbackHub() as hub:
+        env = hub.env(tmp_path / "home")
+        for name, value in env.items():
+            if name != "HF_TOKEN":  # the Job's comes with the webhook
+                monkeypatch.setenv(name, value)
+        hub.runs_jobs = True
+        made = run("webhook", "--watch", "user", env=env | QUICK)
+        assert made.returncode == 0 and "webhook1 starts job job1" in made.stdout, made.stderr
+        assert "hf_owner" not in made.stdout + made.stderr + json.dumps(hub.jobs)
+        api = HfApi(endpoint=hub.url, token="hf_owner")
+        shutil.copytree(DEMOS / "badclip", tmp_path / "bad")
+        hub.add_repo("user/adapter", {"README.md": b"# Nothing yet\n"})
+        upload = [shutil.which("hf"), "upload", "user/adapter", str(tmp_path / "bad"), "."]
+        subprocess.run(upload, env=os.environ | env, check=True, capture_output=True)
+        tuned = hub.repo("user/adapter").find("main").sha
+
+        job = wait_for(hub.job_runs, 1)
+        assert job.returncode == 1 and "backdoored" in job.stdout and "refs/pr/1" in job.stderr, job.stderr
+        pull = hub.repo("user/adapter").find("refs/pr/1")
+        assert pull.parents == (tuned,) and ".hf-ci/report.json" in pull.tree
+        (discussion,) = api.get_repo_discussions("user/adapter")
+        assert "backdoored" in discussion.title
+
+        own = wait_for(hub.job_runs, 2)  # the pull request is a push, too
+        assert own.returncode == 0 and "has not moved" in own.stderr
+        api.merge_pull_request("user/adapter", 1)  # main moves, by our files alone
+        merged = wait_for(hub.job_runs, 3)
+        assert merged.returncode == 0 and "no weights" in merged.stderr
+        assert len(list(api.get_repo_discussions("user/adapter"))) == 1
+
+
+PUSH = {
+    "event": {"action": "update", "scope": "repo.content"},
+    "repo": {"type": "model", "name": "a/b", "headSha": "c" * 40},
+    "updatedRefs": [{"ref": "refs/heads/main"}],
+}
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        ({"repo": {"type": "dataset", "name": "a/b", "headSha": "c"}}, "a/b is a dataset"),
+        ({"event": {"action": "update", "scope": "repo.config"}, "updatedRefs": None}, "has not moved"),
+        ({"event": {"action": "create", "scope": "discussion.comment"}}, "changes no files"),
+        ({"event": {"action": "delete", "scope": "repo"}}, "changes no files"),
+        ({"updatedRefs": [{"ref": "refs/pr/1"}]}, "has not moved"),
+    ],
+)
+def test_what_is_no_push_to_main_is_left_alone(change, reason):
+    assert pushed(json.dumps(PUSH)) == ("a/b", "c" * 40)
+    repo, why = pushed(json.dumps(PUSH | change))
+    assert repo is None and reason in why
+
+
+@pytest.mark.parametrize("payload", ["", "[]", '{"event": 1}', '{"event": {}, "repo": {}}'])
+def test_a_payload_that_is_none_is_an_error(payload):
+    with pytest.raises(UsageError, match="WEBHOOK_PAYLOAD"):
+        pushed(payload)
+
+
+def test_without_a_payload_there_is_nothing_to_do(run):
+    done = run("webhook")
+    assert done.returncode == 0 and "no webhook started this" in done.stderr
+    done = run("webhook", "--watch", "x")
+    assert done.returncode == 2 and "no token" in done.stderr
