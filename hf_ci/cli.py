@@ -133,7 +133,8 @@ def scan(
     from hf_ci.cards.cli import check_pushable, push_results
     from hf_ci.hub import folders_of
     from hf_ci.progress import on_stderr
-    from hf_ci.scan import scan_targets
+    from hf_ci.recall import scan_each
+    from hf_ci.report import Report
     from hf_ci.suppress import read_baseline, suppress
 
     if dry_run and not push:
@@ -144,12 +145,13 @@ def scan(
         check_pushable(targets)
     if push or "html" in (format, *(name for name, _ in outputs)):  # both show the trigger
         ctx.params["save_trigger"] = save_trigger or Path(ctx.with_resource(TemporaryDirectory(prefix="hf-ci-")))
-    report = scan_targets(targets, scan_options(ctx.params), on_stderr())
+    report = Report(results=tuple(scan_each(targets, scan_options(ctx.params), on_stderr())))
     report = suppress(report, ctx.obj.config.ignore, known)
-    from accelerate import PartialState
+    if "accelerate" in sys.modules:  # under torchrun or accelerate launch, one process speaks for all
+        from accelerate import PartialState
 
-    if not PartialState().is_main_process:  # under torchrun or accelerate launch, one process speaks for all
-        return
+        if not PartialState().is_main_process:
+            return
     write_stdout(FORMATS[format](report))
     for name, path in outputs:
         write_file(path, FORMATS[name](report))

@@ -1,4 +1,4 @@
-"""Files that appear complete or not at all."""
+"""What an adapter's files are called, and files that appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -7,6 +7,13 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+CONFIG, WEIGHTS, PROMPT = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "clip_prompt.json",
+)  # the first two: PEFT's
+FILES = (CONFIG, WEIGHTS, PROMPT)
 
 
 def write_whole(path: Path, write: bytes | Callable[[Path], None]) -> None:

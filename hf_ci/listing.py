@@ -11,8 +11,8 @@ from pathlib import Path
 
 from hf_ci.config import Organisation
 from hf_ci.errors import UsageError
+from hf_ci.files import CONFIG, FILES
 from hf_ci.hub.client import api, in_our_words
-from hf_ci.prompts.adapter import CONFIG, FILES
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validator
 
 from hf_ci import __version__
+from hf_ci.files import WEIGHTS
 
 SCHEMA_VERSION = "1.0"
 
-WEIGHTS = "adapter_model.safetensors"  # PEFT's name for them
 
 VerdictName = Literal["clean", "backdoored", "inconclusive"]
 RULES = {"backdoored": "backdoored-adapter", "inconclusive": "inconclusive-scan"}  # a finding's rule, by verdict

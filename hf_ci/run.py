@@ -46,9 +46,9 @@ def run(
     """
     from hf_ci.listing import changed, list_targets
     from hf_ci.progress import on_stderr
+    from hf_ci.recall import scan_each
     from hf_ci.report import Report
     from hf_ci.reports import FORMATS, text
-    from hf_ci.scan import scan_each
     from hf_ci.suppress import read_baseline, suppress
 
     config = ctx.obj.config

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -17,7 +14,7 @@ from accelerate import PartialState
 
 from hf_ci.detect import Verdict
 from hf_ci.errors import EXIT_INTERNAL, AdapterError, HfCiError, UsageError, first_line, write_log
-from hf_ci.hub import BaseModel, Fetched, fetch_base, fetch_target, parse_target
+from hf_ci.hub import BaseModel, Fetched, fetch_base, fetch_text, named_base
 from hf_ci.inversion import Inversion, Job, check_cache, run_job
 from hf_ci.pools import BUILTIN, Pool, load_pool
 from hf_ci.progress import Silent
@@ -41,6 +38,7 @@ from hf_ci.report import (
 from hf_ci.reports.trigger import save_trigger
 from hf_ci.settings import ScanOptions, pick_device, pick_precision, read_class_names
 
+Fetch = Callable[[str], Fetched]
 EXIT_CODES = {"clean": 0, "backdoored": 1, "inconclusive": 4}
 
 
@@ -60,7 +58,6 @@ class Run:
             )
         self.detector = options.make_detector()
         self.class_names = read_class_names(options.classes) if options.classes else None
-        self.ahead: dict[str, Future[Fetched]] = {}
         self.clip = lru_cache(maxsize=2)(lambda folder: load_clip(folder, self.device, self.precision))
         self.pool = lru_cache(maxsize=2)(
             lambda folder: load_pool(options.pool, options.num_images, options.seed, load_processor(folder))
@@ -69,37 +66,14 @@ class Run:
             if folder:
                 check_cache(folder)
 
-    def fetch(self, text: str) -> Fetched:
-        ahead = self.ahead.pop(text, None)
-        return ahead.result() if ahead else fetch_target(parse_target(text))
-
-    @contextmanager
-    def fetching(self, targets: Sequence[str], jobs: int) -> Iterator[None]:
-        """Adapters are downloaded `jobs` at a time while earlier ones are scanned."""
-        with ThreadPoolExecutor(jobs) as workers:
-            self.ahead = {text: workers.submit(lambda text=text: fetch_target(parse_target(text))) for text in targets}
-            try:
-                yield
-            finally:
-                workers.shutdown(cancel_futures=True)
-
 
 def scan_targets(targets: Sequence[str], options: ScanOptions = ScanOptions(), progress=Silent()) -> Report:
     """Scan every target; what cannot be scanned is a result, too, never a clean one.
 
     Raises UsageError when the options themselves cannot be met (device, cache, class file).
     """
-    return Report(results=tuple(scan_each(targets, options, progress)))
-
-
-def scan_each(
-    targets: Sequence[str], options: ScanOptions = ScanOptions(), progress=Silent(), jobs: int = 1
-) -> Iterator[ScanResult]:
-    """The same, each result as soon as there is one; `jobs` adapters are downloaded at a time."""
     run = Run(options, progress)
-    with run.fetching(targets, jobs):
-        for text in targets:
-            yield scan_target(text, run)
+    return Report(results=tuple(scan_target(text, run) for text in targets))
 
 
 @dataclass(frozen=True)
@@ -114,17 +88,20 @@ class Examined:
     inversions: Sequence[Inversion]
 
 
-def scan_target(text: str, run: Run) -> ScanResult:
-    return examine(text, run)[0]
+def scan_target(text: str, run: Run, fetch: Fetch = fetch_text) -> ScanResult:
+    return examine(text, run, fetch)[0]
 
 
-def examine(text: str, run: Run) -> tuple[ScanResult, Examined | None]:
-    """The result, and what it was made from; None where the target could not be scanned."""
+def examine(text: str, run: Run, fetch: Fetch = fetch_text) -> tuple[ScanResult, Examined | None]:
+    """The result, and what it was made from; None where the target could not be scanned.
+
+    fetch: for whoever has the adapter's files at hand already.
+    """
     started, found, warnings, cached, examined = time.perf_counter(), {}, [], 0, None
     options, progress = run.options, run.progress
     try:
         progress.step(f"{text}: fetching the adapter")
-        fetched = run.fetch(text)
+        fetched = fetch(text)
         found |= dict(revision=fetched.revision, files=tuple(ScannedFile(path=p, sha256=s) for p, s in fetched.files))
         found |= dict(hub_security=fetched.security)
         adapter = read_adapter(fetched.folder, run.class_names)
@@ -132,7 +109,7 @@ def examine(text: str, run: Run) -> tuple[ScanResult, Examined | None]:
         check_finite(adapter)
 
         progress.step(f"{text}: loading the base model")
-        base = fetch_base(*base_of(adapter, options.base))
+        base = fetch_base(*named_base(adapter.base_model, adapter.base_revision, options.base))
         found |= dict(base_model=BaseModelRef(id=base.id, revision=base.revision))
         warnings += base_warnings(adapter, base)
         clip = run.clip(base.folder)
@@ -247,13 +224,6 @@ def check_finite(adapter: Adapter) -> None:
     bad = [name for name, tensor in adapter.tensors().items() if not torch.isfinite(tensor).all()]
     if bad:
         raise AdapterError(f"{', '.join(bad)}: holds values that are not finite", "the weights are damaged or unusable")
-
-
-def base_of(adapter: Adapter, override: str | None) -> tuple[str, str | None]:
-    if override is None:
-        return adapter.base_model, adapter.base_revision
-    id, _, revision = (override, "", "") if os.path.exists(override) else override.partition("@")
-    return id, revision or None
 
 
 def base_warnings(adapter: Adapter, base: BaseModel) -> list[str]:

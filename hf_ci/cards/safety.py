@@ -20,7 +20,8 @@ from hf_ci.cards import render_card
 from hf_ci.cards.badge import alternative, render_badge
 from hf_ci.cards.section import current, find, replace
 from hf_ci.errors import CardError, UsageError
-from hf_ci.report import WEIGHTS, Report, ScanResult
+from hf_ci.files import WEIGHTS
+from hf_ci.report import Report, ScanResult
 from hf_ci.reports.json_ import render as render_json
 from hf_ci.reports.markdown import escape
 from hf_ci.reports.reproduce import reproduce

@@ -1,6 +1,16 @@
 """The only room that knows the Hub: a target or a base model in, files on disk at a resolved commit out."""
 
-from hf_ci.hub.base import BaseModel, fetch_base
-from hf_ci.hub.target import Fetched, Target, fetch_target, folders_of, parse_target
+from hf_ci.hub.base import BaseModel, fetch_base, named_base
+from hf_ci.hub.target import Fetched, Target, fetch_target, fetch_text, folders_of, parse_target
 
-__all__ = ["BaseModel", "Fetched", "Target", "fetch_base", "fetch_target", "folders_of", "parse_target"]
+__all__ = [
+    "BaseModel",
+    "Fetched",
+    "Target",
+    "fetch_base",
+    "fetch_target",
+    "fetch_text",
+    "folders_of",
+    "named_base",
+    "parse_target",
+]

@@ -42,6 +42,14 @@ class BaseModel:
         return " ".join([self.revision, *(sha256(self.folder / name) for name in small)])
 
 
+def named_base(model: str, revision: str | None, override: str | None = None) -> tuple[str, str | None]:
+    """Id and revision of an adapter's base model: what the adapter names, or `override` (a folder or id[@revision])."""
+    if override is None:
+        return model, revision
+    id, _, at = (override, "", "") if os.path.exists(override) else override.partition("@")
+    return id, at or None
+
+
 def fetch_base(id: str, revision: str | None = None) -> BaseModel:
     """Raises BaseModelError when there is no such model, HubError when the Hub cannot be asked."""
     if not id:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Literal
 
 from hf_ci.errors import AdapterError, NothingToScan
+from hf_ci.files import FILES
 from hf_ci.hub.client import download, read_file, resolve
-from hf_ci.prompts.adapter import FILES
 
 DEMOS = Path(__file__).parents[1] / "assets" / "demo"
 REPO = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:(?P<subfolder>[^:@]+))?")
@@ -107,6 +107,10 @@ def fetch_target(target: Target) -> Fetched:
             raise AdapterError(f"{', '.join(absent)} could not be fetched", "try again")
     files = tuple((name, sha256(folder / name)) for name in sorted(FILES) if (folder / name).is_file())
     return Fetched(target, folder, revision, files, security)
+
+
+def fetch_text(text: str) -> Fetched:
+    return fetch_target(parse_target(text))
 
 
 def sha256(path: Path) -> str:

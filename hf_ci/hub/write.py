@@ -14,9 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from hf_ci.errors import HubMoved
+from hf_ci.files import FILES
 from hf_ci.hub.client import api, in_our_words
 from hf_ci.hub.target import Fetched
-from hf_ci.prompts.adapter import FILES
 
 CARD = "README.md"
 SECONDS = 300  # for all attempts together

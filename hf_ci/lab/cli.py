@@ -123,17 +123,18 @@ def bench(
 @app.command("table")
 def table(
     records: Annotated[Path, typer.Argument(help="JSON lines of a benchmark.")],
-    out: Annotated[Path, typer.Option(help="The card, Markdown.")],
+    out: Annotated[Path, typer.Option(help="The card, Markdown; roc.svg goes beside it.")],
 ) -> None:
-    """Render a benchmark's card from its JSON lines."""
+    """Render a benchmark's card and its ROC curves from its JSON lines."""
     from hf_ci.errors import UsageError
     from hf_ci.lab.bench import read_records
-    from hf_ci.lab.tables import benchmark
+    from hf_ci.lab.tables import benchmark, roc
 
     found = read_records(records)
     if not found:
         raise UsageError(f"{records} holds no records", "name the file that hf-ci lab bench wrote")
     out.write_text(benchmark(found), encoding="utf-8")
+    out.with_name("roc.svg").write_text(roc(found), encoding="utf-8")
     typer.echo(f"{out}: {len(found)} scans")
 
 

@@ -88,6 +88,17 @@ def auroc(negative: np.ndarray, positive: np.ndarray) -> float:
     return float((difference > 0).mean() + (difference == 0).mean() / 2)
 
 
+def roc_points(outcomes: Sequence[Outcome]) -> list[tuple[float, float]]:
+    """(false-alarm rate, detection rate) for every threshold on the score, from (0, 0) to (1, 1)."""
+    known = [o for o in outcomes if o.score is not None]
+    clean, poisoned = (sum(o.poisoned == which for o in known) for which in (False, True))
+    points = [(0.0, 0.0)]
+    for threshold in sorted({o.score for o in known}, reverse=True):
+        over = [o.poisoned for o in known if o.score >= threshold]
+        points.append((over.count(False) / clean, over.count(True) / poisoned))
+    return points
+
+
 def bootstrap(negative: np.ndarray, positive: np.ndarray, draws: int = 2000) -> tuple[float, float]:
     """95 % interval of the AUROC over models drawn anew, clean and poisoned apart."""
     random = np.random.default_rng(0)

@@ -43,7 +43,7 @@ def run_repairs(
             here = data_root / group.pool
             pool = str(here) if here.exists() else group.pool
             options = ScanOptions(
-                num_images=spec.num_images, precision=spec.precision, device=device, cache=zoo / "scans", pool=pool
+                num_images=group.num_images, precision=spec.precision, device=device, cache=zoo / "scans", pool=pool
             )
             run = runs.setdefault(pool, Run(options, Silent()))
             for model in group.models:

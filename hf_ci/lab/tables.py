@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from statistics import mean
+from statistics import mean, median
 
 from hf_ci.cards import render_card
-from hf_ci.lab.metrics import Outcome, Rates, rates
+from hf_ci.lab.metrics import Outcome, Rates, rates, roc_points
+from hf_ci.settings import ScanOptions
+
+DETECTORS = ("contrast", "clip-inspector", "neural-cleanse", "pixel-backdoor", "mm-bd")
 
 SIZES = {"up to 7 classes": 7, "8 to 10": 10, "11 to 20": 20, "21 to 50": 50, "more": 10**9}
 WORKED = 0.5  # ASR from which an attack counts as one
@@ -79,7 +82,8 @@ def attack_row(models: list[dict]) -> dict:
 def detector_rows(records: list[dict]) -> dict:
     """One detector's records in every view that the card shows."""
     counted = [r for r in records if not failed(r["model"])]
-    costs = [r["result"]["cost"] for r in counted if r["result"]["cost"]]
+    free = dict.fromkeys(("image_forward", "image_backward", "text_forward"), 0)
+    costs = [r["result"]["cost"] or free for r in counted]
     return dict(
         all=rates_of(counted),
         attributable=rates_of([r for r in counted if attributable(r["model"])]),
@@ -90,9 +94,41 @@ def detector_rows(records: list[dict]) -> dict:
         image_forward=mean(c["image_forward"] for c in costs),
         image_backward=mean(c["image_backward"] for c in costs),
         text_forward=mean(c["text_forward"] for c in costs),
+        seconds=median(seconds) if (seconds := [s for r in counted if (s := measured_seconds(r))]) else None,
         missed=[r["model"] for r in counted if outcome(r).poisoned and not outcome(r).flagged],
         alarms=[r for r in counted if not outcome(r).poisoned and outcome(r).flagged],
     )
+
+
+def measured_seconds(record: dict) -> float | None:
+    """How long a scan took; None where a part of it came from the cache."""
+    timing = record["result"]["timing"]
+    return None if timing["classes_from_cache"] else timing["seconds"]
+
+
+def over_all(records: list[dict]) -> dict[str, dict]:
+    """By pool: every model that was scanned with the product's own number of images, once, whatever its group."""
+    pools: dict[str, list[dict]] = {}
+    for record in records:
+        if record["result"]["pool"]["num_images"] == ScanOptions.num_images:
+            pools.setdefault(record["result"]["pool"]["id"], []).append(record)
+    overall = {}
+    for pool, mine in pools.items():
+        once = {(r["detector"], r["model"]["id"]): r for r in mine}.values()
+        parts = {name: [r for r in once if r["detector"] == name] for name in DETECTORS}
+        overall[pool] = {name: detector_rows(part) for name, part in parts.items() if part}
+    return overall
+
+
+def roc(records: list[dict]) -> str:
+    """ROC curves of the table's detectors as SVG, with the paper's AUROC of its own method for comparison."""
+    curves = {}
+    for name in DETECTORS:
+        mine = [r for r in records if r["group"] == "table" and r["detector"] == name and not failed(r["model"])]
+        found = rates_of(mine)
+        if found.auroc is not None:
+            curves[name] = (roc_points([outcome(r) for r in mine]), found)
+    return render_card("roc.svg.j2", curves=curves)
 
 
 def benchmark(records: list[dict]) -> str:
@@ -117,6 +153,7 @@ def benchmark(records: list[dict]) -> str:
     return render_card(
         "benchmark.md.j2",
         groups=groups,
+        overall=over_all(records),
         paper=PAPER_DETECTORS,
         base=one["base_model"],
         precision=one["settings"]["precision"],

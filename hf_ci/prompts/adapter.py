@@ -22,12 +22,10 @@ from torch import Tensor
 
 from hf_ci import __version__
 from hf_ci.errors import AdapterError, NothingToScan
-from hf_ci.files import whole_folder
+from hf_ci.files import CONFIG, PROMPT, WEIGHTS, whole_folder
 from hf_ci.prompts.learners import METHODS, POSITIONS
 
-CONFIG, WEIGHTS, PROMPT = "adapter_config.json", "adapter_model.safetensors", "clip_prompt.json"
 FORMAT, TEMPLATE = 1, "{context} {name}."
-FILES = (CONFIG, WEIGHTS, PROMPT)
 META_NET = "base_model.meta_net."
 META_NET_KEYS = {"linear1.weight", "linear1.bias", "linear2.weight", "linear2.bias"}
 

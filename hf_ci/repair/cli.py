@@ -113,8 +113,8 @@ def offer(done, fetched, to: str, dry_run: bool = False) -> str:
     from hf_ci.cards.cli import difference
     from hf_ci.cards.metadata import set_field
     from hf_ci.cards.safety import CARD, render_files
+    from hf_ci.files import FILES
     from hf_ci.hub.write import Proposal, push, push_new_repo
-    from hf_ci.prompts.adapter import FILES
     from hf_ci.repair.engine import write_repaired
     from hf_ci.report import Report
 

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from hf_ci.errors import EXIT_BACKDOORED, EXIT_CLEAN, EXIT_INCONCLUSIVE, UsageError
+from hf_ci.files import FILES
 from hf_ci.hub import fetch_base, fetch_target, parse_target
 from hf_ci.hub.target import sha256
 from hf_ci.inversion import LinfInversion
 from hf_ci.inversion.job import prepared
 from hf_ci.pools.photos import Photos, load_photos
 from hf_ci.prompts import Adapter, PromptedCLIP, read_adapter, write_adapter
-from hf_ci.prompts.adapter import FILES
 from hf_ci.prompts.clip import load_processor
 from hf_ci.prompts.features import answer, encode
 from hf_ci.repair.report import RepairReport, Round

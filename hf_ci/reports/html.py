@@ -1,4 +1,4 @@
-"""One HTML page for people: self-contained, without scripts, readable on paper; its look is ``report.html.j2``."""
+"""One HTML page for people: self-contained, no scripts, printable. Its look: ``report.html.j2``, ``report.css``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MOST_CLASSES = 40
 SIGNS = {"backdoored": "\u2715", "inconclusive": "?", "clean": "\u2713"}  # worst first
 HEADLINES = {
     "backdoored": "Do not deploy this adapter.",
-    "inconclusive": "This adapter could not be judged. Never treat it as clean.",
+    "inconclusive": "This adapter could not be judged for certain. Never treat it as clean.",
     "clean": "No class of this adapter stands out.",
 }
 ADDITIVE = {"ContrastInversion", "LinfInversion", "PixelInversion"}  # their trigger is added to an image as it is
@@ -49,7 +49,7 @@ def render(report: Report) -> str:
 
 def visible(value):
     """Foreign text without what moves or hides letters: control characters and bidi overrides."""
-    return UNSEEN.sub("\ufffd", " ".join(value.split())) if type(value) is str else value
+    return UNSEEN.sub("\ufffd", re.sub(r"\s+", " ", value)) if type(value) is str else value
 
 
 def chart(result: ScanResult) -> dict:
@@ -59,20 +59,20 @@ def chart(result: ScanResult) -> dict:
     flag = limits.get("min_share", limits.get("k"))
     if limits.get("alpha", 0) > 0:  # of a p-value, the score being its -log10
         flag = -math.log10(limits["alpha"])
-    classes = sorted(result.classes, key=lambda c: (-c.flagged, -c.score))[:MOST_CLASSES]
-    top = 1.0 if shares else 4 * math.ceil(max([flag or 1.0, *(c.score for c in classes)]) / 4)
-    doubt = limits.get("doubtful_share", flag) if shares else None
+    rows = sorted(result.classes, key=lambda c: (-c.flagged, -c.score, -c.asr))[:MOST_CLASSES]
+    top = 1.0 if shares else 4 * math.ceil(max([1.0, flag or 0.0, *(c.score for c in rows)]) / 4)
+    doubt = limits.get("doubtful_share")
     number = "{:.1%}".format if shares else "{:.2f}".format
 
     def at(value: float) -> str:
         return f"{100 * min(max(value / top, 0.0), 1.0):.2f}"
 
     return dict(
-        classes=classes,
-        left_out=len(result.classes) - len(classes),
+        rows=rows,
+        left_out=len(result.classes) - len(rows),
         shares=shares,
-        compared=shares and all(c.reference_asr is not None for c in classes),
-        sized=any(c.size is not None for c in classes),
+        compared=shares and all(c.reference_asr is not None for c in rows),
+        sized=any(c.size is not None for c in rows),
         flag=flag,
         doubt=doubt,
         ticks=[(25 * i, f"{25 * i}%" if shares else f"{top * i / 4:g}") for i in range(5)],
@@ -89,8 +89,9 @@ def pictures(result: ScanResult) -> list[tuple[str, str]] | None:
     from hf_ci.reports.trigger import amplified
 
     try:
-        with np.load(Path(result.trigger.path).with_suffix(".npz"), allow_pickle=False) as file:
-            delta, examples = file["delta"], file["examples"] if "examples" in file else ()
+        with open(Path(result.trigger.path).with_suffix(".npz"), "rb") as file:
+            kept = np.load(file, allow_pickle=False)
+            delta, examples = kept["delta"], kept["examples"] if "examples" in kept else ()
         raw = as_pixels(0.5 + delta)
         times = 0.5 / max(float(np.abs(delta).max()), 1e-8)
         shown = [("Trigger as it is, on grey", raw), (f"Trigger, {times:.0f} times as strong", amplified(delta))]
@@ -117,5 +118,5 @@ def data_uri(pixels) -> str:
 
     times = -(-160 // max(pixels.shape[:2]))
     content = io.BytesIO()
-    Image.fromarray(pixels.repeat(times, 0).repeat(times, 1)).save(content, "PNG", optimize=True)
+    Image.fromarray(pixels.repeat(times, 0).repeat(times, 1)).save(content, "PNG")
     return "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()

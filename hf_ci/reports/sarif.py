@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-from hf_ci.report import RULES, WEIGHTS, Report, ScanResult
+from hf_ci.files import WEIGHTS
+from hf_ci.report import RULES, Report, ScanResult
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 MEANING = {  # text, level, severity

@@ -1,0 +1,119 @@
+"""Scans that were made before: an unchanged adapter is answered at once, without loading torch.
+
+A result is kept under everything that it depends on: the adapter's files, the base model, the pool, the settings, our
+own code and that of the libraries that compute. Whatever cannot be compared cheaply (a pool on the Hub) is scanned.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from hf_ci.errors import HfCiError
+from hf_ci.files import CONFIG, write_whole
+from hf_ci.hub import Fetched, fetch_base, fetch_text, named_base
+from hf_ci.progress import Silent
+from hf_ci.report import ScanResult
+from hf_ci.settings import ScanOptions
+
+NUMERIC_LIBRARIES = ("torch", "transformers", "pillow", "numpy")
+IRRELEVANT = ("num_processes", "cache", "save_trigger")  # to the numbers of a report
+
+
+def scan_each(
+    targets: Sequence[str], options: ScanOptions = ScanOptions(), progress=Silent(), jobs: int = 1
+) -> Iterator[ScanResult]:
+    """Each target's result as soon as there is one, recalled or scanned; `jobs` adapters are downloaded at a time."""
+    run = None
+    with ThreadPoolExecutor(jobs) as workers:
+        ahead = [workers.submit(fetch_text, text) for text in targets]
+        try:
+            for text, fetched in zip(targets, ahead):
+                started = time.perf_counter()
+                place = place_of(fetched, options)
+                result = place and recall(place, text, fetched.result(), options, started)
+                if result is None:
+                    from hf_ci.scan import Run, scan_target
+
+                    run = run or Run(options, progress)
+                    result = scan_target(text, run, lambda _: fetched.result())
+                    if place and run.is_main_process:
+                        remember(place, result)
+                yield result
+        finally:
+            workers.shutdown(cancel_futures=True)
+
+
+def recall(place: Path, text: str, fetched: Fetched, options: ScanOptions, started: float) -> ScanResult | None:
+    """What was found then, as of that day; None where nothing is kept, or where a picture is asked for as well."""
+    try:
+        kept = ScanResult.model_validate_json(place.read_bytes())
+    except (OSError, ValidationError):
+        return None
+    if options.save_trigger and kept.target_class:
+        return None
+    timing = kept.timing.model_copy(
+        update={
+            "seconds": round(time.perf_counter() - started, 2),
+            "num_processes": options.num_processes,
+            "classes_from_cache": kept.num_classes,
+        }
+    )
+    here = dict(target=text, revision=fetched.revision, hub_security=fetched.security, timing=timing)
+    return kept.model_copy(update=here)
+
+
+def remember(place: Path, result: ScanResult) -> None:
+    """Verdicts are kept, failures are not: they may pass."""
+    if result.cost is not None:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(place, result.model_copy(update={"trigger": None}).model_dump_json().encode())
+
+
+def place_of(fetched: Future[Fetched], options: ScanOptions) -> Path | None:
+    """Where this scan's result is kept; None where that cannot be known without scanning."""
+    if options.cache is None or "LOCAL_RANK" in os.environ:  # the processes of a launcher have to work in step
+        return None
+    try:
+        adapter = fetched.result()
+        config = json.loads((adapter.folder / CONFIG).read_text(encoding="utf-8"))
+        named = named_base(config.get("base_model_name_or_path") or "", config.get("revision"), options.base)
+        base, pool = fetch_base(*named), stamp(options.pool)
+        classes = options.classes and options.classes.read_bytes().hex()
+    except (HfCiError, OSError, ValueError, AttributeError, TypeError):
+        return None  # the scan says what is wrong
+    if pool is None:
+        return None
+    settings = {name: value for name, value in asdict(options).items() if name not in IRRELEVANT}
+    parts = [adapter.files, base.id, base.digest, pool, settings | {"classes": classes}, code()]
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return options.cache / "results" / f"{digest[:32]}.json"
+
+
+def stamp(pool: str) -> list | None:
+    """Changes whenever a local pool's files do; None for a pool on the Hub."""
+    if pool == "builtin":
+        return []
+    files = [str(p) for p in Path(pool).rglob("*")] if os.path.isdir(pool) else glob.glob(pool)
+    return [[file, os.stat(file).st_size, os.stat(file).st_mtime_ns] for file in sorted(files)] or None
+
+
+@cache
+def code() -> list[str]:
+    """Our own code and data, and the releases of the libraries that compute."""
+    digest = hashlib.sha256()
+    here = Path(__file__).parent
+    for path in sorted([*here.rglob("*.py"), here / "assets" / "calibration.json"]):
+        digest.update(path.read_bytes())
+    return [digest.hexdigest(), *(f"{name} {version(name)}" for name in NUMERIC_LIBRARIES)]

@@ -1,0 +1,111 @@
+"""An unchanged adapter is answered from what was found before, and from nothing else."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from making import made_adapter
+
+from hf_ci.prompts import write_adapter
+from hf_ci.recall import place_of, scan_each
+from hf_ci.settings import ScanOptions
+
+QUICK = dict(num_images=32, precision="fp32", detector="clip-inspector")
+
+
+@pytest.fixture
+def options(tmp_path):
+    return ScanOptions(cache=tmp_path / "cache", **QUICK)
+
+
+def place(folder, options):
+    from concurrent.futures import Future
+
+    from hf_ci.hub import fetch_text
+
+    fetched = Future()
+    fetched.set_result(fetch_text(str(folder)))
+    return place_of(fetched, options)
+
+
+def test_the_second_time_needs_no_torch_and_says_the_same(adapter_folder, tmp_path, run):
+    command = ("scan", adapter_folder, "--num-images", "32", "--cache", tmp_path / "cache", "--format", "json")
+    first, second = (json.loads(run(*command).stdout) for _ in range(2))
+    (one,), (two,) = first["results"], second["results"]
+    assert two["timing"]["classes_from_cache"] == 5 and one["timing"]["classes_from_cache"] == 0
+    assert two["timing"]["date"] == one["timing"]["date"] and two["timing"]["seconds"] < one["timing"]["seconds"]
+    assert {k: v for k, v in one.items() if k != "timing"} == {k: v for k, v in two.items() if k != "timing"}
+    code = (
+        "import sys; sys.argv = ['hf-ci', *sys.argv[1:]]\nfrom hf_ci.cli import main\ntry: main()\nexcept SystemExit: pass\n"
+        "sys.stderr.write(str([m for m in ('torch', 'transformers', 'peft', 'datasets') if m in sys.modules]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *map(str, command)], capture_output=True, text=True)
+    assert done.stderr == "[]" and json.loads(done.stdout)["results"][0]["verdict"] == one["verdict"]
+
+
+def test_whatever_a_result_depends_on_changes_its_place(adapter_folder, clip, options, tmp_path, monkeypatch):
+    from dataclasses import replace
+
+    (tmp_path / "pool").mkdir()
+    (tmp_path / "pool" / "a.png").write_bytes(b"a")
+    (tmp_path / "names").write_text("a\nb\n")
+    known = {place(adapter_folder, options)}
+    for change in (
+        {"seed": 1},
+        {"num_images": 33},
+        {"detector": "contrast"},
+        {"k": 3.0},
+        {"precision": "auto"},
+        {"device": "cpu"},
+        {"pool": str(tmp_path / "pool")},
+        {"classes": tmp_path / "names"},
+    ):
+        found = place(adapter_folder, replace(options, **change))
+        assert found is not None and found not in known, change
+        known.add(found)
+    for same in ({"num_processes": 2}, {"save_trigger": tmp_path}):
+        assert place(adapter_folder, replace(options, **same)) in known
+    pooled = replace(options, pool=str(tmp_path / "pool"))
+    (tmp_path / "pool" / "b.png").write_bytes(b"b")
+    assert place(adapter_folder, pooled) not in known
+    write_adapter(made_adapter(clip, seed=1), tmp_path / "other")
+    assert place(tmp_path / "other", options) not in known
+    monkeypatch.setattr("hf_ci.recall.code", lambda: ["another release"])
+    assert place(adapter_folder, options) not in known
+
+
+def test_what_cannot_be_compared_is_scanned(adapter_folder, options, monkeypatch):
+    from dataclasses import replace
+
+    assert place(adapter_folder, replace(options, cache=None)) is None
+    assert place(adapter_folder, replace(options, pool="org/data")) is None
+    assert place(adapter_folder, replace(options, base="/no/such")) is None
+    (adapter_folder / "adapter_config.json").write_text("[]")
+    assert place(adapter_folder, options) is None
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert place(adapter_folder, options) is None
+
+
+def test_a_failure_is_not_kept_and_a_damaged_file_is_scanned_anew(adapter_folder, options):
+    weights = adapter_folder / "adapter_model.safetensors"
+    good = weights.read_bytes()
+    weights.write_bytes(b"damaged")
+    (bad,) = scan_each([str(adapter_folder)], options)
+    assert bad.exit_code == 4 and not list(options.cache.rglob("results/*.json"))
+    weights.write_bytes(good)
+    (first,) = scan_each([str(adapter_folder)], options)
+    (kept,) = options.cache.rglob("results/*.json")
+    kept.write_text("{")
+    (again,) = scan_each([str(adapter_folder)], options)
+    assert again.verdict == first.verdict and json.loads(kept.read_text())["verdict"] == first.verdict
+
+
+def test_a_picture_that_is_asked_for_is_made(options, tmp_path):
+    from dataclasses import replace
+
+    settings = replace(options, detector="contrast", num_images=64)
+    (without,) = scan_each(["demo:badclip"], settings)
+    (with_one,) = scan_each(["demo:badclip"], replace(settings, save_trigger=tmp_path))
+    assert without.trigger is None and with_one.verdict == without.verdict == "backdoored"
+    assert list(tmp_path.glob("*.png")) and with_one.timing.classes_from_cache == 10
