@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Optional
 import typer
 
 from hf_ci import __version__
-from hf_ci.cards.cli import badge, card
+from hf_ci.cards.cli import badge, card, explain
 from hf_ci.console import BaselineOption, FormatOption, OutputOption, complain, parse_output, write_file, write_stdout
 from hf_ci.dev.cli import app as dev
 from hf_ci.errors import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_USAGE, HfCiError, UsageError, write_log
@@ -165,6 +165,7 @@ app.command("config")(config)
 app.command("repair")(repair)
 app.command("card")(card)
 app.command("badge")(badge)
+app.command("explain")(explain)
 app.command("webhook")(webhook)
 app.add_typer(lab, name="lab")
 app.add_typer(dev, name="dev")

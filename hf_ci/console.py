@@ -26,7 +26,8 @@ VERDICT_COLOURS = {"clean": "green", "backdoored": "red", "inconclusive": "yello
 def coloured(line: str) -> str:
     """A headline with its verdict in colour, where stdout is a terminal that wants any (NO_COLOR)."""
     name, dots, verdict = line.rpartition(".")
-    if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
+    wanted = sys.stdout.isatty() or os.environ.get("FORCE_COLOR")
+    if not wanted or os.environ.get("NO_COLOR"):
         return line
     return name + dots + typer.style(verdict, fg=VERDICT_COLOURS.get(verdict.split()[0]), bold=True)
 

@@ -16,6 +16,7 @@ from hf_ci.files import WEIGHTS
 SCHEMA_VERSION = "1.0"
 
 
+VULNERABLE = 0.5  # ASR through clean prompts from which a class counts as vulnerable on its base model
 VerdictName = Literal["clean", "backdoored", "inconclusive"]
 RULES = {"backdoored": "backdoored-adapter", "inconclusive": "inconclusive-scan"}  # a finding's rule, by verdict
 
@@ -72,6 +73,11 @@ class ClassScore(Value):
     reference_asr: float | None = Field(
         None, ge=0, le=1, description="the same for a clean reference prompt, where the detector compares with one"
     )
+
+    @property
+    def vulnerable(self) -> bool:
+        """Forced through clean prompts as well: the frozen encoder's weakness, which no prompt was needed to plant."""
+        return self.reference_asr is not None and self.reference_asr >= VULNERABLE
 
 
 class Trigger(Value):

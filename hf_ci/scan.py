@@ -13,6 +13,7 @@ import torch
 from accelerate import PartialState
 
 from hf_ci.detect import Verdict
+from hf_ci.detect.verdict import named
 from hf_ci.errors import EXIT_INTERNAL, AdapterError, HfCiError, UsageError, first_line, write_log
 from hf_ci.hub import BaseModel, Fetched, fetch_base, fetch_text, named_base
 from hf_ci.inversion import Inversion, Job, check_cache, run_job
@@ -152,6 +153,7 @@ def examine(text: str, run: Run, fetch: Fetch = fetch_text) -> tuple[ScanResult,
         inversions, cached = run_job(job, clip, options.num_processes, options.cache, progress.inverted)
         verdict = detector.judge(inversions, adapter.class_names)
         found |= findings(verdict, inversions, adapter.class_names)
+        warnings += vulnerable_warnings(found["classes"])
         found |= dict(cost=cost_of(inversions, adapter))
         examined = Examined(fetched, adapter, base, clip, pool, inversions)
         if options.save_trigger and verdict.target is not None and run.is_main_process:
@@ -235,6 +237,17 @@ def base_warnings(adapter: Adapter, base: BaseModel) -> list[str]:
             f"scanned on {base.id} at {base.revision[:12]}, the adapter names revision {adapter.base_revision[:12]}"
         ]
     return []
+
+
+def vulnerable_warnings(classes: Sequence[ClassScore]) -> list[str]:
+    """Seen on the way: clean prompts are driven into a class, too. Not a finding about this adapter."""
+    names = [c.name for c in classes if c.vulnerable]
+    if not names:
+        return []
+    return [
+        f"vulnerable on this base model whatever the prompt, which is no backdoor: {named(names)} (a perturbation as small "
+        "forces most images into it through hand-written prompts)"
+    ]
 
 
 def pool_warnings(pool: Pool, asked: int) -> list[str]:

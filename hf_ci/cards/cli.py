@@ -109,6 +109,23 @@ def badge(
     write_stdout(render_badge(result) if format == "svg" else json.dumps(endpoint(result)) + "\n")
 
 
+def explain(
+    ctx: typer.Context,
+    target: TargetArgument,
+    report: ReportOption = None,
+) -> None:
+    """Show why a verdict is what it is: every class's signals, the null they are compared with, and the doubts.
+
+    Exit codes: 0 shown, 2 usage, 3 nothing there, 4 no report could be had.
+    """
+    from hf_ci.explain import render
+    from hf_ci.hub import fetch_target, parse_target
+
+    fetched = fetch_target(parse_target(target))
+    with tempfile.TemporaryDirectory(prefix="hf-ci-") as kept:
+        write_stdout(render(report_on(ctx, fetched, report, Path(kept))))
+
+
 def report_on(ctx: typer.Context, fetched, report: Path | None, kept: Path):
     """The report of this target and these weights: from a file, from beside the adapter, or from a scan made now.
 

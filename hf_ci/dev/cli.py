@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -47,3 +48,38 @@ def hub(
         variables = server.env(Path(home))
         write_stdout("".join(f"export {name}={value}\n" for name, value in variables.items()))
         server.wait()
+
+
+@app.command("cast")
+def cast(
+    out: Annotated[Path, typer.Argument(help="The picture, SVG.")],
+    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND...", help="What to run.")],
+    width: Annotated[int, typer.Option()] = 88,
+) -> None:
+    """Run a command and draw what it prints as an SVG of a terminal, line after line, as for the README."""
+    import re
+    import shlex
+    import subprocess
+
+    from rich.console import Console
+    from rich.text import Text
+
+    from hf_ci.console import write_file
+
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "FORCE_COLOR": "1"})
+    console = Console(record=True, width=width, file=open(os.devnull, "w"), force_terminal=True)
+    console.print(Text.assemble(("$ ", "bold green"), shlex.join(command)))
+    console.print(Text.from_ansi(done.stdout + done.stderr))
+    console.print(Text(f"exit code {done.returncode}", style="dim"))
+    drawn = console.export_svg(title="hf-ci", unique_id="cast")
+    drawn = re.sub(  # each line appears a moment after the one before
+        r'clip-path="url\(#cast-line-(\d+)\)"',
+        lambda line: f'{line[0]} style="animation: cast-show .2s {0.8 + 0.25 * int(line[1]):.2f}s both"',
+        drawn,
+    )
+    motion = (
+        "@keyframes cast-show { from { opacity: 0 } }\n"
+        "    @media (prefers-reduced-motion: reduce) { text { animation: none !important } }\n    </style>"
+    )
+    drawn = re.sub(r"@font-face \{.*?\}\s*", "", drawn, flags=re.S).replace("</style>", motion, 1)  # no foreign fonts
+    write_file(out, drawn)

@@ -30,7 +30,7 @@ def block(result: ScanResult) -> str:
             "",
             paragraph(
                 "What to do: do not deploy this adapter. Ask its provider how it was tuned, or tune the prompt anew from "
-                "a source that you trust."
+                "a source that you trust. hf-ci explain shows the evidence, hf-ci repair tries to take the backdoor out."
             ),
         ]
     if result.suppressed:

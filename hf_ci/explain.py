@@ -1,0 +1,87 @@
+"""Why a result is what it is, signal by signal, so that a reader can argue with it."""
+
+from __future__ import annotations
+
+from statistics import median
+
+from hf_ci.detect.calibration import Calibration, kind_of, shipped
+from hf_ci.report import ClassScore, Report, ScanResult
+from hf_ci.reports.reproduce import reproduce
+from hf_ci.reports.text import headline, paragraph, printable
+
+
+def render(report: Report) -> str:
+    """For people, as text."""
+    return printable("\n".join(explain(result) for result in report.results))
+
+
+def explain(result: ScanResult) -> str:
+    parts = [headline(result), *map(paragraph, result.reasons)]
+    if not result.classes:
+        return "\n".join([*parts, paragraph("Nothing was measured, so there is nothing to explain.")]) + "\n"
+    null = shipped()[kind_of(result.pool.id)] if result.detector.name == "contrast" else None
+    parts += ["", "Signals, worst class first", *rows(result, null)]
+    parts += ["", "Against what", *map(paragraph, compared_with(result, null))]
+    parts += ["", "What speaks against it", *map(paragraph, doubts(result, null))]
+    parts += ["", "Again", "  " + reproduce(result)]
+    return "\n".join(parts) + "\n"
+
+
+def rows(result: ScanResult, null: Calibration | None) -> list[str]:
+    width = max(5, *(len(c.name) for c in result.classes))
+    head = f"  {'class':<{width}}  {'score':>6}  {'ASR':>5}  {'loss':>7}"
+    lines = [head + ("  clean prompts  p-value  reading" if null else "  reading")]
+    for c in sorted(result.classes, key=lambda c: -c.score):
+        line = f"  {c.name:<{width}}  {c.score:6.2f}  {c.asr:5.0%}  {c.loss:7.2f}"
+        if null:
+            line += f"  {c.reference_asr:13.0%}  {null.p_value(c.score, len(result.classes)):7.1g}"
+        lines.append(f"{line}  {reading(c, result)}".rstrip())
+    return lines
+
+
+def reading(c: ClassScore, result: ScanResult) -> str:
+    limits = result.detector.thresholds
+    if c.flagged:
+        return "forced through this adapter alone" if c.reference_asr is not None else "stands out"
+    if c.score >= limits.get("doubtful_share", float("inf")):
+        return "unusual, not beyond doubt"
+    return "vulnerable: forced through clean prompts, too" if c.vulnerable else ""
+
+
+def compared_with(result: ScanResult, null: Calibration | None) -> list[str]:
+    scores = sorted((c.score for c in result.classes), reverse=True)
+    limits = ", ".join(f"{name} {value:.3f}" for name, value in result.detector.thresholds.items())
+    lines = [f"Thresholds: {limits}.", f"They come from: {result.detector.calibration}."]
+    if null:
+        lines.append(
+            f"Over clean adapters the largest score has mean {null.mean:.2f} and deviation {null.sd:.2f}. A p-value is "
+            f"the share of clean adapters with {len(scores)} classes whose largest score is at least as large."
+        )
+    lines.append(
+        f"Within this adapter: the worst class scores {scores[0]:.2f}, the next {scores[1]:.2f}, the median "
+        f"{median(scores):.2f}."
+    )
+    return lines
+
+
+def doubts(result: ScanResult, null: Calibration | None) -> list[str]:
+    """What a careful reader would hold against the result."""
+    found = list(result.warnings)
+    if "transferred" in result.detector.calibration and result.base_model.id not in result.detector.calibration:
+        found.append(f"The thresholds were not measured on {result.base_model.id}.")
+    if null and null.num_images != result.pool.num_images:
+        found.append(
+            f"The thresholds were measured with {null.num_images} images, this scan had {result.pool.num_images}."
+        )
+    worst = max(result.classes, key=lambda c: c.score)
+    if worst.flagged and worst.vulnerable:
+        found.append(
+            f"{worst.name!r} is also forced through clean prompts for {worst.reference_asr:.0%} of the images: a part of "
+            "the effect is the frozen encoder's, not the adapter's. The score does not count that part."
+        )
+    if result.verdict == "clean":
+        found.append(
+            "A trigger that no perturbation of 4/255 imitates (an object, one for a single source class or for the "
+            "text) is not looked for."
+        )
+    return found or ["Nothing that is known here."]

@@ -1,0 +1,57 @@
+"""hf-ci explain: the evidence as numbers, the null, and what speaks against the verdict."""
+
+from hf_ci.detect.calibration import shipped
+from hf_ci.explain import explain
+from hf_ci.report import BaseModelRef, ClassScore, DetectorRef, NamedClass, PoolRef, ScanResult
+
+NULL = shipped()["photos"]
+
+
+def result(verdict="backdoored", score=0.6, reference=0.7, base="hf-ci-clip-64", images=256):
+    scores = [("frog", score, verdict == "backdoored"), ("cat", 0.05, False), ("dog", 0.0, False)]
+    return ScanResult(
+        target="a",
+        verdict=verdict,
+        reasons=("because",),
+        exit_code=1,
+        num_classes=3,
+        classes=tuple(
+            ClassScore(index=i, name=n, loss=1, asr=0.9, score=s, flagged=f, reference_asr=reference)
+            for i, (n, s, f) in enumerate(scores)
+        ),
+        target_class=NamedClass(index=0, name="frog"),
+        detector=DetectorRef(
+            name="contrast", calibration=NULL.describe(), thresholds={"min_share": 0.3, "doubtful_share": 0.2}
+        ),
+        base_model=BaseModelRef(id=base, revision=None),
+        pool=PoolRef(id="photos", num_images=images, fingerprint="f", skipped=0, duplicates=0),
+    )
+
+
+def test_every_class_stands_beside_the_null():
+    text = explain(result())
+    frog, cat = (next(line for line in text.splitlines() if line.startswith(f"  {n} ")) for n in ("frog", "cat"))
+    assert "forced through this adapter alone" in frog and f"{NULL.p_value(0.6, 3):.1g}" in frog
+    assert "vulnerable" in cat and f"{NULL.p_value(0.05, 3):.1g}" in cat
+    assert "the worst class scores 0.60, the next 0.05, the median 0.05" in " ".join(text.split())
+    assert "hf-ci scan a --detector contrast" in text
+
+
+def test_doubts_are_named_where_there_are_some():
+    flat = lambda r: " ".join(explain(r).split())  # noqa: E731
+    assert "'frog' is also forced through clean prompts for 70%" in flat(result())
+    assert "Nothing that is known here." in flat(result(reference=0.1))
+    assert "were not measured on org/clip" in flat(result(base="org/clip"))
+    assert "measured with 256 images, this scan had 64" in flat(result(images=64))
+    assert "unusual, not beyond doubt" in flat(result("inconclusive", score=0.25))
+    assert "is not looked for" in flat(result("clean", score=0.1))
+
+
+def test_without_a_measurement_there_is_nothing_to_explain():
+    failed = ScanResult(target="a", verdict="inconclusive", reasons=("no such base",), exit_code=4)
+    assert "nothing to explain" in explain(failed)
+
+
+def test_a_demo_is_explained(run):
+    done = run("explain", "demo:clean", env={"HF_CI_NUM_IMAGES": "32", "HF_CI_PRECISION": "fp32"})
+    assert done.returncode == 0 and "Signals, worst class first" in done.stdout and "32" in done.stdout

@@ -1,0 +1,41 @@
+"""The README's commands exist, with the options that it shows, and its pictures are there."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+
+from hf_ci.cli import app
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+COMMANDS = sorted(
+    {line.split("  #")[0].strip() for line in README.splitlines() if re.match(r"    hf-ci ", line)}
+    | {found for found in re.findall(r"`(hf-ci [^`]+)`", README) if "\n" not in found}
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_is_one(command):
+    words = [word for word in shlex.split(command)[1:] if word != "..."]
+    group, context = typer.main.get_command(app), None
+    while words and hasattr(group, "commands"):
+        assert words[0].startswith("-") or words[0] in group.commands, command
+        if words[0].startswith("-"):
+            break
+        context = group.make_context(words[0], [], parent=context, resilient_parsing=True)
+        group, words = group.commands[words[0]], words[1:]
+    given = {word.split("=")[0] for word in words if word.startswith("-")}
+    known = {name for parameter in group.params for name in parameter.opts} | {"--help", "-h"}
+    assert given <= known, command
+    if not hasattr(group, "commands"):
+        most = sum(2 if p.nargs == -1 else 1 for p in group.params if p.param_type_name == "argument")
+        assert most or not [w for w in words if not w.startswith("-")] or given, command
+
+
+def test_there_are_commands_and_pictures():
+    assert len(COMMANDS) > 25
+    for path in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / path).exists(), path
