@@ -89,6 +89,12 @@ def read_spec(path: Path) -> Spec:
         ) from error
 
 
+def pool_of(group: Group, data_root: Path) -> str:
+    """What --pool takes: the group's pool below the data root, or as it is named."""
+    below = data_root / group.pool
+    return str(below) if below.exists() else group.pool
+
+
 def read_records(path: Path) -> list[dict]:
     """All complete lines: a killed run may have left half of one."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
@@ -116,9 +122,7 @@ def run_bench(
     options = ScanOptions(precision=spec.precision, device=device, cache=zoo / "scans")
     tasks = []
     for group in spec.groups:
-        here = data_root / group.pool
-        pool = str(here) if here.exists() else group.pool
-        pooled = replace(options, pool=pool, num_images=group.num_images)
+        pooled = replace(options, pool=pool_of(group, data_root), num_images=group.num_images)
         for model in group.models:
             missing = tuple(name for name in group.detectors if (group.name, model.id, name) not in done)
             if missing and (not groups or group.name in groups):

@@ -123,17 +123,18 @@ def bench(
 @app.command("table")
 def table(
     records: Annotated[Path, typer.Argument(help="JSON lines of a benchmark.")],
-    out: Annotated[Path, typer.Option(help="The card, Markdown; roc.svg goes beside it.")],
+    out: Annotated[Path, typer.Option(help="The card, Markdown; detector.md and roc.svg go beside it.")],
 ) -> None:
-    """Render a benchmark's card and its ROC curves from its JSON lines."""
+    """Render a benchmark's card, the detector's own and the ROC curves from its JSON lines."""
     from hf_ci.errors import UsageError
     from hf_ci.lab.bench import read_records
-    from hf_ci.lab.tables import benchmark, roc
+    from hf_ci.lab.tables import benchmark, detector_card, roc
 
     found = read_records(records)
     if not found:
         raise UsageError(f"{records} holds no records", "name the file that hf-ci lab bench wrote")
     out.write_text(benchmark(found), encoding="utf-8")
+    out.with_name("detector.md").write_text(detector_card(found), encoding="utf-8")
     out.with_name("roc.svg").write_text(roc(found), encoding="utf-8")
     typer.echo(f"{out}: {len(found)} scans")
 
@@ -172,6 +173,44 @@ def repair_table(
         raise UsageError(f"{records} holds no records", "name the file that hf-ci lab repairs wrote")
     out.write_text(render(found), encoding="utf-8")
     typer.echo(f"{out}: {len(found)} repairs and controls")
+
+
+@app.command("ablate")
+def ablate(
+    spec: Annotated[Path, typer.Argument(help="As for bench.")],
+    data: Annotated[Path, typer.Option(help="Folder that holds the data sets' folders.")],
+    out: Annotated[
+        Path, typer.Option(help="JSON lines; what is in it already is not done again. A card goes beside it.")
+    ],
+    zoo: Annotated[Path, typer.Option(help="Models are kept here.")],
+    group: Annotated[str, typer.Option(help="This group's models.")] = "table",
+    attack: Annotated[AttackName, typer.Option(help="Of this attack.")] = "badclip",
+    device: Device = "cpu",
+) -> None:
+    """Invert the target's class of poisoned models and of their clean twins under other losses, pools and batches."""
+    from hf_ci.lab.ablations import run_ablations
+    from hf_ci.lab.bench import read_records, read_spec
+    from hf_ci.lab.tables import ablations
+
+    for record in run_ablations(read_spec(spec), data, out, zoo, group, attack, device):
+        found = ", ".join(f"{which} {record[which]['asr']:.1%}" for which in ("poisoned", "clean"))
+        typer.echo(f"{record['model']['id']}, {record['setting']}: ASR {found}")
+    out.with_suffix(".md").write_text(ablations(read_records(out)), encoding="utf-8")
+
+
+@app.command("triggers")
+def triggers(
+    spec: Annotated[Path, typer.Argument(help="As for bench.")],
+    data: Annotated[Path, typer.Option(help="Folder that holds the data sets' folders.")],
+    out: Annotated[Path, typer.Option(help="The picture, PNG.")],
+    zoo: Annotated[Path, typer.Option(help="Models are kept here, and what their scans found.")],
+    group: Annotated[str, typer.Option(help="This group's models.")] = "table",
+) -> None:
+    """Draw true triggers beside those that the default detector recovered, a row a model."""
+    from hf_ci.lab.bench import read_spec
+    from hf_ci.lab.grid import draw
+
+    typer.echo(f"{out}: {draw(read_spec(spec), data, out, zoo, group)} models")
 
 
 @app.command("calibrate")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from hf_ci.lab.bench import Spec, read_records
+from hf_ci.lab.bench import Spec, pool_of, read_records
 from hf_ci.lab.make import Workbench, accuracy, attack_success_rate
 from hf_ci.lab.triggers import read_trigger
 from hf_ci.lab.zoo import Zoo
@@ -40,8 +40,7 @@ def run_repairs(
         for group in spec.groups:
             if group.name not in groups:
                 continue
-            here = data_root / group.pool
-            pool = str(here) if here.exists() else group.pool
+            pool = pool_of(group, data_root)
             options = ScanOptions(
                 num_images=group.num_images, precision=spec.precision, device=device, cache=zoo / "scans", pool=pool
             )

@@ -6,12 +6,17 @@ from collections.abc import Callable
 from statistics import mean, median
 
 from hf_ci.cards import render_card
-from hf_ci.lab.metrics import Outcome, Rates, rates, roc_points
+from hf_ci.detect.calibration import shipped
+from hf_ci.detect.contrast import Contrast
+from hf_ci.lab.ablations import PAPER as PAPER_ABLATIONS
+from hf_ci.lab.ablations import SETTINGS
+from hf_ci.lab.metrics import Outcome, Rates, rates, roc_points, wilson
 from hf_ci.settings import ScanOptions
 
 DETECTORS = ("contrast", "clip-inspector", "neural-cleanse", "pixel-backdoor", "mm-bd")
 
 SIZES = {"up to 7 classes": 7, "8 to 10": 10, "11 to 20": 20, "21 to 50": 50, "more": 10**9}
+CALIBRATION_DATA = frozenset({"caltech101", "tiny_imagenet"})  # what specs/calibration.toml draws from
 WORKED = 0.5  # ASR from which an attack counts as one
 ATTRIBUTABLE = 0.3  # ASR above that of the same trigger on the clean twin
 
@@ -28,6 +33,14 @@ PAPER_ATTACKS = {  # seen accuracy, seen ASR, unseen accuracy, unseen ASR
     "siba": (0.7591, 0.6630, 0.6758, 0.5218),
     "wanet": (0.8208, 0.9252, 0.6658, 0.8164),
 }
+
+
+def percent(x: float | None) -> str:
+    return "-" if x is None else f"{100 * x:.1f}"
+
+
+def figure(x: float | None) -> str:
+    return "-" if x is None else f"{x:.3f}"
 
 
 def failed(model: dict) -> bool:
@@ -85,6 +98,7 @@ def detector_rows(records: list[dict]) -> dict:
     free = dict.fromkeys(("image_forward", "image_backward", "text_forward"), 0)
     costs = [r["result"]["cost"] or free for r in counted]
     return dict(
+        counted=counted,
         all=rates_of(counted),
         attributable=rates_of([r for r in counted if attributable(r["model"])]),
         on_failed=rates_of([r for r in records if failed(r["model"])]),
@@ -118,6 +132,42 @@ def over_all(records: list[dict]) -> dict[str, dict]:
         parts = {name: [r for r in once if r["detector"] == name] for name in DETECTORS}
         overall[pool] = {name: detector_rows(part) for name, part in parts.items() if part}
     return overall
+
+
+def detector_card(records: list[dict], calibration_data: frozenset[str] = CALIBRATION_DATA) -> str:
+    """The default detector's own card: its error rates, what it was calibrated on, and its limits."""
+    name = DETECTORS[0]
+    mine = [r for r in records if r["detector"] == name]
+    unknown = lambda part: sum(r["result"]["verdict"] == "inconclusive" for r in part)  # noqa: E731
+    pools = {}
+    for pool, detectors in over_all(records).items():
+        counted = detectors[name]["counted"]
+        apart = [r for r in counted if r["model"]["data"] not in calibration_data]
+        clean, poisoned = ([r for r in counted if outcome(r).poisoned == p] for p in (False, True))
+        clean_apart, poisoned_apart = ([r for r in apart if outcome(r).poisoned == p] for p in (False, True))
+        pools[pool] = detectors[name] | dict(
+            apart=rates_of(apart),
+            failed=detectors[name]["on_failed"],
+            clean_inconclusive=unknown(clean),
+            poisoned_inconclusive=unknown(poisoned),
+            apart_inconclusive=unknown(clean_apart),
+            apart_poisoned_inconclusive=unknown(poisoned_apart),
+        )
+    one = mine[0]["result"]
+    return render_card(
+        "detector.md.j2",
+        name=name,
+        detector=Contrast(),
+        pools=pools,
+        calibrations=shipped(),
+        datasets=", ".join(sorted(calibration_data)),
+        base=one["base_model"],
+        precision=one["settings"]["precision"],
+        num_images=ScanOptions.num_images,
+        wilson=wilson,
+        percent=percent,
+        figure=figure,
+    )
 
 
 def roc(records: list[dict]) -> str:
@@ -159,8 +209,34 @@ def benchmark(records: list[dict]) -> str:
         precision=one["settings"]["precision"],
         num_models=len({r["model"]["id"] for r in records}),
         num_scans=len(records),
-        percent=lambda x: "-" if x is None else f"{100 * x:.1f}",
-        figure=lambda x: "-" if x is None else f"{x:.3f}",
+        percent=percent,
+        figure=figure,
+    )
+
+
+def ablations(records: list[dict]) -> str:
+    """The card of ablations, from their records alone. Only attacks that work are counted."""
+    worked = [r for r in records if not failed(r["model"])]
+    rows = {}
+    for name in SETTINGS:
+        mine = [r for r in worked if r["setting"] == name]
+        if mine:
+            scores = {w: [r[w]["exclusive_asr"] for r in mine] for w in ("poisoned", "clean")}
+            contrast = all(s is not None for s in scores["poisoned"])
+            rows[name] = dict(
+                models=len(mine),
+                paper=PAPER_ABLATIONS.get(name),
+                **{w: {k: mean(r[w][k] for r in mine) for k in ("asr", "loss")} for w in ("poisoned", "clean")},
+                scores={w: mean(values) for w, values in scores.items()} if contrast else None,
+            )
+    one = worked[0]
+    return render_card(
+        "ablations.md.j2",
+        rows=rows,
+        precision=one["precision"],
+        attack=one["model"]["attack"],
+        data=sorted({r["model"]["data"] for r in worked}),
+        percent=percent,
     )
 
 
@@ -210,5 +286,5 @@ def repairs(records: list[dict]) -> str:
         num_models=len(models),
         pool=worked[0]["pool"],
         modes=MODES,
-        percent=lambda x: "-" if x is None else f"{100 * x:.1f}",
+        percent=percent,
     )

@@ -71,6 +71,11 @@ class Zoo:
                 self._build(spec, folder)
         return folder, json.loads(facts.read_text())
 
+    @staticmethod
+    def clean_twin(spec: ModelSpec) -> ModelSpec:
+        """The clean adapter that a poisoned one is compared with: the same photos, the same schedule."""
+        return replace(spec, attack=CLEAN, recipe=ATTACKS[spec.attack].adapt(spec.recipe))
+
     def _build(self, spec: ModelSpec, folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)  # what an interrupted build left
         bench = self.bench(spec.data, spec.base, spec.classes, spec.split_seed)
@@ -79,8 +84,7 @@ class Zoo:
         if spec.attack == CLEAN:
             measured = make_clean(bench, spec.recipe, folder)
         else:
-            clean = replace(spec, attack=CLEAN, recipe=ATTACKS[spec.attack].adapt(spec.recipe))
-            twin, _ = self.get(clean)
+            twin, _ = self.get(self.clean_twin(spec))
             made = make_poisoned(bench, spec.recipe, spec.attack, spec.target, folder, twin=twin)
             measured = made.measured
             known |= dict(target=spec.target, target_name=bench.train.class_names[spec.target])

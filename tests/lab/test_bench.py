@@ -14,8 +14,8 @@ from hf_ci.errors import UsageError
 from hf_ci.hub.target import sha256
 from hf_ci.lab.bench import alone, read_records, read_spec, run_bench
 from hf_ci.lab.make import Workbench
-from hf_ci.lab.metrics import Outcome, auroc, bootstrap, rates, wilson
-from hf_ci.lab.tables import benchmark, repair_row, repairs
+from hf_ci.lab.metrics import Outcome, auroc, bootstrap, rates, roc_points, wilson
+from hf_ci.lab.tables import ablations, benchmark, detector_card, repair_row, repairs, roc
 from hf_ci.lab.tune import Recipe
 from hf_ci.lab.zoo import ModelSpec, Zoo
 
@@ -128,6 +128,61 @@ def test_card_is_the_same_bytes_from_the_same_records(bench_run):
     card = benchmark(records)
     assert card == benchmark(records[::-1])
     assert "| contrast | 1 | " in card and "the paper's own" in card
+
+
+def test_roc_and_the_detectors_card_come_from_the_same_records(bench_run):
+    from xml.etree import ElementTree
+
+    _, _, records = bench_run
+    as_scanned = json.loads(json.dumps(records))
+    for record in as_scanned:  # as many images as a scan takes by default
+        record["result"]["pool"]["num_images"] = ScanOptions.num_images
+        record["model"]["asr"] = 0.9
+    card = detector_card(as_scanned)
+    assert card == detector_card(as_scanned[::-1]) and "## Built-in pool" in card and "| clean | 1 | " in card
+    assert "| blended | 1 | " in card and "## Photos" not in card
+    lines = ElementTree.fromstring(roc(as_scanned)).iter("{http://www.w3.org/2000/svg}polyline")
+    ends = [[point.split(",") for point in line.get("points").split()] for line in lines]
+    assert len(ends) == 2 and all(e[0] == ["0.0", "260.0"] and e[-1] == ["260.0", "0.0"] for e in ends)
+
+
+def test_roc_points_on_known_cases():
+    scores = [("clean", 0.1, None, None), ("clean", 0.5, None, None), ("b", 0.5, 0, 0), ("b", 0.9, 0, 0)]
+    assert roc_points([Outcome(*s) for s in scores]) == [(0, 0), (0, 0.5), (0.5, 1), (1, 1)]
+
+
+def test_ablations_invert_the_targets_class_and_go_on(bench_run, data, tmp_path, monkeypatch):
+    from hf_ci.inversion import LinfInversion
+    from hf_ci.lab import ablations as lab
+
+    folder, spec, records = bench_run
+    few = {
+        "margin, 1000 images, batch 32": (LinfInversion(), 32, lab.BUILTIN),
+        "in-distribution pool": (LinfInversion(objective="cross-entropy"), 24, lab.OWN),
+    }
+    monkeypatch.setattr(lab, "SETTINGS", few)
+    run = lambda: list(  # noqa: E731
+        lab.run_ablations(spec, data.parent, tmp_path / "a.jsonl", folder / "zoo", "table", "blended")
+    )
+    found = run()
+    assert [r["setting"] for r in found] == list(few) and run() == []
+    poisoned = next(r for r in records if r["model"]["attack"] == "blended" and r["detector"] == "clip-inspector")
+    same = poisoned["result"]["classes"][poisoned["model"]["target"]]
+    assert found[0]["poisoned"]["asr"] == same["asr"] and round(same["loss"], 4) == found[0]["poisoned"]["loss"]
+    found[0]["model"]["asr"] = found[1]["model"]["asr"] = 0.9
+    assert "| margin, 1000 images, batch 32 | 1 | " in ablations(found) and "91.1" in ablations(found)
+
+
+def test_triggers_are_drawn_beside_what_was_recovered(bench_run, data, tmp_path):
+    from PIL import Image
+
+    from hf_ci.lab.grid import CELL, GAP, LABEL, draw
+
+    folder, spec, _ = bench_run
+    assert draw(spec, data.parent, tmp_path / "t.png", folder / "zoo", "table") == 1
+    picture = np.asarray(Image.open(tmp_path / "t.png"))
+    cells = [picture[24 : 24 + CELL, LABEL + i * (CELL + GAP) :][:, :CELL] for i in range(4)]
+    assert all(cell.std() > 5 for cell in cells) and not np.array_equal(cells[0], cells[1])
 
 
 def test_failed_attacks_are_listed_apart(bench_run):
