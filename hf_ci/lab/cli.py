@@ -213,6 +213,25 @@ def triggers(
     typer.echo(f"{out}: {draw(read_spec(spec), data, out, zoo, group)} models")
 
 
+@app.command("speed")
+def speed(
+    out: Annotated[Path, typer.Option(help="JSON lines, written anew; a card goes beside it.")],
+    classes: Annotated[Optional[list[int]], typer.Option(min=3, help="Numbers of classes. Repeatable.")] = None,
+    base: Base = "hf-ci-clip-64",
+    device: Device = "cpu",
+    repeats: Annotated[int, typer.Option(min=1, help="Steps of each kind whose median is taken.")] = 3,
+) -> None:
+    """Time the scan against the paper's recipe and against the bare encoders, as ratios within one run."""
+    from hf_ci.cards import render_card
+    from hf_ci.lab.bench import read_records
+    from hf_ci.lab.speed import measure_speed
+
+    for r in measure_speed(out, classes or [10, 50, 200], base, device, repeats):
+        typer.echo(f"{r['method']}, {r['precision']}, {r['classes']} classes: {r['scan_ratio']} times faster")
+    found = read_records(out)
+    out.with_suffix(".md").write_text(render_card("performance.md.j2", records=found, one=found[0]), encoding="utf-8")
+
+
 @app.command("calibrate")
 def calibrate(
     records: Annotated[

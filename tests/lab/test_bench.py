@@ -260,3 +260,11 @@ def test_commands_refuse_records_that_hold_nothing(run, tmp_path):
     for command in ("table", "calibrate", "repair-table"):
         done = run("lab", command, tmp_path / "none.jsonl", "--out", tmp_path / "out")
         assert done.returncode == 2 and "none.jsonl" in done.stderr and not (tmp_path / "out").exists()
+
+
+def test_speed_is_a_ratio_within_one_run(run, tmp_path):
+    done = run("lab", "speed", "--classes", "4", "--repeats", "1", "--out", tmp_path / "s.jsonl")
+    assert done.returncode == 0, done.stderr
+    records = read_records(tmp_path / "s.jsonl")
+    assert {r["method"] for r in records} == {"coop", "cocoop"} and all(r["scan_ratio"] > 1 for r in records)
+    assert (tmp_path / "s.md").read_text().count("| cocoop |") == len(records) / 2

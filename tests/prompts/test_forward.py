@@ -211,3 +211,25 @@ def test_shapes_that_do_not_fit_the_base_are_named(clip, change, message):
     adapter = Adapter(**{**vars(made_adapter(clip)), **change})
     with pytest.raises(AdapterError, match=message):
         PromptedCLIP.from_adapter(adapter, clip)
+
+
+@pytest.mark.parametrize("position", ["end", "middle", "front"])
+@pytest.mark.parametrize("method", ["coop", "cocoop"])
+def test_the_fast_way_is_the_plain_one(clip, method, position):
+    """Logits and gradients to the pixels equal those of one padded sequence for each image and class."""
+    from hf_ci.lab.plain import PlainPromptedCLIP
+
+    names = (*NAMES[:-1], "a quite long name")
+    model = PromptedCLIP(
+        clip, PromptedCLIP.from_adapter(made_adapter(clip, method, names), clip).prompt, names, position
+    )
+    pixels = torch.rand(2, 3, 64, 64)
+    found = []
+    with model.requires_grad_(False).frozen_prompt():
+        for way in (model, PlainPromptedCLIP(model, position)):
+            x = pixels.clone().requires_grad_()
+            logits = way(x)
+            found.append((logits.detach(), torch.autograd.grad(logits[:, 0].sum(), x)[0]))
+    (ours, gradient), (plain, plain_gradient) = found
+    torch.testing.assert_close(ours, plain, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(gradient, plain_gradient, atol=1e-4, rtol=1e-3)
