@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Optional
@@ -14,7 +15,8 @@ from typing import Annotated, Optional
 import typer
 
 from hf_ci.console import complain, write_stdout
-from hf_ci.errors import HfCiError, UsageError
+from hf_ci.errors import UsageError
+from hf_ci.files import FILES
 
 IMAGE = "python:3.12"
 REQUIREMENT = "hf-ci"
@@ -34,27 +36,26 @@ def webhook(
 ) -> None:
     """Scan what a push to the Hub changed, within a Job that a webhook started; --watch sets both up.
 
-    Each adapter whose weights have no report beside them gets a scan and a pull request with section, badge and report.
-    Pull requests, other repos and commits that change no weights, our own among them, are left alone.
+    Each adapter whose files the push changed gets a scan and a pull request with section, badge and report. What a
+    report in the repo says does not matter: whoever pushed may have written it. Pull requests and commits that change
+    no adapter, our own among them, are left alone.
     """
     if watch:
         write_stdout(set_up(watch, org, image, flavor, requirement))
         return
-    repo, sha = pushed(os.environ.get("WEBHOOK_PAYLOAD"))
-    if repo is None:
-        complain(f"nothing to do: {sha}")
+    push = pushed(os.environ.get("WEBHOOK_PAYLOAD"))
+    if isinstance(push, str):
+        complain(f"nothing to do: {push}")
         return
     from hf_ci.cards.cli import push_results
-    from hf_ci.hub.client import resolve
-    from hf_ci.listing import adapters_in
     from hf_ci.progress import on_stderr
     from hf_ci.reports.text import render
     from hf_ci.run import scan_context, scan_options
     from hf_ci.scan import scan_targets
 
-    targets = [target for target in adapters_in(f"{repo}@{sha}", resolve(repo, sha).paths) if not known(target)]
+    targets = changed_adapters(push)
     if not targets:
-        complain(f"nothing to do: no weights of {repo}@{sha[:7]} are without a report")
+        complain(f"nothing to do: the push to {push.repo} changed no adapter")
         return
     params = scan_context(ctx).params
     params["save_trigger"] = params["save_trigger"] or Path(ctx.with_resource(TemporaryDirectory(prefix="hf-ci-")))
@@ -64,39 +65,56 @@ def webhook(
     raise typer.Exit(report.exit_code or failed)
 
 
-def pushed(payload: str | None) -> tuple[str, str] | tuple[None, str]:
-    """The model that main was pushed to, and the commit; or None, and why there is nothing to do."""
+@dataclass(frozen=True)
+class Push:
+    """Of main; before: the commit that it stood at, None where there was none."""
+
+    repo: str
+    sha: str
+    before: str | None
+
+
+def pushed(payload: str | None) -> Push | str:
+    """What was pushed to a model's main, or why there is nothing to do."""
     if payload is None:
-        return None, "no WEBHOOK_PAYLOAD, so no webhook started this (hf-ci webhook --watch NAME sets one up)"
+        return "no WEBHOOK_PAYLOAD, so no webhook started this (hf-ci webhook --watch NAME sets one up)"
     try:
         told = json.loads(payload)
         event, repo = told["event"], told["repo"]
-        kind, name, sha = repo["type"], repo["name"], repo.get("headSha")
-        action, scope = event["action"], event["scope"]
-        refs = {ref["ref"] for ref in told.get("updatedRefs") or ()}
+        kind, name, action, scope = repo["type"], repo["name"], event["action"], event["scope"]
+        moved = {ref["ref"]: ref for ref in told.get("updatedRefs") or ()}
+        main = moved.get(MAIN, {})
+        sha, before = main.get("newSha"), main.get("oldSha")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"WEBHOOK_PAYLOAD: not what the Hub sends: {error!r}") from error
     if kind != "model":
-        return None, f"{name} is a {kind}"
+        return f"{name} is a {kind}"
     if scope.partition(".")[0] != "repo" or action not in ("create", "update"):
-        return None, f"{action} of {scope} changes no files"
-    if MAIN not in refs or not sha:
-        return None, f"main of {name} has not moved"
-    return name, sha
+        return f"{action} of {scope} changes no files"
+    if not sha:
+        return f"main of {name} has not moved"
+    return Push(name, sha, before)
 
 
-def known(target: str) -> bool:
-    """Whether a report about exactly these weights lies beside them: after our own commits it does."""
-    from hf_ci.cards.cli import is_of
-    from hf_ci.cards.safety import REPORT, parse_report
-    from hf_ci.hub import fetch_target, parse_target
+def changed_adapters(push: Push) -> list[str]:
+    """Those whose files are others than before the push, as targets."""
+    from hf_ci.errors import NothingToScan
+    from hf_ci.hub.client import blobs, in_our_words, resolve
+    from hf_ci.listing import adapters_in
 
-    try:
-        fetched = fetch_target(parse_target(target))
-        raw = fetched.read(REPORT)
-        return raw is not None and any(is_of(result, fetched) for result in parse_report(raw, REPORT).results)
-    except HfCiError:
-        return False  # its scan says what is wrong
+    found = []
+    for folder in adapters_in("", resolve(push.repo, push.sha).paths):
+        paths = [folder.replace(":", "", 1) + "/" * bool(folder) + name for name in FILES]
+        with in_our_words(push.repo, push.sha):
+            now = blobs(push.repo, push.sha, paths)
+        try:
+            with in_our_words(push.repo, push.before):
+                old = blobs(push.repo, push.before, paths) if push.before else set()
+        except NothingToScan:  # history was rewritten, the old commit is gone
+            old = set()
+        if now != old:
+            found.append(f"{push.repo}@{push.sha}{folder}")
+    return found
 
 
 def set_up(names: list[str], org: bool, image: str, flavor: str, requirement: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from dataclasses import replace
@@ -181,7 +182,9 @@ def write_back(report, fetched, to: str | None, dry_run: bool = False) -> str:
     evidence = render_section(report, "## " + HEADLINES[result.verdict], picture=False)
     evidence = "\n".join(line for line in evidence.split("\n") if not line.startswith(("<!--", "![")))
     title = f"Backdoor scan: {alternative(result).partition(': ')[2]}"
-    done = push(fetched, Proposal(title, evidence, "card", build), to)
+    folder = fetched.target.prefix  # each adapter of a repo has a pull request of its own
+    marker = f"card {hashlib.sha256(folder.encode()).hexdigest()[:12]}" if folder else "card"
+    done = push(fetched, Proposal(title, evidence, marker, build), to)
     what = f"{done.url} ({done.revision})" if done.changed else f"nothing to change on {done.revision}"
     return f"{fetched.target.text}: {what}\n"
 

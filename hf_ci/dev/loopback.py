@@ -223,7 +223,8 @@ class LoopbackHub(ThreadingHTTPServer):
         event = {"action": action, "scope": "repo.content"}
         where = {"type": repo.type, "name": repo.id, "id": repo.id, "headSha": repo.refs[ref], "private": repo.private,
                  "url": {"web": f"{self.url}/{repo.web_path}", "api": f"{self.url}/api/models/{repo.id}"}}
-        moved = [{"ref": ref, "oldSha": None, "newSha": repo.refs[ref]}]
+        before = repo.find(repo.refs[ref]).parents[:1] or (None,)
+        moved = [{"ref": ref, "oldSha": before[0], "newSha": repo.refs[ref]}]
         for id, hook in self.webhooks.items():
             watched = {(item["type"], item["name"]) for item in hook["watched"]}
             if hook["disabled"] or not watched & {("user", owner), ("org", owner), (repo.type, repo.id)}:

@@ -106,6 +106,11 @@ def read_file(repo: str, revision: str, path: str) -> bytes | None:
         return Path(local).read_bytes()
 
 
+def blobs(repo: str, revision: str, paths: list[str]) -> set[tuple[str, str]]:
+    """(path, git's id of its content) of those `paths` that are there at `revision`."""
+    return {(file.path, file.blob_id) for file in api().get_paths_info(repo, paths, revision=revision)}
+
+
 @contextmanager
 def in_our_words(repo: str, revision: str | None, writes: bool = False) -> Iterator[None]:
     from huggingface_hub import errors

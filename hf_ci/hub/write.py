@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from hf_ci.errors import HubMoved
 from hf_ci.files import FILES
-from hf_ci.hub.client import api, in_our_words
+from hf_ci.hub.client import api, blobs, in_our_words
 from hf_ci.hub.target import Fetched
 
 CARD = "README.md"
@@ -152,11 +152,7 @@ def check_unmoved(fetched: Fetched, head: str, branch: str) -> None:
         return
     target = fetched.target
     paths = [target.prefix + name for name in FILES]
-
-    def blobs(revision):
-        return {(f.path, f.blob_id) for f in api().get_paths_info(target.location, paths, revision=revision)}
-
-    if blobs(head) != blobs(fetched.revision):
+    if blobs(target.location, head, paths) != blobs(target.location, fetched.revision, paths):
         raise HubMoved(
             f"{target.location}: the adapter on {branch} ({head[:7]}) is not the one that was scanned "
             f"({fetched.revision[:7]})",

@@ -123,7 +123,7 @@ def run_bench(
     tasks = []
     for group in spec.groups:
         pooled = replace(options, pool=pool_of(group, data_root), num_images=group.num_images)
-        for model in group.models:
+        for model in sorted(group.models, key=lambda m: m.data):  # decoding a set's photos takes longer than a model
             missing = tuple(name for name in group.detectors if (group.name, model.id, name) not in done)
             if missing and (not groups or group.name in groups):
                 tasks.append(Task(group.name, model, missing, pooled))

@@ -13,14 +13,18 @@ from huggingface_hub import HfApi
 
 from hf_ci.dev.loopback import LoopbackHub
 from hf_ci.errors import UsageError
-from hf_ci.hub.target import DEMOS
-from hf_ci.webhook import pushed
+from hf_ci.files import FILES
+from hf_ci.hub.target import DEMOS, sha256
+from hf_ci.report import Report, ScannedFile, ScanResult
+from hf_ci.webhook import Push, pushed
 
 QUICK = {"HF_CI_NUM_IMAGES": "64", "HF_CI_PRECISION": "fp32"}
 
 
-def files_of(folder) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+def forged(folder) -> str:
+    files = tuple(ScannedFile(path=name, sha256=sha256(folder / name)) for name in FILES)
+    clean = ScanResult(target="user/adapter", files=files, verdict="clean", reasons=("trust me",), exit_code=0)
+    return Report(results=(clean,)).model_dump_json()
 
 
 def wait_for(runs, count):
@@ -44,6 +48,9 @@ def test_a_poisoned_push_ends_in_a_pull_request_and_our_own_commits_in_nothing(r
         assert "hf_owner" not in made.stdout + made.stderr + json.dumps(hub.jobs)
         api = HfApi(endpoint=hub.url, token="hf_owner")
         shutil.copytree(DEMOS / "badclip", tmp_path / "bad")
+        shutil.copytree(DEMOS / "coop", tmp_path / "bad" / "second")
+        (tmp_path / "bad" / ".hf-ci").mkdir()  # whoever pushes may have written a report that suits him
+        (tmp_path / "bad" / ".hf-ci" / "report.json").write_text(forged(tmp_path / "bad"))
         hub.add_repo("user/adapter", {"README.md": b"# Nothing yet\n"})
         upload = [shutil.which("hf"), "upload", "user/adapter", str(tmp_path / "bad"), "."]
         subprocess.run(upload, env=os.environ | env, check=True, capture_output=True)
@@ -51,23 +58,25 @@ def test_a_poisoned_push_ends_in_a_pull_request_and_our_own_commits_in_nothing(r
 
         job = wait_for(hub.job_runs, 1)
         assert job.returncode == 1 and "backdoored" in job.stdout and "refs/pr/1" in job.stderr, job.stderr
-        pull = hub.repo("user/adapter").find("refs/pr/1")
-        assert pull.parents == (tuned,) and ".hf-ci/report.json" in pull.tree
-        (discussion,) = api.get_repo_discussions("user/adapter")
-        assert "backdoored" in discussion.title
+        first, second = (hub.repo("user/adapter").find(f"refs/pr/{n}") for n in (1, 2))
+        assert first.parents == second.parents == (tuned,)
+        assert b"backdoored" in first.tree[".hf-ci/badge.svg"] and b"clean" in second.tree["second/.hf-ci/badge.svg"]
+        assert "user/adapter@" in job.stdout and ":second" in job.stdout and "clean" in job.stdout
+        assert any("backdoored" in discussion.title for discussion in api.get_repo_discussions("user/adapter"))
 
-        own = wait_for(hub.job_runs, 2)  # the pull request is a push, too
-        assert own.returncode == 0 and "has not moved" in own.stderr
+        for run_of in (2, 3):  # the pull requests are pushes, too
+            own = wait_for(hub.job_runs, run_of)
+            assert own.returncode == 0 and "has not moved" in own.stderr
         api.merge_pull_request("user/adapter", 1)  # main moves, by our files alone
-        merged = wait_for(hub.job_runs, 3)
-        assert merged.returncode == 0 and "no weights" in merged.stderr
-        assert len(list(api.get_repo_discussions("user/adapter"))) == 1
+        merged = wait_for(hub.job_runs, 4)
+        assert merged.returncode == 0 and "changed no adapter" in merged.stderr
+        assert len(list(api.get_repo_discussions("user/adapter"))) == 2
 
 
 PUSH = {
     "event": {"action": "update", "scope": "repo.content"},
     "repo": {"type": "model", "name": "a/b", "headSha": "c" * 40},
-    "updatedRefs": [{"ref": "refs/heads/main"}],
+    "updatedRefs": [{"ref": "refs/heads/main", "oldSha": "b" * 40, "newSha": "c" * 40}],
 }
 
 
@@ -82,9 +91,8 @@ PUSH = {
     ],
 )
 def test_what_is_no_push_to_main_is_left_alone(change, reason):
-    assert pushed(json.dumps(PUSH)) == ("a/b", "c" * 40)
-    repo, why = pushed(json.dumps(PUSH | change))
-    assert repo is None and reason in why
+    assert pushed(json.dumps(PUSH)) == Push("a/b", "c" * 40, "b" * 40)
+    assert reason in pushed(json.dumps(PUSH | change))
 
 
 @pytest.mark.parametrize("payload", ["", "[]", '{"event": 1}', '{"event": {}, "repo": {}}'])
