@@ -33,11 +33,12 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=flag_name, populate_by_name=True)
 
 
+NOT_HERE = ("cache", "save_trigger")  # places on a machine; a cache that comes with the files could hold forged results
 ScanSection = create_model(
     "ScanSection",
     __base__=Section,
     __doc__="Settings of every scan, by the names of its flags; see hf-ci scan --help.",
-    **{field.name: (field.type, None) for field in fields(ScanOptions)},
+    **{field.name: (field.type, None) for field in fields(ScanOptions) if field.name not in NOT_HERE},
 )
 ScanSection.model_rebuild(_types_namespace={"Path": Path})
 

@@ -58,6 +58,7 @@ def test_pyproject_serves_where_there_is_no_file_of_ours():
         ("scan: {num-image: 3}", "scan.num-image: unknown key, did you mean 'num-images'?"),
         ("adapter: []", "adapter: unknown key, did you mean 'adapters'?"),
         ("adapters: [{org: x, matches: y}]", "adapters.0.matches: unknown key, did you mean 'match'?"),
+        ("scan: {cache: here}", "scan.cache: unknown key"),
         ("scan: {num-images: many}", "scan.num-images: Input should be a valid integer"),
         ("ignore: [{fingerprint: x, reason: '', until: soon}]", "ignore.0.until"),
         (f"ignore: [{{fingerprint: {BAD}, reason: known}}]", "ignore.0.until: Field required"),
