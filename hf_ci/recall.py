@@ -20,7 +20,6 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from hf_ci.errors import HfCiError
 from hf_ci.files import CONFIG, write_whole
 from hf_ci.hub import Fetched, fetch_base, fetch_text, named_base
 from hf_ci.progress import Silent
@@ -91,8 +90,8 @@ def place_of(fetched: Future[Fetched], options: ScanOptions) -> Path | None:
         named = named_base(config.get("base_model_name_or_path") or "", config.get("revision"), options.base)
         base, pool = fetch_base(*named), stamp(options.pool)
         classes = options.classes and options.classes.read_bytes().hex()
-    except (HfCiError, OSError, ValueError, AttributeError, TypeError):
-        return None  # the scan says what is wrong
+    except Exception:  # whatever it is, the scan meets it again and says what is wrong
+        return None
     if pool is None:
         return None
     settings = {name: value for name, value in asdict(options).items() if name not in IRRELEVANT}

@@ -402,10 +402,11 @@ def test_a_webhook_is_delivered_to_whoever_watches(hub, api):
     hook = api.create_webhook(url="http://127.0.0.1:9/", watched=[{"type": "user", "name": "user"}], secret="s")
     other = api.create_webhook(url="http://127.0.0.1:9/", watched=[{"type": "org", "name": "others"}])
     assert [w.id for w in api.list_webhooks()] == [hook.id, other.id]
+    before = hub.repo("user/adapter").find("main").sha
     sha = api.upload_file(path_or_fileobj=b"x", path_in_repo="new.txt", repo_id="user/adapter").oid
     ((id, payload),) = hub.deliveries
     assert id == hook.id and payload["repo"]["name"] == "user/adapter"
-    assert payload["updatedRefs"] == [{"ref": "refs/heads/main", "oldSha": None, "newSha": sha}]
+    assert payload["updatedRefs"] == [{"ref": "refs/heads/main", "oldSha": before, "newSha": sha}]
 
 
 def test_a_job_s_identity_buys_a_token_for_its_repo_alone(hub, tmp_path):

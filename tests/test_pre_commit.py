@@ -11,9 +11,9 @@ import yaml
 from making import made_adapter
 
 from hf_ci.cards.safety import render_files
+from hf_ci.files import FILES
 from hf_ci.hub.target import DEMOS, folders_of, sha256
 from hf_ci.prompts import write_adapter
-from hf_ci.prompts.adapter import FILES
 from hf_ci.report import Report, ScannedFile, ScanResult, Timing
 
 HOOKS = yaml.safe_load((Path(__file__).parents[1] / ".pre-commit-hooks.yaml").read_text())

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hf_ci.errors import EXIT_BACKDOORED, EXIT_CLEAN, EXIT_INCONCLUSIVE, UsageError
 from hf_ci.files import FILES
-from hf_ci.hub import fetch_base, fetch_target, parse_target
+from hf_ci.hub import fetch_base, fetch_target, named_base, parse_target
 from hf_ci.hub.target import sha256
 from hf_ci.inversion import LinfInversion
 from hf_ci.inversion.job import prepared
@@ -23,7 +23,7 @@ from hf_ci.prompts.features import answer, encode
 from hf_ci.repair.report import RepairReport, Round
 from hf_ci.repair.unlearn import Schedule, clean_start, unlearn, wanted_from_answers, wanted_with_labels
 from hf_ci.report import NamedClass, ScannedFile, ScanResult
-from hf_ci.scan import Examined, Run, base_of, examine
+from hf_ci.scan import Examined, Run, examine
 
 HELD_OUT = 0.25  # share of the images that evidence is measured on, never tuned on
 
@@ -132,7 +132,7 @@ def repair(text: str, run: Run, options: RepairOptions, photos: Photos | None = 
 def labelled(options: RepairOptions, text: str, run: Run) -> Photos:
     """A few photos of every class. Raises UsageError when the data does not have the adapter's classes."""
     adapter = read_adapter(fetch_target(parse_target(text)).folder, run.class_names)
-    base = fetch_base(*base_of(adapter, run.options.base))
+    base = fetch_base(*named_base(adapter.base_model, adapter.base_revision, run.options.base))
     photos = load_photos(options.data, "train", load_processor(base.folder))
     plain = lambda name: " ".join(name.replace("_", " ").lower().split())  # noqa: E731
     theirs = {plain(name): i for i, name in enumerate(photos.class_names)}
