@@ -20,7 +20,8 @@ def render(report: Report) -> str:
 
 
 def annotation(result: ScanResult) -> str:
-    file = f"file={value(location(result))}," if result.revision is None else ""
+    local = result.revision is None and result.files  # a repo that could not be reached has neither
+    file = f"file={value(location(result))}," if local else ""
     title = value(f"{result.target}: {result.verdict}" + (" (ignored)" if result.suppressed else ""))
     level = "notice" if result.suppressed else LEVELS[result.verdict]
     return f"::{level} {file}title={title}::{data('; '.join(result.reasons))}"
