@@ -134,7 +134,7 @@ def scan(
     from hf_ci.hub import folders_of
     from hf_ci.progress import on_stderr
     from hf_ci.recall import scan_each
-    from hf_ci.report import Report
+    from hf_ci.report import Report, without_pictures
     from hf_ci.suppress import read_baseline, suppress
 
     if dry_run and not push:
@@ -152,9 +152,10 @@ def scan(
 
         if not PartialState().is_main_process:
             return
-    write_stdout(FORMATS[format](report))
+    kept = report if save_trigger else without_pictures(report)
+    write_stdout(FORMATS[format](report if format == "html" else kept))
     for name, path in outputs:
-        write_file(path, FORMATS[name](report))
+        write_file(path, FORMATS[name](report if name == "html" else kept))
     failed = push_results(report, push, dry_run) if push else 0
     raise typer.Exit(report.exit_code or failed)
 

@@ -81,7 +81,7 @@ class ClassScore(Value):
 
 
 class Trigger(Value):
-    path: str
+    path: str = Field(description="of its picture; empty where none was kept")
     linf: float = Field(ge=0, description="largest pixel change, pixels in [0, 1]")
 
 
@@ -182,3 +182,12 @@ class Report(Value):
         if codes == {0}:
             return 0
         return 3 if codes <= {3} else 4
+
+
+def without_pictures(report: Report) -> Report:
+    """For whoever reads it when the folder that the pictures lay in is gone."""
+    results = [
+        r.model_copy(update={"trigger": r.trigger.model_copy(update={"path": ""})}) if r.trigger else r
+        for r in report.results
+    ]
+    return report.model_copy(update={"results": tuple(results)})

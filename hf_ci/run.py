@@ -47,7 +47,7 @@ def run(
     from hf_ci.listing import changed, list_targets
     from hf_ci.progress import on_stderr
     from hf_ci.recall import scan_each
-    from hf_ci.report import Report
+    from hf_ci.report import Report, without_pictures
     from hf_ci.reports import FORMATS, text
     from hf_ci.suppress import read_baseline, suppress
 
@@ -63,6 +63,7 @@ def run(
         notes = [f"{len(listed) - len(kept)} adapters were left out: not changed since {changed_since}, or not local"]
         notes, listed = notes * (len(kept) < len(listed)), kept
     params = scan_context(ctx).params
+    lasting = params["save_trigger"] is not None
     if "html" in (format, *(name for name, _ in outputs)):
         params["save_trigger"] = params["save_trigger"] or Path(ctx.with_resource(TemporaryDirectory(prefix="hf-ci-")))
     results = []
@@ -77,14 +78,15 @@ def run(
     report = suppress(
         Report(results=tuple(results), notes=tuple(notes)), config.ignore, known, whole=changed_since is None
     )
+    kept = report if lasting else without_pictures(report)
     if format == "text":
-        failed = [result for result in report.results if result.verdict != "clean"]
+        failed = [result for result in kept.results if result.verdict != "clean"]
         details = text.render(report.model_copy(update={"results": tuple(failed)}))
         write_stdout("\n" * bool(details) + details + "\n" + text.summary(report))
     else:
-        write_stdout(FORMATS[format](report))
+        write_stdout(FORMATS[format](report if format == "html" else kept))
     for name, path in outputs:
-        write_file(path, FORMATS[name](report))
+        write_file(path, FORMATS[name](report if name == "html" else kept))
     raise typer.Exit(EXIT_CLEAN if changed_since and not listed else report.exit_code)
 
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from making import made_adapter
@@ -109,3 +110,14 @@ def test_a_picture_that_is_asked_for_is_made(options, tmp_path):
     (with_one,) = scan_each(["demo:badclip"], replace(settings, save_trigger=tmp_path))
     assert without.trigger is None and with_one.verdict == without.verdict == "backdoored"
     assert list(tmp_path.glob("*.png")) and with_one.timing.classes_from_cache == 10
+
+
+def test_no_report_names_a_picture_that_is_gone(run, tmp_path):
+    command = ("scan", "demo:badclip", "--num-images", "64", "--output", f"json={tmp_path / 'r.json'}")
+    done = run(*command, "--output", f"html={tmp_path / 'r.html'}", "--cache", tmp_path / "cache")
+    (result,) = json.loads((tmp_path / "r.json").read_text())["results"]
+    assert result["trigger"]["path"] == "" and "Reconstructed trigger" not in done.stdout
+    assert (tmp_path / "r.html").read_text().count("data:image/png") == 8
+    done = run(*command, "--save-trigger", tmp_path / "kept", "--cache", tmp_path / "cache")
+    (result,) = json.loads((tmp_path / "r.json").read_text())["results"]
+    assert Path(result["trigger"]["path"]).is_file() and "Reconstructed trigger" in done.stdout

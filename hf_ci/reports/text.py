@@ -37,7 +37,7 @@ def block(result: ScanResult) -> str:
         lines.append(paragraph(str(result.suppressed).capitalize()))
     elif result.fingerprint:
         lines.append(paragraph(f"Fingerprint: {result.fingerprint}"))
-    if result.trigger:
+    if result.trigger and result.trigger.path:
         lines.append(
             paragraph(
                 f"Reconstructed trigger (largest change {result.trigger.linf * 255:.0f}/255): {result.trigger.path}"
