@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Literal, Optional
 
 import typer
@@ -16,7 +15,7 @@ from hf_ci.dev.cli import app as dev
 from hf_ci.errors import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_USAGE, HfCiError, UsageError, write_log
 from hf_ci.lab.cli import app as lab
 from hf_ci.repair.cli import repair
-from hf_ci.run import config, init, run, scan_options
+from hf_ci.run import config, init, keep_trigger, run, scan_options
 from hf_ci.webhook import webhook
 
 CommandLineError = typer.BadParameter.__mro__[2]  # the root of the parser's own exceptions
@@ -125,7 +124,7 @@ def scan(
     Each class is inverted: a perturbation of at most 4/255 that drives unrelated images into it is reconstructed, and a
     class that is far easier to reach through the adapter than through a clean prompt is reported.
     """
-    from hf_ci.reports import FORMATS
+    from hf_ci.reports import FORMATS, render
 
     outputs = [parse_output(text, FORMATS) for text in output or []]
     if not all(target.strip() for target in targets):
@@ -134,7 +133,7 @@ def scan(
     from hf_ci.hub import folders_of
     from hf_ci.progress import on_stderr
     from hf_ci.recall import scan_each
-    from hf_ci.report import Report, without_pictures
+    from hf_ci.report import Report
     from hf_ci.suppress import read_baseline, suppress
 
     if dry_run and not push:
@@ -144,7 +143,7 @@ def scan(
     if push:
         check_pushable(targets)
     if push or "html" in (format, *(name for name, _ in outputs)):  # both show the trigger
-        ctx.params["save_trigger"] = save_trigger or Path(ctx.with_resource(TemporaryDirectory(prefix="hf-ci-")))
+        keep_trigger(ctx, ctx.params)
     report = Report(results=tuple(scan_each(targets, scan_options(ctx.params), on_stderr())))
     report = suppress(report, ctx.obj.config.ignore, known)
     if "accelerate" in sys.modules:  # under torchrun or accelerate launch, one process speaks for all
@@ -152,10 +151,9 @@ def scan(
 
         if not PartialState().is_main_process:
             return
-    kept = report if save_trigger else without_pictures(report)
-    write_stdout(FORMATS[format](report if format == "html" else kept))
+    write_stdout(render(report, format, lasting=save_trigger is not None))
     for name, path in outputs:
-        write_file(path, FORMATS[name](report if name == "html" else kept))
+        write_file(path, render(report, name, lasting=save_trigger is not None))
     failed = push_results(report, push, dry_run) if push else 0
     raise typer.Exit(report.exit_code or failed)
 

@@ -34,13 +34,13 @@ def scan_each(
     targets: Sequence[str], options: ScanOptions = ScanOptions(), progress=Silent(), jobs: int = 1
 ) -> Iterator[ScanResult]:
     """Each target's result as soon as there is one, recalled or scanned; `jobs` adapters are downloaded at a time."""
-    run = None
+    run, setting = None, setting_of(options)
     with ThreadPoolExecutor(jobs) as workers:
         ahead = [workers.submit(fetch_text, text) for text in targets]
         try:
             for text, fetched in zip(targets, ahead):
                 started = time.perf_counter()
-                place = place_of(fetched, options)
+                place = place_of(fetched, options, setting)
                 result = place and recall(place, text, fetched.result(), options, started)
                 if result is None:
                     from hf_ci.scan import Run, scan_target
@@ -80,22 +80,30 @@ def remember(place: Path, result: ScanResult) -> None:
         write_whole(place, result.model_copy(update={"trigger": None}).model_dump_json().encode())
 
 
-def place_of(fetched: Future[Fetched], options: ScanOptions) -> Path | None:
-    """Where this scan's result is kept; None where that cannot be known without scanning."""
+def setting_of(options: ScanOptions) -> list | None:
+    """What the results of a whole run depend on beside adapter and base model; None where that is not known cheaply."""
     if options.cache is None or "LOCAL_RANK" in os.environ:  # the processes of a launcher have to work in step
+        return None
+    try:
+        pool, classes = stamp(options.pool), options.classes and options.classes.read_bytes().hex()
+    except OSError:  # the scan meets it again and says what is wrong
+        return None
+    settings = {name: value for name, value in asdict(options).items() if name not in IRRELEVANT}
+    return None if pool is None else [pool, settings | {"classes": classes}, code()]
+
+
+def place_of(fetched: Future[Fetched], options: ScanOptions, setting: list | None) -> Path | None:
+    """Where this scan's result is kept; None where that cannot be known without scanning."""
+    if setting is None:
         return None
     try:
         adapter = fetched.result()
         config = json.loads((adapter.folder / CONFIG).read_text(encoding="utf-8"))
         named = named_base(config.get("base_model_name_or_path") or "", config.get("revision"), options.base)
-        base, pool = fetch_base(*named), stamp(options.pool)
-        classes = options.classes and options.classes.read_bytes().hex()
+        base = fetch_base(*named)
+        parts = [adapter.files, base.id, base.digest, *setting]
     except Exception:  # whatever it is, the scan meets it again and says what is wrong
         return None
-    if pool is None:
-        return None
-    settings = {name: value for name, value in asdict(options).items() if name not in IRRELEVANT}
-    parts = [adapter.files, base.id, base.digest, pool, settings | {"classes": classes}, code()]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     return options.cache / "results" / f"{digest[:32]}.json"
 

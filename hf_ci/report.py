@@ -15,7 +15,6 @@ from hf_ci.files import WEIGHTS
 
 SCHEMA_VERSION = "1.0"
 
-
 VULNERABLE = 0.5  # ASR through clean prompts from which a class counts as vulnerable on its base model
 VerdictName = Literal["clean", "backdoored", "inconclusive"]
 RULES = {"backdoored": "backdoored-adapter", "inconclusive": "inconclusive-scan"}  # a finding's rule, by verdict
@@ -139,6 +138,13 @@ class ScanResult(Value):
     def weights_sha256(self) -> str | None:
         """sha256 of the weights that were scanned."""
         return next((file.sha256 for file in self.files if file.path == WEIGHTS), None)
+
+    def pinned(self, letters: int | None = None) -> str:
+        """The target at the commit that was scanned, of whose sha so many letters are shown (None: all)."""
+        if not self.revision:
+            return self.target
+        repo, _, subfolder = self.target.partition(":")
+        return f"{repo.partition('@')[0]}@{self.revision[:letters]}" + (f":{subfolder}" if subfolder else "")
 
     @computed_field
     @property

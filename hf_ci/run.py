@@ -47,8 +47,8 @@ def run(
     from hf_ci.listing import changed, list_targets
     from hf_ci.progress import on_stderr
     from hf_ci.recall import scan_each
-    from hf_ci.report import Report, without_pictures
-    from hf_ci.reports import FORMATS, text
+    from hf_ci.report import Report
+    from hf_ci.reports import FORMATS, render, text
     from hf_ci.suppress import read_baseline, suppress
 
     config = ctx.obj.config
@@ -65,7 +65,7 @@ def run(
     params = scan_context(ctx).params
     lasting = params["save_trigger"] is not None
     if "html" in (format, *(name for name, _ in outputs)):
-        params["save_trigger"] = params["save_trigger"] or Path(ctx.with_resource(TemporaryDirectory(prefix="hf-ci-")))
+        keep_trigger(ctx, params)
     results = []
     for found, result in zip(listed, scan_each([f.target for f in listed], scan_options(params), on_stderr(), jobs)):
         if found.optional and result.exit_code == EXIT_NOTHING:
@@ -78,15 +78,14 @@ def run(
     report = suppress(
         Report(results=tuple(results), notes=tuple(notes)), config.ignore, known, whole=changed_since is None
     )
-    kept = report if lasting else without_pictures(report)
     if format == "text":
-        failed = [result for result in kept.results if result.verdict != "clean"]
-        details = text.render(report.model_copy(update={"results": tuple(failed)}))
+        failed = [result for result in report.results if result.verdict != "clean"]
+        details = render(report.model_copy(update={"results": tuple(failed)}), format, lasting)
         write_stdout("\n" * bool(details) + details + "\n" + text.summary(report))
     else:
-        write_stdout(FORMATS[format](report if format == "html" else kept))
+        write_stdout(render(report, format, lasting))
     for name, path in outputs:
-        write_file(path, FORMATS[name](report if name == "html" else kept))
+        write_file(path, render(report, name, lasting))
     raise typer.Exit(EXIT_CLEAN if changed_since and not listed else report.exit_code)
 
 
@@ -134,6 +133,11 @@ def scan_context(ctx: typer.Context):
     """What `hf-ci scan` would be asked for here without any flag: environment, configuration, defaults."""
     root = ctx.find_root()
     return root.command.commands["scan"].make_context("scan", ["."], parent=root)
+
+
+def keep_trigger(ctx: typer.Context, params: dict) -> None:
+    """Where no folder was named for it, the trigger is kept for as long as the command runs."""
+    params["save_trigger"] = params["save_trigger"] or Path(ctx.with_resource(TemporaryDirectory(prefix="hf-ci-")))
 
 
 def scan_options(params: dict) -> ScanOptions:

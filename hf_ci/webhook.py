@@ -8,8 +8,6 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Optional
 
 import typer
@@ -49,8 +47,8 @@ def webhook(
         return
     from hf_ci.cards.cli import push_results
     from hf_ci.progress import on_stderr
-    from hf_ci.reports.text import render
-    from hf_ci.run import scan_context, scan_options
+    from hf_ci.reports import render
+    from hf_ci.run import keep_trigger, scan_context, scan_options
     from hf_ci.scan import scan_targets
 
     targets = changed_adapters(push)
@@ -58,9 +56,10 @@ def webhook(
         complain(f"nothing to do: the push to {push.repo} changed no adapter")
         return
     params = scan_context(ctx).params
-    params["save_trigger"] = params["save_trigger"] or Path(ctx.with_resource(TemporaryDirectory(prefix="hf-ci-")))
+    lasting = params["save_trigger"] is not None
+    keep_trigger(ctx, params)
     report = scan_targets(targets, scan_options(params), on_stderr())
-    write_stdout(render(report))
+    write_stdout(render(report, "text", lasting))
     failed = push_results(report, "pr")
     raise typer.Exit(report.exit_code or failed)
 

@@ -22,10 +22,13 @@ def test_names_on_the_command_line_are_those_of_the_code():
     from typing import get_args
 
     from hf_ci import cli
+    from hf_ci.console import FormatName
     from hf_ci.detect import DETECTORS
     from hf_ci.lab import cli as lab
     from hf_ci.lab.attacks import ATTACKS
+    from hf_ci.reports import FORMATS
 
+    assert set(get_args(FormatName)) == set(FORMATS)
     assert set(get_args(cli.DetectorName)) == set(DETECTORS) and cli.DEFAULT_DETECTOR in DETECTORS
     assert set(get_args(lab.AttackName)) == set(ATTACKS)
     assert cli.DEFAULT_DETECTOR == hf_ci.ScanOptions().detector

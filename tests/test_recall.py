@@ -9,7 +9,7 @@ import pytest
 from making import made_adapter
 
 from hf_ci.prompts import write_adapter
-from hf_ci.recall import place_of, scan_each
+from hf_ci.recall import place_of, scan_each, setting_of
 from hf_ci.settings import ScanOptions
 
 QUICK = dict(num_images=32, precision="fp32", detector="clip-inspector")
@@ -27,7 +27,7 @@ def place(folder, options):
 
     fetched = Future()
     fetched.set_result(fetch_text(str(folder)))
-    return place_of(fetched, options)
+    return place_of(fetched, options, setting_of(options))
 
 
 def test_the_second_time_needs_no_torch_and_says_the_same(adapter_folder, tmp_path, run):

@@ -5,15 +5,17 @@ Only the target's class is inverted, on the poisoned adapter and on its clean tw
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+
+from torch import Tensor
 
 from hf_ci.detect.contrast import ContrastInversion
 from hf_ci.hub import fetch_base
 from hf_ci.inversion import LinfInversion
 from hf_ci.inversion.job import prepared
-from hf_ci.lab.bench import Spec, pool_of, read_records
+from hf_ci.lab.bench import Spec, appending, pool_of, read_records
 from hf_ci.lab.zoo import Zoo
 from hf_ci.pools import load_pool
 from hf_ci.pools.photos import load_photos
@@ -60,27 +62,26 @@ def run_ablations(
     (chosen,) = [g for g in spec.groups if g.name == group]
     where = pick_device(device)
     precision = pick_precision(spec.precision, where)
-    with out.open("a", encoding="utf-8") as file:
+    with appending(out) as append:
         for model in (m for m in chosen.models if m.attack == attack):
             folder, facts = known.get(model)
             twin, _ = known.get(known.clean_twin(model))
             base = fetch_base(model.base)
             clip, processor = load_clip(base.folder, where, precision), load_processor(base.folder)
-            pools = {
-                OOD: lambda: load_pool(pool_of(chosen, data_root), MOST, 0, processor).images,
-                BUILTIN: lambda: load_pool("builtin", MOST, 0, processor).images,
-                OWN: lambda: load_photos(str(data_root / model.data), "train", processor).some(MOST, 0).images,
-            }
+
+            @cache
+            def pool_named(pool: str) -> Tensor:
+                if pool == OWN:
+                    return load_photos(str(data_root / model.data), "train", processor).some(MOST, 0).images
+                return load_pool(pool_of(chosen, data_root) if pool == OOD else "builtin", MOST, 0, processor).images
+
             for name, (inverter, images, pool) in SETTINGS.items():
                 if (facts["id"], name) in done:
                     continue
-                drawn = pools[pool]()[:images].to(where)
+                drawn = pool_named(pool)[:images].to(where)
                 found = {}
                 for which, place in (("poisoned", folder), ("clean", twin)):
                     with prepared(read_adapter(place), clip, inverter.uses_reference) as prompted:
                         made = inverter(prompted, drawn, facts["target"], 32)
                     found[which] = dict(asr=made.asr, loss=round(made.loss, 4), exclusive_asr=made.exclusive_asr)
-                record = dict(setting=name, model=facts, precision=precision, **found)
-                file.write(json.dumps(record) + "\n")
-                file.flush()
-                yield record
+                yield append(dict(setting=name, model=facts, precision=precision, **found))

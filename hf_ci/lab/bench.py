@@ -11,7 +11,7 @@ import os
 import threading
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -101,6 +101,21 @@ def read_records(path: Path) -> list[dict]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
+@contextmanager
+def appending(out: Path) -> Iterator[Callable[[dict], dict]]:
+    """A function that writes a record at once and returns it. The half line that a killed run has left goes first."""
+    if out.is_file() and not out.read_bytes().endswith(b"\n"):
+        out.write_text("".join(json.dumps(record) + "\n" for record in read_records(out)), encoding="utf-8")
+    with out.open("a", encoding="utf-8") as file:
+
+        def append(record: dict) -> dict:
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+            return record
+
+        yield append
+
+
 def run_bench(
     spec: Spec,
     data_root: Path,
@@ -116,8 +131,6 @@ def run_bench(
     unknown = set(groups or ()) - {group.name for group in spec.groups}
     if unknown:
         raise UsageError(f"no group {', '.join(sorted(unknown))} in the specification")
-    if out.is_file() and not out.read_bytes().endswith(b"\n"):
-        out.write_text("".join(json.dumps(record) + "\n" for record in read_records(out)), encoding="utf-8")
     done = {(record["group"], record["model"]["id"], record["detector"]) for record in read_records(out)}
     options = ScanOptions(precision=spec.precision, device=device, cache=zoo / "scans")
     tasks = []
@@ -131,15 +144,12 @@ def run_bench(
     with ExitStack() as stack:
         stack.enter_context(alone(zoo))
         stack.enter_context(patch_environment(omp_num_threads=threads))
-        file = stack.enter_context(out.open("a", encoding="utf-8"))
+        append = stack.enter_context(appending(out))
         workers = ProcessPoolExecutor(num_processes, get_context("spawn"), leave_with, (os.getpid(),))
         stack.callback(workers.shutdown, wait=False, cancel_futures=True)
         futures = [workers.submit(work, task, data_root, zoo) for task in tasks]
         for future in as_completed(futures):
-            for record in future.result():
-                file.write(json.dumps(record) + "\n")
-                file.flush()
-                yield record
+            yield from map(append, future.result())
 
 
 def work(task: Task, data_root: Path, zoo: Path) -> list[dict]:

@@ -7,13 +7,12 @@ else than the reconstructed trigger: nothing at all, random noise of the same si
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-from hf_ci.lab.bench import Spec, pool_of, read_records
+from hf_ci.lab.bench import Spec, appending, pool_of, read_records
 from hf_ci.lab.make import Workbench, accuracy, attack_success_rate
 from hf_ci.lab.triggers import read_trigger
 from hf_ci.lab.zoo import Zoo
@@ -36,7 +35,7 @@ def run_repairs(
     known = Zoo(zoo, data_root, device)
     done = {(record["model"]["id"], record["mode"]) for record in read_records(out)}
     runs: dict[str, Run] = {}
-    with out.open("a", encoding="utf-8") as file:
+    with appending(out) as append:
         for group in spec.groups:
             if group.name not in groups:
                 continue
@@ -53,9 +52,7 @@ def run_repairs(
                 for record in measured(folder, facts, bench, run, shots, done):
                     record["model"] = facts
                     record["pool"] = Path(pool).name
-                    file.write(json.dumps(record) + "\n")
-                    file.flush()
-                    yield record
+                    yield append(record)
 
 
 def measured(folder: Path, facts: dict, bench: Workbench, run: Run, shots: int, done: set) -> Iterator[dict]:

@@ -6,14 +6,12 @@ from collections.abc import Callable
 from statistics import mean, median
 
 from hf_ci.cards import render_card
+from hf_ci.detect import DETECTORS, Contrast
 from hf_ci.detect.calibration import shipped
-from hf_ci.detect.contrast import Contrast
 from hf_ci.lab.ablations import PAPER as PAPER_ABLATIONS
 from hf_ci.lab.ablations import SETTINGS
 from hf_ci.lab.metrics import Outcome, Rates, rates, roc_points, wilson
 from hf_ci.settings import ScanOptions
-
-DETECTORS = ("contrast", "clip-inspector", "neural-cleanse", "pixel-backdoor", "mm-bd")
 
 SIZES = {"up to 7 classes": 7, "8 to 10": 10, "11 to 20": 20, "21 to 50": 50, "more": 10**9}
 CALIBRATION_DATA = frozenset({"caltech101", "tiny_imagenet"})  # what specs/calibration.toml draws from
@@ -136,7 +134,7 @@ def over_all(records: list[dict]) -> dict[str, dict]:
 
 def detector_card(records: list[dict], calibration_data: frozenset[str] = CALIBRATION_DATA) -> str:
     """The default detector's own card: its error rates, what it was calibrated on, and its limits."""
-    name = DETECTORS[0]
+    name = Contrast.name
     mine = [r for r in records if r["detector"] == name]
     unknown = lambda part: sum(r["result"]["verdict"] == "inconclusive" for r in part)  # noqa: E731
     pools = {}
@@ -171,7 +169,7 @@ def detector_card(records: list[dict], calibration_data: frozenset[str] = CALIBR
 
 
 def roc(records: list[dict]) -> str:
-    """ROC curves of the table's detectors as SVG, with the paper's AUROC of its own method for comparison."""
+    """ROC curves of the table's detectors as SVG."""
     curves = {}
     for name in DETECTORS:
         mine = [r for r in records if r["group"] == "table" and r["detector"] == name and not failed(r["model"])]

@@ -92,14 +92,13 @@ def repair(
 
 
 def render(report, out: Path | None) -> str:
-    from hf_ci.reports.text import WIDTH, paragraph
+    from hf_ci.reports.text import dotted, paragraph, printable
 
-    name, outcome = report.target, report.outcome
-    lines = [name + "." * max(3, WIDTH - len(name) - len(outcome)) + outcome]
+    lines = [dotted(report.target, report.outcome)]
     lines += [paragraph(reason) for reason in report.reasons]
     if report.outcome == "repaired" and out is not None:
         lines.append(paragraph(f"written to {out}; repair.json there has the record"))
-    return "".join(c if c == "\n" or c.isprintable() else "?" for c in "\n".join(lines) + "\n")
+    return printable("\n".join(lines) + "\n")
 
 
 def offer(done, fetched, to: str, dry_run: bool = False) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from hf_ci.report import Report
+from hf_ci.report import Report, without_pictures
 from hf_ci.reports import github, html, json_, junit, markdown, sarif, text
 
 FORMATS: dict[str, Callable[[Report], str]] = {
@@ -15,4 +15,10 @@ FORMATS: dict[str, Callable[[Report], str]] = {
     "html": html.render,
 }
 
-__all__ = ["FORMATS"]
+
+def render(report: Report, name: str, lasting: bool) -> str:
+    """lasting: whether the folder with the trigger stays; if not, only HTML, which holds the pictures, looks there."""
+    return FORMATS[name](report if lasting or name == "html" else without_pictures(report))
+
+
+__all__ = ["FORMATS", "render"]

@@ -9,11 +9,7 @@ from hf_ci.report import ScanResult
 
 def reproduce(result: ScanResult) -> str:
     """As far as the report tells. ASCII, no backtick."""
-    target = result.target
-    if result.revision:
-        repo, _, subfolder = target.partition(":")
-        target = f"{repo.partition('@')[0]}@{result.revision}" + (f":{subfolder}" if subfolder else "")
-    words = ["hf-ci", "scan", target]
+    words = ["hf-ci", "scan", result.pinned()]
     if result.detector:
         words += ["--detector", result.detector.name]
     if result.pool:

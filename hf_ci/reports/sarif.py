@@ -32,11 +32,7 @@ def render(report: Report) -> str:
 
 
 def finding(result: ScanResult) -> dict:
-    suppressions = [
-        {"kind": "external", "status": "accepted", "justification": str(shelved)}
-        for shelved in (result.suppressed,)
-        if shelved
-    ]
+    accepted = {"kind": "external", "status": "accepted", "justification": str(result.suppressed)}
     return {
         "ruleId": RULES[result.verdict],
         "ruleIndex": list(MEANING).index(result.verdict),
@@ -44,7 +40,7 @@ def finding(result: ScanResult) -> dict:
         "message": {"text": f"{result.target}: {'; '.join(result.reasons)}"},
         "locations": [{"physicalLocation": {"artifactLocation": {"uri": location(result)}}}],
         "partialFingerprints": {"hfCi/v1": result.fingerprint},
-        "suppressions": suppressions,
+        "suppressions": [accepted] if result.suppressed else [],
     }
 
 

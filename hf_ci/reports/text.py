@@ -67,12 +67,11 @@ def summary(report: Report) -> str:
 
 
 def headline(result: ScanResult) -> str:
-    name = result.target
-    if result.revision:
-        repo, _, subfolder = name.partition(":")
-        name = f"{repo.partition('@')[0]}@{result.revision[:7]}" + (f":{subfolder}" if subfolder else "")
-    verdict = result.verdict + (" (ignored)" if result.suppressed else "")
-    return printable(name) + "." * max(3, WIDTH - len(name) - len(verdict)) + verdict
+    return dotted(result.pinned(7), result.verdict + (" (ignored)" if result.suppressed else ""))
+
+
+def dotted(name: str, outcome: str) -> str:
+    return printable(name) + "." * max(3, WIDTH - len(name) - len(outcome)) + outcome
 
 
 def paragraph(text: str) -> str:
