@@ -77,6 +77,7 @@ class Found:
 
 def find_config(path: Path | None = None) -> Found:
     """Read `path`, or what lies in the working directory. Raises UsageError that names each entry at fault."""
+    named = path is not None
     if path is None:
         path = next((p for p in (Path(CONFIG_FILE), Path(PYPROJECT)) if p.is_file()), None)
         if path is None:
@@ -85,6 +86,8 @@ def find_config(path: Path | None = None) -> Found:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".toml":
             table = tomllib.loads(text).get("tool", {}).get("hf-ci")
+            if table is None and named:
+                raise UsageError(f"{path}: no table [tool.hf-ci]", "add it, or name another file")
             if table is None:
                 return Found(Config())
         else:

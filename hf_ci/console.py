@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Literal, Optional
@@ -61,4 +62,11 @@ def write_stdout(text: str) -> None:
 
 
 def complain(text: str) -> None:
-    print(f"hf-ci: {text}", file=sys.stderr)
+    print(printable(f"hf-ci: {text}".replace("\n", " ")), file=sys.stderr)
+
+
+def printable(text: str) -> str:
+    """Text that may hold names of others, as it can be shown: no escape codes for a terminal, no commands for a CI
+    runner, which takes them from every line that begins with `::` and from every `##[`."""
+    shown = "".join(c if c == "\n" or c.isprintable() else "?" for c in text)
+    return re.sub(r"(?m)^(\s*):(?=:)", r"\1: ", shown).replace("##[", "## [")

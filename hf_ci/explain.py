@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from statistics import median
 
+from hf_ci.console import printable
 from hf_ci.detect.calibration import Calibration, kind_of, shipped
 from hf_ci.report import ClassScore, Report, ScanResult
 from hf_ci.reports.reproduce import reproduce
-from hf_ci.reports.text import headline, paragraph, printable
+from hf_ci.reports.text import headline, one_line, paragraph
 
 
 def render(report: Report) -> str:
@@ -17,7 +18,7 @@ def render(report: Report) -> str:
 
 def explain(result: ScanResult) -> str:
     parts = [headline(result), *map(paragraph, result.reasons)]
-    if not result.classes:
+    if not (result.classes and result.detector and result.pool and result.base_model):
         return "\n".join([*parts, paragraph("Nothing was measured, so there is nothing to explain.")]) + "\n"
     null = shipped()[kind_of(result.pool.id)] if result.detector.name == "contrast" else None
     parts += ["", "Signals, worst class first", *rows(result, null)]
@@ -28,11 +29,11 @@ def explain(result: ScanResult) -> str:
 
 
 def rows(result: ScanResult, null: Calibration | None) -> list[str]:
-    width = max(5, *(len(c.name) for c in result.classes))
+    width = max(5, *(len(one_line(c.name)) for c in result.classes))
     head = f"  {'class':<{width}}  {'score':>6}  {'ASR':>5}  {'loss':>7}"
     lines = [head + ("  clean prompts  p-value  reading" if null else "  reading")]
     for c in sorted(result.classes, key=lambda c: -c.score):
-        line = f"  {c.name:<{width}}  {c.score:6.2f}  {c.asr:5.0%}  {c.loss:7.2f}"
+        line = f"  {one_line(c.name):<{width}}  {c.score:6.2f}  {c.asr:5.0%}  {c.loss:7.2f}"
         if null:
             line += f"  {c.reference_asr:13.0%}  {null.p_value(c.score, len(result.classes)):7.1g}"
         lines.append(f"{line}  {reading(c, result)}".rstrip())

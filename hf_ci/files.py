@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ def write_whole(path: Path, write: bytes | Callable[[Path], None]) -> None:
 
     write: the content, or a function that writes it to the path it is given.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = partial_of(path)
     try:
         if isinstance(write, bytes):
             partial.write_bytes(write)
@@ -32,10 +32,15 @@ def write_whole(path: Path, write: bytes | Callable[[Path], None]) -> None:
         partial.unlink(missing_ok=True)
 
 
+def partial_of(path: Path) -> Path:
+    """Nobody else's, even where containers share a folder and so process ids."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+
+
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """A new folder to write in, which becomes `folder` (absent or empty) at the end of the block, or is removed."""
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    partial = partial_of(folder)
     partial.mkdir(parents=True)
     try:
         yield partial

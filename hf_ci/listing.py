@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,17 +11,21 @@ from glob import glob
 from pathlib import Path
 
 from hf_ci.config import Organisation
-from hf_ci.errors import UsageError
+from hf_ci.errors import HfCiError, NothingToScan, UsageError
 from hf_ci.files import CONFIG, FILES
+from hf_ci.hub import parse_target
 from hf_ci.hub.client import api, in_our_words
+from hf_ci.hub.names import here
 
 
 @dataclass(frozen=True)
 class Listed:
-    """optional: found by looking around, so that it may turn out to be no adapter for us."""
+    """optional: found by looking around, so that it may turn out to be no adapter for us. failure: why it cannot be
+    scanned at all."""
 
     target: str
     optional: bool = False
+    failure: HfCiError | None = None
 
 
 def list_targets(adapters: Sequence[str | Organisation]) -> list[Listed]:
@@ -28,7 +33,10 @@ def list_targets(adapters: Sequence[str | Organisation]) -> list[Listed]:
     found = {}
     for entry in adapters:
         for listed in organisation(entry) if isinstance(entry, Organisation) else folders(entry):
-            found.setdefault(listed.target, listed)
+            if not found.get(listed.target, listed).optional:  # what is named has to be scanned
+                found.setdefault(listed.target, listed)
+            else:
+                found[listed.target] = listed
     return list(found.values())
 
 
@@ -37,18 +45,26 @@ def folders(pattern: str) -> list[Listed]:
         return [Listed(pattern)]
     paths = [Path(path) for path in sorted(glob(pattern, recursive=True))]
     holding = [path for path in paths if any((path / name).is_file() for name in FILES)]
-    return [Listed(path.as_posix()) for path in holding] or [Listed(pattern)]
+    return [Listed(here(path)) for path in holding] or [Listed(pattern)]
 
 
 def organisation(entry: Organisation) -> Iterator[Listed]:
-    """Every folder with an adapter_config.json in every model of `entry` whose name fits."""
-    with in_our_words(entry.org, None):
-        for model in api().list_models(author=entry.org, expand=["siblings"]):
-            name = model.id.partition("/")[2]
-            if not fnmatch(name, entry.match) or any(fnmatch(name, pattern) for pattern in entry.exclude):
-                continue
-            for target in adapters_in(model.id, [sibling.rfilename for sibling in model.siblings or ()]):
-                yield Listed(target, optional=True)
+    """Every folder with an adapter_config.json in every model of `entry` whose name fits; or why there is none."""
+    found = 0
+    try:
+        with in_our_words(entry.org, None):
+            for model in api().list_models(author=entry.org, expand=["siblings"]):
+                name = model.id.partition("/")[2]
+                if not fnmatch(name, entry.match) or any(fnmatch(name, pattern) for pattern in entry.exclude):
+                    continue
+                for target in adapters_in(model.id, [sibling.rfilename for sibling in model.siblings or ()]):
+                    found += 1
+                    yield Listed(target, optional=True)
+        if not found:
+            what = f"none of its models in sight that match {entry.match!r} holds an {CONFIG}"
+            raise NothingToScan(what, "check the spelling; private models need HF_TOKEN")
+    except HfCiError as error:
+        yield Listed(f"org: {entry.org}", failure=error)
 
 
 def adapters_in(repo: str, paths: Iterable[str]) -> list[str]:
@@ -57,22 +73,54 @@ def adapters_in(repo: str, paths: Iterable[str]) -> list[str]:
     return [f"{repo}:{folder}" if folder else repo for folder, _, name in places if name == CONFIG]
 
 
-def changed(target: str, ref: str) -> bool:
-    """Whether a local adapter's files differ from `ref` in the git repository around it; a repo on the Hub never does.
+# ---------------------------------------------------------------- what differs from a commit
 
-    Raises UsageError where there is no such commit or no repository.
+
+def changed_since(listed: Sequence[Listed], ref: str) -> list[Listed]:
+    """Those of `listed` whose files differ from `ref` in the git repository around the working directory, and every
+    other adapter below it that does: whoever adds one may not have listed it.
+
+    What git cannot tell of counts as changed: a folder outside, behind a symbolic link or in a repository of its own.
+    Repos on the Hub and demos never do. Raises UsageError where there is no such commit or no repository.
     """
-    folder = Path(target)
-    if not folder.is_dir():
-        return any(sign in target for sign in "*?[") or target.startswith((".", "/"))  # its scan says what is wrong
-    differing = git(folder, "diff", "--name-only", "--relative", ref, "--", *FILES)
-    untracked = git(folder, "ls-files", "--others", "--", *FILES)
-    return bool(differing or untracked)
+    differing = differing_folders(ref)
+    kept = [found for found in listed if found.failure or may_differ(found.target, differing)]
+    known = {os.path.normpath(found.target) for found in listed}
+    more = [here(folder) for folder in sorted(differing) if (folder / CONFIG).exists() and str(folder) not in known]
+    return kept + [Listed(target, optional=True) for target in more]
 
 
-def git(folder: Path, *command: str) -> str:
-    done = subprocess.run(["git", "-C", str(folder), *command], capture_output=True, text=True)
+def may_differ(target: str, differing: set[Path]) -> bool:
+    try:
+        if parse_target(target).kind != "folder":
+            return False
+    except HfCiError:  # its scan says what is wrong
+        return True
+    folder = Path(os.path.relpath(target))
+    on_the_way = [folder, *folder.parents][:-1]
+    return (
+        folder in differing
+        or ".." in folder.parts
+        or any(path.is_symlink() or (path / ".git").exists() for path in on_the_way)
+        or any((folder / name).is_symlink() for name in FILES)
+    )
+
+
+def differing_folders(ref: str) -> set[Path]:
+    """Folders below the working directory in which a file of an adapter's is not what it is in `ref`.
+
+    git runs here, never in an adapter's folder: one that is a bare repository would bring its own settings along, and
+    with them programs to run.
+    """
+    files = [f":(glob)**/{name}" for name in FILES]
+    paths = git("diff", "-z", "--name-only", "--relative", "--end-of-options", ref, "--", *files)
+    paths += git("ls-files", "-z", "--others", "--", *files)
+    return {Path(path).parent for path in paths}
+
+
+def git(*command: str) -> list[str]:
+    done = subprocess.run(["git", "-c", "safe.bareRepository=explicit", *command], capture_output=True)
     if done.returncode:
-        what = (done.stderr.strip() or "git failed").splitlines()[0]
-        raise UsageError(f"--changed-since: {what}", "name a commit of the repository that holds the adapters")
-    return done.stdout
+        what = (done.stderr.decode(errors="replace").strip() or "git failed").splitlines()[0]
+        raise UsageError(f"--changed-since: {what}", "name a commit of the repository around the working directory")
+    return [os.fsdecode(path) for path in done.stdout.split(b"\0") if path]

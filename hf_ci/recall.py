@@ -11,22 +11,25 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from hf_ci.errors import EXIT_INTERNAL, HfCiError
 from hf_ci.files import CONFIG, write_whole
-from hf_ci.hub import Fetched, fetch_base, fetch_text, named_base
+from hf_ci.hub import BaseModel, Fetched, fetch_base, fetch_text, named_base, parse_target
+from hf_ci.hub.names import is_folder
 from hf_ci.progress import Silent
 from hf_ci.report import ScanResult
 from hf_ci.settings import ScanOptions
 
-NUMERIC_LIBRARIES = ("torch", "transformers", "pillow", "numpy")
+NUMERIC_LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "pillow", "numpy")
 IRRELEVANT = ("num_processes", "cache", "save_trigger")  # to the numbers of a report
 
 
@@ -34,24 +37,37 @@ def scan_each(
     targets: Sequence[str], options: ScanOptions = ScanOptions(), progress=Silent(), jobs: int = 1
 ) -> Iterator[ScanResult]:
     """Each target's result as soon as there is one, recalled or scanned; `jobs` adapters are downloaded at a time."""
-    run, setting = None, setting_of(options)
+    run, setting, base_of = None, setting_of(options), cache(fetch_base)
     with ThreadPoolExecutor(jobs) as workers:
-        ahead = [workers.submit(fetch_text, text) for text in targets]
+        # a folder may change while others are scanned, so it is read when its turn comes
+        ahead = [
+            workers.submit(fetch_text, text).result if is_remote(text) else cache(partial(fetch_text, text))
+            for text in targets
+        ]
         try:
-            for text, fetched in zip(targets, ahead):
+            for text, fetch in zip(targets, ahead):
                 started = time.perf_counter()
-                place = place_of(fetched, options, setting)
-                result = place and recall(place, text, fetched.result(), options, started)
+                progress.step(f"{text}: fetching")
+                place = place_of(fetch, base_of, options, setting)
+                result = place and recall(place, text, fetch(), options, started)
                 if result is None:
                     from hf_ci.scan import Run, scan_target
 
-                    run = run or Run(options, progress)
-                    result = scan_target(text, run, lambda _: fetched.result())
+                    run = run or Run(options, progress, base_of)
+                    result = scan_target(text, run, lambda _: fetch())
                     if place and run.is_main_process:
                         remember(place, result)
+                progress.done()
                 yield result
         finally:
             workers.shutdown(cancel_futures=True)
+
+
+def is_remote(text: str) -> bool:
+    try:
+        return parse_target(text).kind == "hub"
+    except HfCiError:  # its scan meets it again and says what is wrong
+        return False
 
 
 def recall(place: Path, text: str, fetched: Fetched, options: ScanOptions, started: float) -> ScanResult | None:
@@ -74,10 +90,11 @@ def recall(place: Path, text: str, fetched: Fetched, options: ScanOptions, start
 
 
 def remember(place: Path, result: ScanResult) -> None:
-    """Verdicts are kept, failures are not: they may pass."""
-    if result.cost is not None:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(place, result.model_copy(update={"trigger": None}).model_dump_json().encode())
+    """Verdicts are kept, failures are not: they may pass. Without room for it, the scan is made again next time."""
+    if result.cost is not None and result.exit_code != EXIT_INTERNAL:
+        with suppress(OSError):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(place, result.model_copy(update={"trigger": None}).model_dump_json().encode())
 
 
 def setting_of(options: ScanOptions) -> list | None:
@@ -86,21 +103,26 @@ def setting_of(options: ScanOptions) -> list | None:
         return None
     try:
         pool, classes = stamp(options.pool), options.classes and options.classes.read_bytes().hex()
-    except OSError:  # the scan meets it again and says what is wrong
+    except (OSError, HfCiError):  # the scan meets it again and says what is wrong
         return None
     settings = {name: value for name, value in asdict(options).items() if name not in IRRELEVANT}
     return None if pool is None else [pool, settings | {"classes": classes}, code()]
 
 
-def place_of(fetched: Future[Fetched], options: ScanOptions, setting: list | None) -> Path | None:
+def place_of(
+    fetch: Callable[[], Fetched],
+    base_of: Callable[[str, str | None], BaseModel],
+    options: ScanOptions,
+    setting: list | None,
+) -> Path | None:
     """Where this scan's result is kept; None where that cannot be known without scanning."""
     if setting is None:
         return None
     try:
-        adapter = fetched.result()
+        adapter = fetch()
         config = json.loads((adapter.folder / CONFIG).read_text(encoding="utf-8"))
         named = named_base(config.get("base_model_name_or_path") or "", config.get("revision"), options.base)
-        base = fetch_base(*named)
+        base = base_of(*named)
         parts = [adapter.files, base.id, base.digest, *setting]
     except Exception:  # whatever it is, the scan meets it again and says what is wrong
         return None
@@ -112,7 +134,7 @@ def stamp(pool: str) -> list | None:
     """Changes whenever a local pool's files do; None for a pool on the Hub."""
     if pool == "builtin":
         return []
-    files = [str(p) for p in Path(pool).rglob("*")] if os.path.isdir(pool) else glob.glob(pool)
+    files = [str(p) for p in Path(pool).rglob("*")] if is_folder(pool) else glob.glob(pool)
     return [[file, os.stat(file).st_size, os.stat(file).st_mtime_ns] for file in sorted(files)] or None
 
 

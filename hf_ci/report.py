@@ -11,7 +11,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validator
 
 from hf_ci import __version__
+from hf_ci.errors import HfCiError
 from hf_ci.files import WEIGHTS
+from hf_ci.hub.names import HUB
 
 SCHEMA_VERSION = "1.0"
 
@@ -53,7 +55,7 @@ class Settings(Value):
     seed: int
     precision: str
     device: str
-    inversion: dict[str, float | int | str] = Field(description="kind of the inversion, and its settings")
+    inversion: dict[str, float | int | str | None] = Field(description="kind of the inversion, and its settings")
 
 
 class NamedClass(Value):
@@ -143,7 +145,7 @@ class ScanResult(Value):
         """The target at the commit that was scanned, of whose sha so many letters are shown (None: all)."""
         if not self.revision:
             return self.target
-        repo, _, subfolder = self.target.partition(":")
+        repo, _, subfolder = self.target.removeprefix(HUB).partition(":")
         return f"{repo.partition('@')[0]}@{self.revision[:letters]}" + (f":{subfolder}" if subfolder else "")
 
     @computed_field
@@ -160,6 +162,11 @@ class ScanResult(Value):
     @classmethod
     def computed_anew(cls, data: object) -> object:
         return {k: v for k, v in data.items() if k != "fingerprint"} if isinstance(data, dict) else data
+
+
+def failed(target: str, error: HfCiError) -> ScanResult:
+    """The result of a target that nothing could be learnt of."""
+    return ScanResult(target=target, verdict="inconclusive", reasons=(str(error),), exit_code=error.exit_code)
 
 
 class Tool(Value):

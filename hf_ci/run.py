@@ -30,9 +30,7 @@ def run(
     ctx: typer.Context,
     changed_since: Annotated[
         Optional[str],
-        typer.Option(
-            metavar="REF", help="Only local adapters whose files differ from this commit of their repository."
-        ),
+        typer.Option(metavar="REF", help="Only local adapters, listed or not, whose files differ from this commit."),
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Adapters that are downloaded at a time.")] = 8,
     format: FormatOption = "text",
@@ -44,31 +42,35 @@ def run(
     A line for each as it is done, then what was found. A failure of one does not stop the others, and the exit code is
     that of the worst.
     """
-    from hf_ci.listing import changed, list_targets
+    from hf_ci import listing
     from hf_ci.progress import on_stderr
     from hf_ci.recall import scan_each
-    from hf_ci.report import Report
+    from hf_ci.report import Report, failed
     from hf_ci.reports import FORMATS, render, text
     from hf_ci.suppress import read_baseline, suppress
 
     config = ctx.obj.config
-    if not config.adapters:
+    if not config.adapters and not changed_since:  # what has changed is found without being listed
         where = ctx.obj.origin or "no configuration"
         raise UsageError(f"{where}: no adapters to scan", "hf-ci init writes a sample; list them under adapters")
     outputs = [parse_output(text, FORMATS) for text in output or []]
     known = read_baseline(baseline) if baseline else frozenset()
-    listed, notes = list_targets(config.adapters), []
+    listed, notes = listing.list_targets(config.adapters), []
     if changed_since:
-        kept = [found for found in listed if changed(found.target, changed_since)]
-        notes = [f"{len(listed) - len(kept)} adapters were left out: not changed since {changed_since}, or not local"]
-        notes, listed = notes * (len(kept) < len(listed)), kept
+        kept = listing.changed_since(listed, changed_since)
+        left = len(set(listed) - set(kept))
+        notes = [f"{left} adapters were left out: not changed since {changed_since}, or not local"] * bool(left)
+        notes += [f"{found.target} has changed and is in no entry of adapters" for found in kept if found not in listed]
+        listed = kept
     params = scan_context(ctx).params
     lasting = params["save_trigger"] is not None
     if "html" in (format, *(name for name, _ in outputs)):
         keep_trigger(ctx, params)
     results = []
-    for found, result in zip(listed, scan_each([f.target for f in listed], scan_options(params), on_stderr(), jobs)):
-        if found.optional and result.exit_code == EXIT_NOTHING:
+    scanned = scan_each([f.target for f in listed if not f.failure], scan_options(params), on_stderr(), jobs)
+    for found in listed:
+        result = failed(found.target, found.failure) if found.failure else next(scanned)
+        if found.optional and result.exit_code == EXIT_NOTHING and result.files:
             notes.append(f"{result.target} was left out: {result.reasons[0]}")
             continue
         (result,) = suppress(Report(results=(result,)), config.ignore, known).results
@@ -79,14 +81,14 @@ def run(
         Report(results=tuple(results), notes=tuple(notes)), config.ignore, known, whole=changed_since is None
     )
     if format == "text":
-        failed = [result for result in report.results if result.verdict != "clean"]
-        details = render(report.model_copy(update={"results": tuple(failed)}), format, lasting)
+        unclean = tuple(result for result in report.results if result.verdict != "clean")
+        details = render(report.model_copy(update={"results": unclean}), format, lasting)
         write_stdout("\n" * bool(details) + details + "\n" + text.summary(report))
     else:
         write_stdout(render(report, format, lasting))
     for name, path in outputs:
         write_file(path, render(report, name, lasting))
-    raise typer.Exit(EXIT_CLEAN if changed_since and not listed else report.exit_code)
+    raise typer.Exit(EXIT_CLEAN if changed_since and not results else report.exit_code)
 
 
 def init(

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import torch
 from accelerate import PartialState
@@ -15,7 +15,7 @@ from accelerate import PartialState
 from hf_ci.detect import Verdict
 from hf_ci.detect.verdict import named
 from hf_ci.errors import EXIT_INTERNAL, AdapterError, HfCiError, UsageError, first_line, write_log
-from hf_ci.hub import BaseModel, Fetched, fetch_base, fetch_text, named_base
+from hf_ci.hub import BaseModel, Fetched, fetch_base, fetch_text, hashes, named_base
 from hf_ci.inversion import Inversion, Job, check_cache, run_job
 from hf_ci.pools import BUILTIN, Pool, load_pool
 from hf_ci.progress import Silent
@@ -40,14 +40,19 @@ from hf_ci.reports.trigger import save_trigger
 from hf_ci.settings import ScanOptions, pick_device, pick_precision, read_class_names
 
 Fetch = Callable[[str], Fetched]
+FetchBase = Callable[[str, str | None], BaseModel]
 EXIT_CODES = {"clean": 0, "backdoored": 1, "inconclusive": 4}
 
 
 class Run:
-    """What the targets of one run share: options, and the last two base models with the pool as each takes it."""
+    """What the targets of one run share: options, base models (each at the commit that it had when it was first
+    asked for), and the last two of those in memory with the pool as each takes it.
 
-    def __init__(self, options: ScanOptions, progress):
-        self.options, self.progress = options, progress
+    fetch_base: for whoever has fetched base models already.
+    """
+
+    def __init__(self, options: ScanOptions, progress, fetch_base: FetchBase | None = None):
+        self.options, self.progress, self.fetch_base = options, progress, fetch_base or once()
         self.device = pick_device(options.device)
         self.precision = pick_precision(options.precision, self.device)
         state = PartialState(cpu=self.device.type == "cpu")
@@ -66,6 +71,11 @@ class Run:
         for folder in (options.cache, options.save_trigger):
             if folder:
                 check_cache(folder)
+
+
+def once() -> FetchBase:
+    """fetch_base that asks for each base model once."""
+    return cache(fetch_base)
 
 
 def scan_targets(targets: Sequence[str], options: ScanOptions = ScanOptions(), progress=Silent()) -> Report:
@@ -106,11 +116,13 @@ def examine(text: str, run: Run, fetch: Fetch = fetch_text) -> tuple[ScanResult,
         found |= dict(revision=fetched.revision, files=tuple(ScannedFile(path=p, sha256=s) for p, s in fetched.files))
         found |= dict(hub_security=fetched.security)
         adapter = read_adapter(fetched.folder, run.class_names)
+        if hashes(fetched.folder) != fetched.files:
+            raise AdapterError("its files changed while they were read", "scan it again")
         found |= dict(method=adapter.method, num_classes=len(adapter.class_names), repaired_from=adapter.repaired_from)
         check_finite(adapter)
 
         progress.step(f"{text}: loading the base model")
-        base = fetch_base(*named_base(adapter.base_model, adapter.base_revision, options.base))
+        base = run.fetch_base(*named_base(adapter.base_model, adapter.base_revision, options.base))
         found |= dict(base_model=BaseModelRef(id=base.id, revision=base.revision))
         warnings += base_warnings(adapter, base)
         clip = run.clip(base.folder)

@@ -42,8 +42,8 @@ class ScanOptions:
             (self.seed >= 0, f"--seed {self.seed}: expected 0 or more"),
             (self.k is None or math.isfinite(self.k), f"--k {self.k}: expected a finite number"),
             (
-                self.min_share is None or math.isfinite(self.min_share),
-                f"--min-share {self.min_share}: expected a finite number",
+                self.min_share is None or 0 <= self.min_share <= 1,
+                f"--min-share {self.min_share}: expected a share between 0 and 1",
             ),
             (
                 self.min_asr is None or 0 <= self.min_asr <= 1,

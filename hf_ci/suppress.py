@@ -13,12 +13,15 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from hf_ci.config import Ignore
-from hf_ci.errors import UsageError
+from hf_ci.errors import EXIT_INTERNAL, UsageError
 from hf_ci.report import Report, ScanResult, Suppression
 
 
 def read_baseline(path: Path) -> frozenset[str]:
-    """Fingerprints of the findings in a JSON report of ours. Raises UsageError for anything else."""
+    """Fingerprints of the backdoors in a JSON report of ours. Raises UsageError for anything else.
+
+    What could not be judged then is no knowledge, and has to be looked at again.
+    """
     try:
         report = Report.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
@@ -27,7 +30,7 @@ def read_baseline(path: Path) -> frozenset[str]:
         raise UsageError(
             f"--baseline {path}: not a JSON report of hf-ci", "make one: hf-ci run --output json=FILE"
         ) from error
-    return frozenset(result.fingerprint for result in report.results if result.fingerprint)
+    return frozenset(result.fingerprint for result in report.results if result.verdict == "backdoored")
 
 
 def suppress(
@@ -39,25 +42,27 @@ def suppress(
 ) -> Report:
     """The report with its accepted findings marked.
 
-    An ignore that has expired counts no more, and a note says so where its finding is still there. whole: everything
-    that is configured was scanned, so that an ignore without a finding is a note, too.
+    A finding is accepted for certain weights: never without any, and never a failure of ours. An
+    ignore that has expired counts no more, and a note says so where its finding is still there. whole: everything that
+    is configured was asked for; if all of it was judged, an ignore without a finding is a note, too.
     """
     today = today or date.today()
-    by_fingerprint = {ignore.fingerprint: ignore for ignore in ignores}
-    found = {result.fingerprint for result in report.results}
+    valid = {ignore.fingerprint: ignore for ignore in ignores if ignore.until >= today}
+    found = {result.fingerprint for result in report.results if acceptable(result)}
+    judged = all(result.verdict != "inconclusive" for result in report.results)
     notes = list(report.notes)
     for ignore in ignores:
         what = f"ignore {ignore.fingerprint[:12]} ({ignore.reason})"
-        if ignore.fingerprint in found and ignore.until < today:
+        if ignore.until < today and ignore.fingerprint in found - valid.keys() - baseline:
             notes.append(f"{what} expired on {ignore.until}: its finding counts again")
-        elif whole and ignore.fingerprint not in found:
+        elif whole and judged and ignore.fingerprint not in found:
             notes.append(f"{what} matches no finding: remove it")
 
     def marked(result: ScanResult) -> ScanResult:
-        if result.fingerprint is None:
+        if not acceptable(result):
             return result
-        ignore = by_fingerprint.get(result.fingerprint)
-        if ignore and ignore.until >= today:
+        ignore = valid.get(result.fingerprint)
+        if ignore:
             why = Suppression(kind="ignore", reason=ignore.reason, until=ignore.until.isoformat())
         elif result.fingerprint in baseline:
             why = Suppression(kind="baseline", reason="known from the baseline")
@@ -66,3 +71,7 @@ def suppress(
         return result.model_copy(update={"suppressed": why})
 
     return report.model_copy(update={"results": tuple(map(marked, report.results)), "notes": tuple(notes)})
+
+
+def acceptable(result: ScanResult) -> bool:
+    return result.fingerprint is not None and result.weights_sha256 is not None and result.exit_code != EXIT_INTERNAL

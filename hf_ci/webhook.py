@@ -17,8 +17,8 @@ from hf_ci.errors import UsageError
 from hf_ci.files import FILES
 
 IMAGE = "python:3.12"
-REQUIREMENT = "hf-ci"
 MAIN = "refs/heads/main"
+PATHS = ("HF_CI_CONFIG", "HF_CI_CACHE", "HF_CI_SAVE_TRIGGER", "HF_CI_CLASSES")  # of this machine, not of a Job's
 
 
 def webhook(
@@ -30,7 +30,12 @@ def webhook(
     org: Annotated[bool, typer.Option("--org", help="With --watch: names without a slash are organisations.")] = False,
     image: Annotated[str, typer.Option(help="With --watch: Docker image of the Job.")] = IMAGE,
     flavor: Annotated[str, typer.Option(help="With --watch: hardware of the Job.")] = "cpu-basic",
-    requirement: Annotated[str, typer.Option(help="With --watch: what pip installs in the Job.")] = REQUIREMENT,
+    requirement: Annotated[
+        Optional[str],
+        typer.Option(
+            metavar="REQ", help="With --watch: where pip installs hf-ci from in the Job, such as git+https://…@SHA."
+        ),
+    ] = None,
 ) -> None:
     """Scan what a push to the Hub changed, within a Job that a webhook started; --watch sets both up.
 
@@ -39,6 +44,11 @@ def webhook(
     no adapter, our own among them, are left alone.
     """
     if watch:
+        if not requirement:
+            raise UsageError(
+                "--watch needs --requirement: the Job that it starts has a token that writes",
+                "say where pip gets hf-ci from, best at a commit that you have read",
+            )
         write_stdout(set_up(watch, org, image, flavor, requirement))
         return
     push = pushed(os.environ.get("WEBHOOK_PAYLOAD"))
@@ -47,9 +57,10 @@ def webhook(
         return
     from hf_ci.cards.cli import push_results
     from hf_ci.progress import on_stderr
+    from hf_ci.recall import scan_each
+    from hf_ci.report import Report
     from hf_ci.reports import render
     from hf_ci.run import keep_trigger, scan_context, scan_options
-    from hf_ci.scan import scan_targets
 
     targets = changed_adapters(push)
     if not targets:
@@ -58,10 +69,13 @@ def webhook(
     params = scan_context(ctx).params
     lasting = params["save_trigger"] is not None
     keep_trigger(ctx, params)
-    report = scan_targets(targets, scan_options(params), on_stderr())
-    write_stdout(render(report, "text", lasting))
-    failed = push_results(report, "pr")
-    raise typer.Exit(report.exit_code or failed)
+    results, failed = [], 0
+    for result in scan_each(targets, scan_options(params), on_stderr()):
+        results.append(result)
+        alone = Report(results=(result,))
+        write_stdout(render(alone, "text", lasting))
+        failed = push_results(alone, "pr") or failed  # at once: a Job may be stopped before the last scan
+    raise typer.Exit(Report(results=tuple(results)).exit_code or failed)
 
 
 @dataclass(frozen=True)
@@ -131,6 +145,11 @@ def set_up(names: list[str], org: bool, image: str, flavor: str, requirement: st
     watched = [{"type": "model" if "/" in name else plain, "name": name} for name in names]
     install = f"python -m pip install --quiet {shlex.quote(requirement)} && exec hf-ci webhook"
     settings = {name: value for name, value in os.environ.items() if name.startswith("HF_CI_")}
+    here = [name for name in PATHS if name in settings]
+    if os.path.exists(settings.get("HF_CI_POOL", "")):
+        here.append("HF_CI_POOL")
+    if here:
+        raise UsageError(f"--watch: {', '.join(here)} names a place on this machine", "the Job cannot see it: unset it")
     with in_our_words(" ".join(names), None, writes=True):
         job = api().run_job(image=image, command=["bash", "-c", install], flavor=flavor, env=settings, timeout="6h")
         hook = api().create_webhook(job_id=job.id, watched=watched, domains=["repo"], secrets={"HF_TOKEN": token})

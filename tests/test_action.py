@@ -27,14 +27,14 @@ class Runner:
     """Runs a composite action's steps as GitHub's runner does; those of other actions are only written down."""
 
     def __init__(self, workspace: Path, temp: Path):
-        self.workspace, self.temp, self.summary = workspace, temp, temp / "summary.md"
+        self.workspace, self.temp, self.summary, self.context = workspace, temp, temp / "summary.md", {}
         temp.mkdir()
 
     def __call__(self, inputs: dict[str, str], **env: str):
         given = {name: spec["default"] for name, spec in ACTION["inputs"].items()} | inputs
         self.values = {f"inputs.{name}": value for name, value in given.items()}
         self.values |= {"runner.temp": str(self.temp), "runner.os": "Linux", "github.run_id": "1"}
-        self.values |= {"github.run_attempt": "1"}
+        self.values |= {"github.run_attempt": "1", "github.event_name": "push"} | self.context
         self.used, self.log, self.failed = [], "", False
         self.summary.write_text("")
         for step in ACTION["runs"]["steps"]:
@@ -48,7 +48,9 @@ class Runner:
     def applies(self, condition: str) -> bool:
         text = condition.strip().removeprefix("${{").removesuffix("}}")
         text = text.replace("!cancelled()", "True").replace("success()", str(not self.failed)).replace("&&", " and ")
-        return eval(re.sub(r"\b((?:inputs|steps)\.[\w.-]+)", lambda m: repr(self.look_up(m)), text))
+        text = re.sub(r"!(startsWith)", r"not \1", text)
+        names = {"startsWith": str.startswith}
+        return eval(re.sub(r"\b((?:inputs|steps|github)\.[\w.-]+)", lambda m: repr(self.look_up(m)), text), names)
 
     def use(self, step) -> None:
         values = {name: re.sub(r"\$\{\{(.*?)\}\}", self.look_up, str(v)) for name, v in step.get("with", {}).items()}
@@ -82,7 +84,12 @@ class Runner:
 @pytest.fixture
 def action(tmp_path, git):
     runner = Runner(tmp_path / "repo", tmp_path / "runner")
-    return lambda inputs={}, **env: runner({"requirement": "hf-ci"} | inputs, **env)
+
+    def action(inputs={}, context={}, **env):
+        runner.context = context
+        return runner({"requirement": "hf-ci"} | inputs, **env)
+
+    return action
 
 
 @pytest.fixture
@@ -107,11 +114,13 @@ def test_a_poisoned_adapter_is_stopped_in_a_pull_request(action, git, clip, tmp_
     shutil.copytree(DEMOS / "badclip", repo / "models" / "bad")
     git("add", "."), git("commit", "-qm", "a pull request")
 
-    done = action({"changed-since": base, "sarif": "true"})
+    (repo / "pip.py").write_text("raise SystemExit('the checkout stands in for pip')")
+    done = action({"changed-since": base, "sarif": "true"}, {"github.event_name": "pull_request"})
+    assert [name for name, _ in done.used] == ["actions/setup-python", "github/codeql-action/upload-sarif"]  # no cache
     assert done.failed and done.code == 1 and done.output("verdict") == "backdoored", done.log
     assert done.output("exit-code") == "1"
     report = json.loads(Path(done.output("report")).read_text())
-    assert [r["target"] for r in report["results"]] == ["models/bad"] and report["notes"]
+    assert [r["target"] for r in report["results"]] == ["./models/bad"] and report["notes"]
     summary = done.summary.read_text()
     assert "backdoored" in summary and "frog" in summary and "Reconstructed trigger" in summary
     assert "::error file=models/bad/adapter_model.safetensors,title=" in done.log
@@ -131,6 +140,8 @@ def test_clean_and_broken_adapters_and_mistakes(action, clip, tmp_path):
     clean = action()
     assert (clean.failed, clean.output("verdict")) == (False, "clean"), clean.log
     assert [name for name, _ in clean.used] == ["actions/setup-python", "actions/cache"]
+    first = clean.output("report")
+    assert action().output("report") != first and Path(first).is_file()
     broken = action({"targets": "\nbroken\n  nowhere/at-all/3\n", "sarif": "true"})
     assert (broken.failed, broken.code, broken.output("verdict")) == (True, 4, "inconclusive"), broken.log
     assert "github/codeql-action/upload-sarif" in dict(broken.used) and "broken" in broken.summary.read_text()
@@ -139,6 +150,50 @@ def test_clean_and_broken_adapters_and_mistakes(action, clip, tmp_path):
     wrong = action({"config": "no-such.yaml"})
     assert (wrong.failed, wrong.code, wrong.output("verdict"), wrong.output("report")) == (True, 2, "error", "")
     assert "nothing is known to be clean" in wrong.summary.read_text()
+
+
+def test_a_pull_request_that_changes_no_adapter_gets_no_verdict(action, git, clip, tmp_path):
+    write_adapter(made_adapter(clip), tmp_path / "repo" / "old")
+    (tmp_path / "repo" / ".hf-ci.yaml").write_text("adapters: [./old]")
+    git("add", "."), git("commit", "-qm", "base")
+    done = action({"changed-since": "HEAD"})
+    assert (done.failed, done.output("verdict"), done.output("exit-code")) == (False, "none", "0"), done.log
+
+
+def test_a_folder_does_not_stand_in_for_a_repo_on_the_hub(action, tmp_path):
+    shutil.copytree(DEMOS / "clean", tmp_path / "repo" / "org" / "model")
+    done = action({"targets": "org/model"})
+    assert done.failed and done.output("verdict") == "inconclusive" and "write ./org/model" in done.log
+    assert action({"targets": "./org/model"}).output("verdict") == "clean"
+
+
+def test_without_a_requirement_its_own_checkout_is_installed(action, tmp_path):
+    log = tmp_path / "pip.log"
+    done = action({"requirement": ""}, PIP_NO_INDEX="1", PIP_LOG=str(log))  # ends before anything is installed
+    assert f"Processing {ROOT}" in log.read_text()
+    assert done.failed and done.output("verdict") == ""
+
+
+@pytest.mark.parametrize("configured", [True, False])
+def test_the_pull_requests_own_configuration_does_not_count(configured, action, git, clip, tmp_path):
+    """The example's own step, on a pull request that leaves its poisoned adapter out of the configuration."""
+    repo = tmp_path / "repo"
+    (repo / "readme").write_text("a repository")
+    if configured:
+        (repo / ".hf-ci.yaml").write_text("adapters: ['models/*']\nscan: {seed: 1}")
+    git("add", "."), git("commit", "-qm", "base")
+    base = git("rev-parse", "HEAD").strip()
+    (repo / ".hf-ci.yaml").write_text("adapters: [./harmless]\nscan: {min-share: 1}")
+    shutil.copytree(DEMOS / "badclip", repo / "models" / "bad")
+    git("add", "."), git("commit", "-qm", "a pull request")
+    (example,) = [path for path in EXAMPLES if path.name == "pull-request.yml"]
+    steps = yaml.safe_load(example.read_text())["jobs"]["scan"]["steps"]
+    (step,) = [step for step in steps if "run" in step]
+    env = os.environ | {"BASE": base, "RUNNER_TEMP": str(tmp_path)}
+    subprocess.run(["bash", "-eo", "pipefail", "-c", step["run"]], cwd=repo, env=env, check=True)
+    done = action({"config": str(tmp_path / "hf-ci.yaml"), "changed-since": base})
+    assert done.output("verdict") == "backdoored", done.log
+    assert json.loads(Path(done.output("report")).read_text())["results"][0]["settings"]["seed"] == configured
 
 
 def test_a_job_without_a_stored_token_keeps_a_card_up_to_date(action, clip, tmp_path):

@@ -13,6 +13,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from hf_ci.console import printable
 from hf_ci.reports.json_ import schema
 
 QUICK = ("--num-images", "32", "--detector", "clip-inspector")
@@ -32,6 +33,20 @@ def test_help_is_fast_and_loads_no_torch(run):
         assert "Is this prompt-tuned CLIP adapter backdoored?" in run("--help").stdout
         times.append(time.perf_counter() - started)
     assert min(times) < 0.4
+
+
+@pytest.mark.parametrize(
+    "name, shown",
+    [
+        ("::error::forged", ": :error::forged"),
+        ("a\n  ::set-env x", "a\n  : :set-env x"),
+        ("##[error]x", "## [error]x"),
+        ("a\x1b[31mb\r::c", "a?[31mb?::c"),
+        ("torch::kind: a::b", "torch::kind: a::b"),
+    ],
+)
+def test_names_of_others_command_neither_terminal_nor_runner(name, shown):
+    assert printable(name) == shown
 
 
 def test_demos_are_told_apart(run):

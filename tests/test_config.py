@@ -1,5 +1,6 @@
 """The configuration, and findings that are accepted for a while."""
 
+import hashlib
 import json
 from datetime import date
 from importlib.resources import files
@@ -11,12 +12,14 @@ import yaml
 
 from hf_ci.config import SAMPLE, Ignore, find_config, schema
 from hf_ci.errors import UsageError
-from hf_ci.report import Report, ScanResult
+from hf_ci.files import WEIGHTS
+from hf_ci.report import Report, ScannedFile, ScanResult
 from hf_ci.suppress import read_baseline, suppress
 
 
 def result(target, verdict, code):
-    return ScanResult(target=target, verdict=verdict, reasons=("why",), exit_code=code)
+    files = (ScannedFile(path=WEIGHTS, sha256=hashlib.sha256(target.encode()).hexdigest()),)
+    return ScanResult(target=target, files=files, verdict=verdict, reasons=("why",), exit_code=code)
 
 
 REPORT = Report(results=(result("a", "backdoored", 1), result("b", "inconclusive", 4), result("c", "clean", 0)))
@@ -109,13 +112,31 @@ def test_an_ignore_holds_until_its_last_day_and_says_when_it_is_over():
 def test_an_ignore_without_a_finding_is_reported_when_everything_was_scanned():
     stale = [ignore("0" * 64, "2030-01-31")]
     assert suppress(REPORT, stale, today=date(2030, 1, 1)).notes == ()
-    (note,) = suppress(REPORT, stale, whole=True, today=date(2030, 1, 1)).notes
+    judged = REPORT.model_copy(update={"results": (REPORT.results[0], REPORT.results[2])})
+    (note,) = suppress(judged, stale, whole=True, today=date(2030, 1, 1)).notes
     assert note == "ignore 000000000000 (a talk) matches no finding: remove it"
 
 
-def test_a_baseline_knows_its_findings_and_no_others():
-    earlier = REPORT.model_copy(update={"results": REPORT.results[:1]})
-    Path("old.json").write_text(earlier.model_dump_json())
+def test_an_ignore_whose_target_failed_is_not_called_unused_and_an_expired_one_may_be_renewed():
+    stale = [ignore("0" * 64, "2030-01-31")]
+    assert suppress(REPORT, stale, whole=True, today=date(2030, 1, 1)).notes == ()
+    renewed = [ignore(BAD, "2030-12-31"), ignore(BAD, "2030-01-31")]
+    found = suppress(REPORT, renewed, today=date(2030, 2, 1))
+    assert found.results[0].suppressed.until == "2030-12-31" and found.notes == ()
+
+
+@pytest.mark.parametrize(
+    "failure", [result("a", "inconclusive", 5), result("a", "inconclusive", 4).model_copy(update={"files": ()})]
+)
+def test_a_failure_is_never_accepted(failure):
+    report = Report(results=(failure,))
+    Path("old.json").write_text(report.model_dump_json())
+    found = suppress(report, [ignore(failure.fingerprint, "2999-01-01")], read_baseline(Path("old.json")))
+    assert found.results[0].suppressed is None and found.exit_code == failure.exit_code
+
+
+def test_a_baseline_knows_its_backdoors_and_nothing_else():
+    Path("old.json").write_text(REPORT.model_dump_json())
     found = suppress(REPORT, baseline=read_baseline(Path("old.json")))
     assert found.exit_code == 4 and [r.suppressed is not None for r in found.results] == [True, False, False]
     Path("bad.json").write_text('{"runs": []}')

@@ -1,7 +1,10 @@
 """hf-ci explain: the evidence as numbers, the null, and what speaks against the verdict."""
 
+import shutil
+
 from hf_ci.detect.calibration import shipped
 from hf_ci.explain import explain
+from hf_ci.hub.target import DEMOS
 from hf_ci.report import BaseModelRef, ClassScore, DetectorRef, NamedClass, PoolRef, ScanResult
 
 NULL = shipped()["photos"]
@@ -52,6 +55,15 @@ def test_without_a_measurement_there_is_nothing_to_explain():
     assert "nothing to explain" in explain(failed)
 
 
-def test_a_demo_is_explained(run):
-    done = run("explain", "demo:clean", env={"HF_CI_NUM_IMAGES": "32", "HF_CI_PRECISION": "fp32"})
-    assert done.returncode == 0 and "Signals, worst class first" in done.stdout and "32" in done.stdout
+def test_a_report_without_its_circumstances_is_not_explained():
+    bare = result("clean", score=0.1).model_copy(update={"detector": None})
+    assert "nothing to explain" in explain(bare)
+
+
+def test_a_demo_is_explained_from_a_scan_and_not_from_what_lies_beside_it(run, tmp_path):
+    shutil.copytree(DEMOS / "clean", tmp_path / "own")
+    (tmp_path / "own" / ".hf-ci").mkdir()
+    (tmp_path / "own" / ".hf-ci" / "report.json").write_text("believe me")
+    done = run("explain", "./own", env={"HF_CI_NUM_IMAGES": "32", "HF_CI_PRECISION": "fp32"})
+    assert done.returncode == 0 and "Signals, worst class first" in done.stdout
+    assert "measured with 256 images, this scan had 32" in " ".join(done.stdout.split())

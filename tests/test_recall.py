@@ -1,14 +1,20 @@
 """An unchanged adapter is answered from what was found before, and from nothing else."""
 
 import json
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from making import made_adapter
 
-from hf_ci.prompts import write_adapter
+from hf_ci.files import WEIGHTS
+from hf_ci.hub import fetch_base, fetch_text
+from hf_ci.hub.base import EMBEDDED_FOLDER
+from hf_ci.hub.target import sha256
+from hf_ci.prompts import read_adapter, write_adapter
 from hf_ci.recall import place_of, scan_each, setting_of
 from hf_ci.settings import ScanOptions
 
@@ -21,13 +27,7 @@ def options(tmp_path):
 
 
 def place(folder, options):
-    from concurrent.futures import Future
-
-    from hf_ci.hub import fetch_text
-
-    fetched = Future()
-    fetched.set_result(fetch_text(str(folder)))
-    return place_of(fetched, options, setting_of(options))
+    return place_of(lambda: fetch_text(str(folder)), fetch_base, options, setting_of(options))
 
 
 def test_the_second_time_needs_no_torch_and_says_the_same(adapter_folder, tmp_path, run):
@@ -46,8 +46,6 @@ def test_the_second_time_needs_no_torch_and_says_the_same(adapter_folder, tmp_pa
 
 
 def test_whatever_a_result_depends_on_changes_its_place(adapter_folder, clip, options, tmp_path, monkeypatch):
-    from dataclasses import replace
-
     (tmp_path / "pool").mkdir()
     (tmp_path / "pool" / "a.png").write_bytes(b"a")
     (tmp_path / "names").write_text("a\nb\n")
@@ -77,8 +75,6 @@ def test_whatever_a_result_depends_on_changes_its_place(adapter_folder, clip, op
 
 
 def test_what_cannot_be_compared_is_scanned(adapter_folder, options, monkeypatch):
-    from dataclasses import replace
-
     assert place(adapter_folder, replace(options, cache=None)) is None
     assert place(adapter_folder, replace(options, pool="org/data")) is None
     assert place(adapter_folder, replace(options, base="/no/such")) is None
@@ -103,8 +99,6 @@ def test_a_failure_is_not_kept_and_a_damaged_file_is_scanned_anew(adapter_folder
 
 
 def test_a_picture_that_is_asked_for_is_made(options, tmp_path):
-    from dataclasses import replace
-
     settings = replace(options, detector="contrast", num_images=64)
     (without,) = scan_each(["demo:badclip"], settings)
     (with_one,) = scan_each(["demo:badclip"], replace(settings, save_trigger=tmp_path))
@@ -121,3 +115,49 @@ def test_no_report_names_a_picture_that_is_gone(run, tmp_path):
     done = run(*command, "--save-trigger", tmp_path / "kept", "--cache", tmp_path / "cache")
     (result,) = json.loads((tmp_path / "r.json").read_text())["results"]
     assert Path(result["trigger"]["path"]).is_file() and "Reconstructed trigger" in done.stdout
+
+
+def test_another_base_is_another_place(adapter_folder, options, tmp_path):
+    shutil.copytree(EMBEDDED_FOLDER, tmp_path / "base")
+    there = replace(options, base=str(tmp_path / "base"))
+    known = {place(adapter_folder, options), place(adapter_folder, there)}
+    config = tmp_path / "base" / "preprocessor_config.json"
+    config.write_text(config.read_text().replace("{", '{"made": "other", ', 1))
+    assert len(known) == 2 and place(adapter_folder, there) not in known
+
+
+def test_a_folder_that_changes_while_it_is_scanned_is_not_judged(adapter_folder, clip, options, tmp_path, monkeypatch):
+    """The weights are swapped when those of the target before it are done."""
+    write_adapter(made_adapter(clip, seed=1), tmp_path / "first")
+    write_adapter(made_adapter(clip, seed=2), tmp_path / "other")
+    scans = scan_each([str(tmp_path / "first"), str(adapter_folder)], options)
+    next(scans)
+    (adapter_folder / WEIGHTS).write_bytes((tmp_path / "other" / WEIGHTS).read_bytes())
+    (second,) = scans
+    assert second.weights_sha256 == sha256(tmp_path / "other" / WEIGHTS)
+
+    def swapped(folder, names):
+        found = read_adapter(folder, names)
+        (adapter_folder / WEIGHTS).write_bytes((tmp_path / "first" / WEIGHTS).read_bytes())
+        return found
+
+    monkeypatch.setattr("hf_ci.scan.read_adapter", swapped)
+    (third,) = scan_each([str(adapter_folder)], replace(options, seed=1))
+    assert third.exit_code == 4 and "changed while they were read" in third.reasons[0]
+
+
+def test_without_room_for_the_result_nothing_is_lost(adapter_folder, options, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("hf_ci.recall.write_whole", full)
+    (result,) = scan_each([str(adapter_folder)], options)
+    assert result.cost is not None and not list(options.cache.rglob("results/*.json"))
+
+
+def test_an_internal_error_after_the_inversions_is_not_kept(options, tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_ci.scan.save_trigger", lambda *_, **__: 1 / 0)
+    settings = replace(options, detector="contrast", num_images=64, save_trigger=tmp_path)
+    (result,) = scan_each(["demo:badclip"], settings)
+    assert result.exit_code == 5 and result.cost is not None
+    assert not list(options.cache.rglob("results/*.json"))

@@ -15,7 +15,7 @@ from hf_ci.config import Organisation
 from hf_ci.dev.loopback import LoopbackHub
 from hf_ci.errors import UsageError
 from hf_ci.hub.base import EMBEDDED_FOLDER
-from hf_ci.listing import Listed, changed, list_targets
+from hf_ci.listing import Listed, changed_since, list_targets
 from hf_ci.prompts import write_adapter
 
 QUICK = {"num-images": 32, "precision": "fp32"}
@@ -40,9 +40,9 @@ def adapter(clip, tmp_path):
 
 @pytest.fixture
 def git(tmp_path):
-    def git(*command):
+    def git(*command, within=tmp_path):
         me = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
-        subprocess.run(["git", *me, *command], cwd=tmp_path, check=True, capture_output=True)
+        subprocess.run(["git", *me, *command], cwd=within, check=True, capture_output=True)
 
     git("init", "-q")
     return git
@@ -53,19 +53,19 @@ def test_all_are_scanned_past_failures_with_a_line_each_and_one_code(run, adapte
     shutil.copytree(adapter("models/b"), tmp_path / "models" / "broken")
     (tmp_path / "models" / "broken" / "adapter_model.safetensors").write_bytes(b"no tensors")
     (tmp_path / "models" / "notes").mkdir()
-    configure(tmp_path, adapters=["models/*", "models/a", "nowhere/*"])
+    configure(tmp_path, adapters=["models/*", "./models/a", "nowhere/*"])
     done = run("run", "--output", "json=report.json")
     lines = done.stdout.splitlines()
     assert [re.sub(r"\.{3,}", " ", line) for line in lines[:4]] == [
-        "models/a clean",
-        "models/b clean",
-        "models/broken inconclusive",
+        "./models/a clean",
+        "./models/b clean",
+        "./models/broken inconclusive",
         "nowhere/* inconclusive",
     ]
     assert {len(line) for line in lines[:4]} == {79}
     assert lines[-1] == "4 adapters: 2 clean, 2 inconclusive" and done.returncode == 4
     report = json.loads((tmp_path / "report.json").read_text())
-    broken = next(r for r in report["results"] if r["target"] == "models/broken")
+    broken = next(r for r in report["results"] if r["target"] == "./models/broken")
     accepted = {"fingerprint": broken["fingerprint"], "reason": "half an upload", "until": "2999-01-01"}
     configure(tmp_path, adapters=["models/*"], ignore=[accepted])
     done = run("run", "--output", "sarif=report.sarif")
@@ -83,23 +83,76 @@ def test_patterns_find_adapters_and_one_without_any_stays(adapter, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     adapter("x/deep/one")
     adapter("two")
-    found = list_targets(["two", "*", "x/**", "y*"])
-    assert [listed.target for listed in found] == ["two", "x/deep/one", "y*"]
+    found = list_targets(["./two", "*", "x/**", "y*"])
+    assert [listed.target for listed in found] == ["./two", "./x/deep/one", "y*"]
+
+
+def changed(*targets, ref="HEAD"):
+    return [found.target for found in changed_since([Listed(target) for target in targets], ref)]
 
 
 def test_changed_since_a_commit(adapter, git, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    old, touched = adapter("old"), adapter("touched")
+    old, touched = adapter("old"), adapter("deep/er/touched")
     git("add", "."), git("commit", "-qm", "first")
     (touched / "adapter_model.safetensors").write_bytes(b"other weights")
     (old / "README.md").write_text("a card is no weights")
     adapter("new")
-    assert [name for name in ("old", "touched", "new", "org/model") if changed(name, "HEAD")] == ["touched", "new"]
+    listed = ("old", "./deep/er/touched", "new", "org/model", "demo:clean")
+    assert changed(*listed) == ["./deep/er/touched", "new"]
     git("add", "."), git("commit", "-qm", "second")
-    assert [name for name in ("old", "touched", "new") if changed(name, "HEAD~1")] == ["touched", "new"]
-    assert not changed("touched", "HEAD")
-    with pytest.raises(UsageError, match="no-such-ref"):
-        changed("old", "no-such-ref")
+    assert changed(*listed, ref="HEAD~1") == ["./deep/er/touched", "new"]
+    assert changed(*listed) == []
+    monkeypatch.chdir(tmp_path / "deep")
+    assert changed("er/touched", "../new", ref="HEAD~1") == ["er/touched", "../new"]
+    for ref in ("no-such-ref", "--output=x"):
+        with pytest.raises(UsageError, match=ref):
+            changed("old", ref=ref)
+    assert not list(tmp_path.rglob("x"))
+
+
+def test_what_git_cannot_tell_of_counts_as_changed(adapter, git, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    adapter("plain"), adapter("elsewhere/target")
+    nested = adapter("nested/one")
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "its own"]):
+        git(*command, within=nested.parent)
+    (tmp_path / "link").symlink_to("elsewhere")
+    within = adapter("within")
+    (within / "adapter_model.safetensors").unlink()
+    (within / "adapter_model.safetensors").symlink_to("../plain/adapter_model.safetensors")
+    git("add", "."), git("commit", "-qm", "first")
+    listed = ["plain", "./link/target", "within", "./nested/one", "/tmp", "gone", "./gone", "models/*"]
+    assert changed(*listed) == ["./link/target", "within", "./nested/one", "/tmp", "gone", "./gone", "models/*"]
+
+
+def test_what_has_changed_is_scanned_listed_or_not(adapter, git, run, tmp_path):
+    adapter("old")
+    configure(tmp_path, adapters=["old"])
+    git("add", "."), git("commit", "-qm", "first")
+    adapter("hidden/new")
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / "adapter_config.json").write_text('{"peft_type": "LORA", "task_type": "CAUSAL_LM"}')
+    done = run("run", "--changed-since", "HEAD", "--format", "json")
+    report = json.loads(done.stdout)
+    assert [r["target"] for r in report["results"]] == ["./hidden/new"] and done.returncode == 0
+    assert "./hidden/new has changed and is in no entry of adapters" in report["notes"]
+    assert any(note.startswith("./lora was left out") for note in report["notes"])
+
+
+def test_a_bare_repository_in_an_adapters_folder_runs_nothing(adapter, git, run, tmp_path):
+    """git takes a folder with HEAD, objects and refs for a repository, and runs what its config names as fsmonitor."""
+    adapter("old"), configure(tmp_path, adapters=["./trap"])
+    git("add", "."), git("commit", "-qm", "first")
+    trap = adapter("trap")
+    subprocess.run(["git", "init", "-q", "--bare", "."], cwd=trap, check=True)
+    config = "[core]\n\trepositoryformatversion = 0\n\tbare = false\n\tworktree = .\n"
+    (trap / "config").write_text(f'{config}\tfsmonitor = "touch {tmp_path}/pwned; false"\n')
+    subprocess.run(["git", "status"], cwd=trap, capture_output=True)
+    assert (tmp_path / "pwned").exists()  # the trap works
+    (tmp_path / "pwned").unlink()
+    done = run("run", "--changed-since", "HEAD")
+    assert "./trap" in done.stdout and done.returncode == 0 and not (tmp_path / "pwned").exists()
 
 
 def test_changed_since_leaves_out_and_says_so(run, adapter, git, tmp_path):
@@ -144,7 +197,8 @@ def test_a_night_over_two_hundred_adapters(run, clip, tmp_path):
         weights = [path for _, path in hub.requests if path.startswith("/bases/") and "model.safetensors" in path]
     report = json.loads(done.stdout)
     verdicts = [result["verdict"] for result in report["results"]]
-    assert len(verdicts) == 200 and done.returncode in (1, 4)
+    assert len(verdicts) == 200
+    assert done.returncode == (1 if "backdoored" in verdicts else 4)  # what is drawn at random may stand out
     assert [i for i, v in enumerate(reversed(verdicts)) if v == "inconclusive"] == [7, 47, 87, 127, 167]
     (note,) = report["notes"]
     assert note.startswith("user/lora was left out") and "LORA" in note
@@ -164,6 +218,25 @@ def test_an_organisations_adapters_in_subfolders(monkeypatch, run, tmp_path):
     assert done.returncode == 3
 
 
-def test_listed_is_what_it_says():
-    assert list_targets(["a/b", "a/b"]) == [Listed("a/b")]
-    assert Organisation(org="x").match == "*"
+def test_an_organisation_that_yields_nothing_or_cannot_be_asked_is_no_clean_run(run, adapter, tmp_path):
+    adapter("good")
+    with LoopbackHub() as hub:
+        hub.add_repo("user/none", {"README.md": b"#"})
+        configure(tmp_path, adapters=[{"org": "user"}, {"org": "nobody"}, "./good"])
+        done = run("run", "--format", "json", env=hub.env(tmp_path / "home"))
+        found = json.loads(done.stdout)["results"]
+        assert [(r["target"], r["exit_code"]) for r in found] == [("org: user", 3), ("org: nobody", 3), ("./good", 0)]
+        assert done.returncode == 4
+        hub.add_repo("user/a", {"odd@name/adapter_config.json": b"{}"})
+        done = run("run", "--format", "json", env=hub.env(tmp_path / "home"))
+        odd = json.loads(done.stdout)["results"][0]
+        assert odd["target"] == "user/a:odd@name" and odd["exit_code"] == 3
+    done = run("run", "--format", "json", env=hub.env(tmp_path / "home"))  # the Hub is gone
+    found = json.loads(done.stdout)["results"]
+    assert [r["verdict"] for r in found] == ["inconclusive", "inconclusive", "clean"] and done.returncode == 4
+
+
+def test_a_target_is_listed_once_and_has_to_be_one_if_it_is_named(monkeypatch):
+    monkeypatch.setattr("hf_ci.listing.organisation", lambda entry: iter([Listed("a/b", optional=True)]))
+    for entries in ((Organisation(org="a"), "a/b"), ("a/b", Organisation(org="a")), ("a/b", "a/b")):
+        assert list_targets(entries) == [Listed("a/b")]

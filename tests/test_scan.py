@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import jsonschema
 import pytest
 import torch
 from making import ANIMALS, made_adapter
@@ -12,10 +13,12 @@ from safetensors.torch import load_file, save_file
 
 from hf_ci import ScanOptions
 from hf_ci import scan_targets as scan
+from hf_ci.detect import DETECTORS
 from hf_ci.errors import UsageError
 from hf_ci.hub.base import EMBEDDED, EMBEDDED_FOLDER
 from hf_ci.hub.target import sha256
 from hf_ci.prompts import reference_adapter, write_adapter
+from hf_ci.reports.json_ import schema
 from hf_ci.settings import default_cache, pick_precision
 
 QUICK = ScanOptions(num_images=32, precision="fp32", detector="clip-inspector")
@@ -44,6 +47,16 @@ def test_report_names_everything_that_was_used(adapter_folder):
         result.verdict in ("clean", "backdoored") and result.reasons and result.settings.inversion["epsilon"] == 4 / 255
     )
     assert result.detector.name == "clip-inspector" and result.timing.seconds > 0
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_every_detector_comes_to_a_verdict_and_a_valid_report(clip, tmp_path, detector):
+    write_adapter(made_adapter(clip, "coop", ANIMALS[:3]), tmp_path / "a")
+    report = scan([str(tmp_path / "a")], ScanOptions(num_images=32, detector=detector))
+    (result,) = report.results
+    assert result.exit_code in (0, 1, 4), result.reasons
+    assert result.detector.name == detector and result.cost.image_backward > 0
+    jsonschema.validate(json.loads(report.model_dump_json()), schema())
 
 
 def test_same_seed_same_report_and_another_seed_another_pool(adapter_folder):

@@ -11,13 +11,11 @@ from typing import Annotated, Literal, Optional
 
 import typer
 
-from hf_ci.console import complain, write_file, write_stdout
+from hf_ci.console import complain, printable, write_file, write_stdout
 from hf_ci.errors import HfCiError, UsageError
 
 TargetArgument = Annotated[str, typer.Argument(metavar="TARGET", help="As for scan.", show_default=False)]
-ReportOption = Annotated[
-    Optional[Path], typer.Option(metavar="FILE", help="A JSON report of TARGET. Default: the one beside it, or a scan.")
-]
+ReportOption = Annotated[Optional[Path], typer.Option(metavar="FILE", help="A JSON report of TARGET. Default: a scan.")]
 
 
 def card(
@@ -77,7 +75,7 @@ def check_all(targets: list[str]) -> None:
         try:
             fetched = fetch_target(parse_target(text))
             (result,) = check(fetched.read, fetched.files).results
-            write_stdout(f"{text}: the card is up to date ({result.verdict}, {result.timing.date})\n")
+            write_stdout(printable(f"{text}: the card is up to date ({result.verdict}, {result.timing.date})\n"))
         except HfCiError as error:
             complain(f"{text}: {error}")
             failed = failed or error.exit_code
@@ -128,34 +126,29 @@ def explain(
 
 
 def report_on(ctx: typer.Context, fetched, report: Path | None, kept: Path):
-    """The report of this target and these weights: from a file, from beside the adapter, or from a scan made now.
+    """The report of this target and these weights: from a file that the user names, or from a scan.
 
-    A scan takes its settings from environment and configuration, and keeps the trigger in `kept`.
+    What lies beside the adapter is not believed: whoever delivered it may have written it. A scan takes its settings
+    from environment and configuration, and keeps the trigger in `kept`.
     """
-    from hf_ci.cards.safety import REPORT, one_result, parse_report
+    from hf_ci.cards.safety import one_result, parse_report
     from hf_ci.errors import CardError
+    from hf_ci.recall import scan_each
+    from hf_ci.report import Report
     from hf_ci.run import scan_context, scan_options
-    from hf_ci.scan import scan_targets
 
     text = fetched.target.text
-    if report is None and (raw := fetched.read(REPORT)):
-        beside = parse_report(raw, REPORT)
-        if len(beside.results) == 1 and is_of(beside.results[0], fetched):
-            return beside
     if report is not None:
         try:
             found = one_result(parse_report(report.read_bytes(), str(report)), text)
         except OSError as error:
             raise UsageError(f"--report {report}: {error.strerror or error}") from error
     else:
-        found = scan_targets([text], replace(scan_options(scan_context(ctx).params), save_trigger=kept))
-    if not is_of(found.results[0], fetched):
+        options = replace(scan_options(scan_context(ctx).params), save_trigger=kept)
+        found = Report(results=tuple(scan_each([text], options)))
+    if {(file.path, file.sha256) for file in found.results[0].files} != set(fetched.files):
         raise CardError(f"the report is not about the adapter that {text} holds now", "scan it again")
     return found
-
-
-def is_of(result, fetched) -> bool:
-    return {(file.path, file.sha256) for file in result.files} == set(fetched.files)
 
 
 def write_back(report, fetched, to: str | None, dry_run: bool = False) -> str:

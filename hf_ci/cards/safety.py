@@ -120,7 +120,10 @@ def parse_report(raw: bytes, name: str) -> Report:
 
 
 def one_result(report: Report, target: str) -> Report:
-    """The report of `target` alone. Raises UsageError when it is not in there."""
+    """The report of `target` alone, without what is said inside a team (why a finding is accepted, notes on a run).
+
+    Raises UsageError when it is not in there.
+    """
     found = [result for result in report.results if result.target == target]
     if not found and len(report.results) == 1:
         found = list(report.results)
@@ -128,7 +131,8 @@ def one_result(report: Report, target: str) -> Report:
         raise UsageError(
             f"the report says nothing of {target}", f"it has {', '.join(r.target for r in report.results) or 'nothing'}"
         )
-    return report.model_copy(update={"results": (found[0],)})
+    alone = found[0].model_copy(update={"suppressed": None})
+    return report.model_copy(update={"results": (alone,), "notes": ()})
 
 
 def picture_of(result: ScanResult) -> bytes | None:

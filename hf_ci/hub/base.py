@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from hf_ci.errors import BaseModelError, NothingToScan
 from hf_ci.hub.client import download, resolve
+from hf_ci.hub.names import HUB, is_folder
 from hf_ci.hub.target import sha256
 
 EMBEDDED = "hf-ci-clip-64"  # no namespace: no repo on the Hub can carry this id
@@ -46,20 +46,22 @@ def named_base(model: str, revision: str | None, override: str | None = None) ->
     """Id and revision of an adapter's base model: what the adapter names, or `override` (a folder or id[@revision])."""
     if override is None:
         return model, revision
-    id, _, at = (override, "", "") if os.path.exists(override) else override.partition("@")
+    id, _, at = (override, "", "") if is_folder(override) else override.partition("@")
     return id, at or None
 
 
 def fetch_base(id: str, revision: str | None = None) -> BaseModel:
-    """Raises BaseModelError when there is no such model, HubError when the Hub cannot be asked."""
+    """Raises BaseModelError when there is no such model, HubError when the Hub cannot be asked, Inconclusive when `id`
+    is both a folder here and an id on the Hub."""
     if not id:
         raise BaseModelError("the adapter names no base model", "name it with --base")
-    if id == EMBEDDED or os.path.isdir(id):
+    if id == EMBEDDED or is_folder(id):
         folder = EMBEDDED_FOLDER if id == EMBEDDED else Path(id)
         weights = folder / "model.safetensors"
         if not weights.is_file():
             raise BaseModelError(f"base model {id!r}: no {weights.name} in {folder}", "only safetensors are read")
         return BaseModel(id, sha256(weights), folder)
+    id = id.removeprefix(HUB)
     try:
         snapshot = resolve(id, revision)
     except NothingToScan as error:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from hf_ci import __version__
@@ -72,24 +73,30 @@ def cached_paths(repo: str, sha: str) -> frozenset[str]:
 def download(repo: str, sha: str, paths: list[str]) -> Path:
     """The folder that holds `paths` of `repo` at commit `sha`, from the cache where they are there already."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-    silent = are_progress_bars_disabled()
-    disable_progress_bars()
-    try:
-        with in_our_words(repo, sha):
-            return Path(
-                snapshot_download(
-                    repo,
-                    revision=sha,
-                    allow_patterns=[re.sub(r"([\[*?])", r"[\1]", p) for p in paths],
-                    library_name="hf-ci",
-                    library_version=__version__,
-                )
+    with in_our_words(repo, sha):
+        return Path(
+            snapshot_download(
+                repo,
+                revision=sha,
+                allow_patterns=[re.sub(r"([\[*?])", r"[\1]", p) for p in paths],
+                tqdm_class=no_bar(),
+                library_name="hf-ci",
+                library_version=__version__,
             )
-    finally:
-        if not silent:
-            enable_progress_bars()
+        )
+
+
+@cache
+def no_bar() -> type:
+    """A progress bar that shows nothing; huggingface_hub's own switch is the whole process's, and we have threads."""
+    from huggingface_hub.utils import tqdm
+
+    class NoBar(tqdm):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs | {"disable": True})
+
+    return NoBar
 
 
 def read_file(repo: str, revision: str, path: str) -> bytes | None:

@@ -1,9 +1,11 @@
-"""Targets: `org/model[@revision][:subfolder]`, a local folder, or `demo:NAME` (an adapter that ships with hf-ci)."""
+"""Targets: `org/model[@revision][:subfolder]`, a local folder, or `demo:NAME` (an adapter that ships with hf-ci).
+
+A folder whose path looks like a repo's id is written `./org/model`, a repo that a folder hides `hf://org/model`.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from typing import Literal
 from hf_ci.errors import AdapterError, NothingToScan
 from hf_ci.files import FILES
 from hf_ci.hub.client import download, read_file, resolve
+from hf_ci.hub.names import HUB, here, is_folder
 
 DEMOS = Path(__file__).parents[1] / "assets" / "demo"
 REPO = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:(?P<subfolder>[^:@]+))?")
@@ -54,7 +57,7 @@ class Fetched:
 
 
 def parse_target(text: str) -> Target:
-    """A folder that exists wins over a repo of the same name. Raises NothingToScan when `text` can be neither."""
+    """Raises NothingToScan when `text` can be neither folder nor repo, Inconclusive when it can be both."""
     if text.startswith("demo:"):
         folder = DEMOS / text.removeprefix("demo:")
         if not folder.is_dir() or folder.parent != DEMOS:
@@ -62,9 +65,9 @@ def parse_target(text: str) -> Target:
                 f"no demo adapter {text!r}", "there are " + ", ".join(f"demo:{n}" for n in demo_names())
             )
         return Target(text, "demo", str(folder))
-    if os.path.isdir(text):
+    if is_folder(text):
         return Target(text, "folder", text)
-    match = REPO.fullmatch(text)
+    match = REPO.fullmatch(text.removeprefix(HUB))
     if not match or text.startswith((".", "/", "~")):
         raise NothingToScan(
             f"{text!r} is neither a folder nor of the form org/model[@revision][:subfolder]", "check the spelling"
@@ -79,7 +82,7 @@ def folders_of(texts: Sequence[str]) -> list[str]:
         path = Path(text)
         if path.is_file():
             folder = path.parent.parent if path.parent.name == ".hf-ci" else path.parent
-            text = folder.as_posix()
+            text = here(folder)
         if text not in found:
             found.append(text)
     return found
@@ -105,8 +108,11 @@ def fetch_target(target: Target) -> Fetched:
         absent = [name for name in wanted if not (folder / name.removeprefix(prefix)).is_file()]
         if absent:
             raise AdapterError(f"{', '.join(absent)} could not be fetched", "try again")
-    files = tuple((name, sha256(folder / name)) for name in sorted(FILES) if (folder / name).is_file())
-    return Fetched(target, folder, revision, files, security)
+    return Fetched(target, folder, revision, hashes(folder), security)
+
+
+def hashes(folder: Path) -> tuple[tuple[str, str], ...]:
+    return tuple((name, sha256(folder / name)) for name in sorted(FILES) if (folder / name).is_file())
 
 
 def fetch_text(text: str) -> Fetched:

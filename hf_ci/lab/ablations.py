@@ -59,7 +59,7 @@ def run_ablations(
     """Yields each new record after it was written to `out`; what is in the file already is not done again."""
     known = Zoo(zoo, data_root, device)
     done = {(record["model"]["id"], record["setting"]) for record in read_records(out)}
-    (chosen,) = [g for g in spec.groups if g.name == group]
+    (chosen,) = spec.chosen([group])
     where = pick_device(device)
     precision = pick_precision(spec.precision, where)
     with appending(out) as append:

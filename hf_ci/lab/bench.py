@@ -11,7 +11,7 @@ import os
 import threading
 import time
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from hf_ci.errors import UsageError
+from hf_ci.errors import EXIT_INTERNAL, UsageError
 from hf_ci.hub.base import EMBEDDED
 from hf_ci.lab.tune import Recipe
 from hf_ci.lab.zoo import ModelSpec, Zoo
@@ -46,6 +46,14 @@ class Group:
 class Spec:
     precision: str
     groups: tuple[Group, ...]
+
+    def chosen(self, names: Sequence[str]) -> tuple[Group, ...]:
+        """The groups of these names. Raises UsageError for one that is not there."""
+        unknown = set(names) - {group.name for group in self.groups}
+        if unknown:
+            known = ", ".join(group.name for group in self.groups)
+            raise UsageError(f"--group {', '.join(sorted(unknown))}: no such group", f"the specification has {known}")
+        return tuple(group for group in self.groups if group.name in names)
 
 
 @dataclass(frozen=True)
@@ -128,17 +136,14 @@ def run_bench(
     """Yields each new record after it was written to `out`."""
     from accelerate.utils import patch_environment
 
-    unknown = set(groups or ()) - {group.name for group in spec.groups}
-    if unknown:
-        raise UsageError(f"no group {', '.join(sorted(unknown))} in the specification")
     done = {(record["group"], record["model"]["id"], record["detector"]) for record in read_records(out)}
     options = ScanOptions(precision=spec.precision, device=device, cache=zoo / "scans")
     tasks = []
-    for group in spec.groups:
+    for group in spec.chosen(groups) if groups else spec.groups:
         pooled = replace(options, pool=pool_of(group, data_root), num_images=group.num_images)
         for model in sorted(group.models, key=lambda m: m.data):  # decoding a set's photos takes longer than a model
             missing = tuple(name for name in group.detectors if (group.name, model.id, name) not in done)
-            if missing and (not groups or group.name in groups):
+            if missing:
                 tasks.append(Task(group.name, model, missing, pooled))
     threads = max(1, (os.cpu_count() or 1) // num_processes)
     with ExitStack() as stack:
@@ -149,7 +154,8 @@ def run_bench(
         stack.callback(workers.shutdown, wait=False, cancel_futures=True)
         futures = [workers.submit(work, task, data_root, zoo) for task in tasks]
         for future in as_completed(futures):
-            yield from map(append, future.result())
+            for record in future.result():  # a defect of ours is no measurement: shown, not kept, done again next time
+                yield record if record["result"]["exit_code"] == EXIT_INTERNAL else append(record)
 
 
 def work(task: Task, data_root: Path, zoo: Path) -> list[dict]:

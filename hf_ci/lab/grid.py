@@ -26,7 +26,7 @@ def draw(spec: Spec, data_root: Path, out: Path, zoo: Path, group: str) -> int:
     Changes are amplified until the largest fills the range, grey being none. Returns the number of rows.
     """
     known = Zoo(zoo, data_root)
-    (chosen,) = [g for g in spec.groups if g.name == group]
+    (chosen,) = spec.chosen([group])
     models = [model for model in chosen.models if model.attack != CLEAN]
     pool, scans = pool_of(chosen, data_root), zoo / "scans"
     options = ScanOptions(pool=pool, num_images=chosen.num_images, precision=spec.precision, device="cpu", cache=scans)

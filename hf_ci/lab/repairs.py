@@ -36,9 +36,7 @@ def run_repairs(
     done = {(record["model"]["id"], record["mode"]) for record in read_records(out)}
     runs: dict[str, Run] = {}
     with appending(out) as append:
-        for group in spec.groups:
-            if group.name not in groups:
-                continue
+        for group in spec.chosen(groups):
             pool = pool_of(group, data_root)
             options = ScanOptions(
                 num_images=group.num_images, precision=spec.precision, device=device, cache=zoo / "scans", pool=pool

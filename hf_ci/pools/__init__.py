@@ -1,9 +1,9 @@
 """Pools of unlabelled out-of-distribution (OOD) images, through `datasets`.
 
 builtin                     procedural images, no download (see `procedural`)
-path/to/folder              a folder of images, searched through
+./path/to/folder            a folder of images, searched through
 path/to/*.parquet           parquet files with an image column
-user/dataset[@revision]     a data set on the Hub, streamed
+user/dataset[@revision]     a data set on the Hub, streamed (hf://user/dataset where a folder here has that path)
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import glob
 import hashlib
 import io
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import numpy as np
 import torch
 
 from hf_ci.errors import PoolError, first_line
+from hf_ci.hub.names import HUB, is_folder
 
 BUILTIN = "builtin"
 SMALLEST = 32  # fewer images than one batch say nothing about an adapter
@@ -106,17 +106,19 @@ def _encoded(spec: str, seed: int) -> Iterator[dict]:
     from datasets import Image, disable_progress_bars, load_dataset
 
     disable_progress_bars()
-    if os.path.isdir(spec):
+    if is_folder(spec):
         yield from _folder(Path(spec), seed)
         return
     files = sorted(glob.glob(spec))
-    if not files and (spec.endswith(".parquet") or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", spec)):
+    if not files and (
+        spec.endswith(".parquet") or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", spec.removeprefix(HUB))
+    ):
         raise PoolError(f"no pool at {spec!r}", "give a folder, parquet files, a data set's Hub id, or 'builtin'")
     try:
         if files:
             table = load_dataset("parquet", data_files=files, split="train").shuffle(seed=seed)
         else:
-            repo, _, revision = spec.partition("@")
+            repo, _, revision = spec.removeprefix(HUB).partition("@")
             table = load_dataset(repo, revision=revision or None, split="train", streaming=True)
             table = table.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
         features = table.features or {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from hf_ci.files import WEIGHTS
+from hf_ci.hub.names import HUB
 from hf_ci.report import RULES, Report, ScanResult
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
@@ -37,7 +38,7 @@ def finding(result: ScanResult) -> dict:
         "ruleId": RULES[result.verdict],
         "ruleIndex": list(MEANING).index(result.verdict),
         "level": MEANING[result.verdict][1],
-        "message": {"text": f"{result.target}: {'; '.join(result.reasons)}"},
+        "message": {"text": f"{result.pinned()}: {'; '.join(result.reasons)}"},
         "locations": [{"physicalLocation": {"artifactLocation": {"uri": location(result)}}}],
         "partialFingerprints": {"hfCi/v1": result.fingerprint},
         "suppressions": [accepted] if result.suppressed else [],
@@ -45,11 +46,14 @@ def finding(result: ScanResult) -> dict:
 
 
 def location(result: ScanResult) -> str:
-    """The weights: a path for a folder, hf://org/model@commit/... for a repo."""
+    """The weights' path: in this checkout for a folder, below the repo's id for one on the Hub.
+
+    Code scanning takes paths alone, no other kind of URI; the message names the commit.
+    """
     from urllib.parse import quote
 
     if result.revision is None:
         return quote(f"{result.target.rstrip('/').removeprefix('./')}/{WEIGHTS}".replace(":", "/"), safe="/")
-    repo, _, subfolder = result.target.partition(":")
-    parts = [f"{repo.partition('@')[0]}@{result.revision}", subfolder.strip("/"), WEIGHTS]
-    return "hf://" + quote("/".join(part for part in parts if part), safe="/@")
+    repo, _, subfolder = result.target.removeprefix(HUB).partition(":")
+    parts = [repo.partition("@")[0], subfolder.strip("/"), WEIGHTS]
+    return quote("/".join(part for part in parts if part), safe="/")

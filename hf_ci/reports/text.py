@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections import Counter
 
+from hf_ci.console import printable
 from hf_ci.report import ClassScore, Report, ScanResult
 
 WIDTH = 79
@@ -14,10 +15,6 @@ MOST_CLASSES = 8
 def render(report: Report) -> str:
     text = "\n".join(block(result) for result in report.results) + notes(report)
     return printable(text)
-
-
-def printable(text: str) -> str:
-    return "".join(c if c == "\n" or c.isprintable() else "?" for c in text)  # no escape codes from a target's names
 
 
 def block(result: ScanResult) -> str:
@@ -55,7 +52,11 @@ def block(result: ScanResult) -> str:
 
 
 def notes(report: Report) -> str:
-    return "".join(f"Note: {note}\n" for note in report.notes)
+    return "".join(f"Note: {one_line(note)}\n" for note in report.notes)
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def summary(report: Report) -> str:
@@ -71,7 +72,8 @@ def headline(result: ScanResult) -> str:
 
 
 def dotted(name: str, outcome: str) -> str:
-    return printable(name) + "." * max(3, WIDTH - len(name) - len(outcome)) + outcome
+    name = printable(one_line(name))
+    return name + "." * max(3, WIDTH - len(name) - len(outcome)) + outcome
 
 
 def paragraph(text: str) -> str:
@@ -87,12 +89,12 @@ def suspicious(classes: tuple[ClassScore, ...]) -> list[ClassScore]:
 
 
 def table(classes: list[ClassScore]) -> list[str]:
-    width = max(5, *(len(c.name) for c in classes))
+    width = max(5, *(len(one_line(c.name)) for c in classes))
     compared = all(c.reference_asr is not None for c in classes)
     heading = f"  {'class':<{width}}  {'score':>6}  {'ASR':>5}  {'loss':>7}"
     rows = [heading + ("  ASR, clean prompt" if compared else "")]
     rows += [
-        f"  {c.name:<{width}}  {c.score:6.2f}  {c.asr:5.0%}  {c.loss:7.2f}"
+        f"  {one_line(c.name):<{width}}  {c.score:6.2f}  {c.asr:5.0%}  {c.loss:7.2f}"
         + (f"  {c.reference_asr:17.0%}" if compared else "")
         + ("  <- flagged" if c.flagged else "")
         for c in classes

@@ -7,8 +7,9 @@ from datasets import Dataset, Features, Image
 from making import made_adapter
 from PIL import Image as PILImage
 
+from hf_ci import ScanOptions, scan_targets
 from hf_ci.dev.loopback import OWNER_TOKEN, LoopbackHub
-from hf_ci.errors import NothingToScan
+from hf_ci.errors import Inconclusive, NothingToScan
 from hf_ci.hub.base import EMBEDDED_FOLDER
 from hf_ci.hub.target import parse_target
 from hf_ci.prompts import write_adapter
@@ -38,10 +39,23 @@ def test_what_is_no_target_is_nothing_to_scan(text):
         parse_target(text)
 
 
-def test_a_folder_wins_over_a_repo_of_the_same_name(tmp_path, monkeypatch):
+def test_a_folder_named_like_a_repo_is_neither_until_it_is_said_which(tmp_path, monkeypatch):
     (tmp_path / "org" / "model").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    assert parse_target("org/model").kind == "folder"
+    with pytest.raises(Inconclusive, match=r"'org/model' is a folder here.*write ./org/model"):
+        parse_target("org/model")
+    assert parse_target("./org/model").kind == "folder"
+    assert parse_target("hf://org/model").kind == "hub"
+    assert parse_target("org").kind == "folder"  # no repo has such a name
+
+
+def test_no_folder_stands_in_for_a_base_model_or_a_pool_of_the_hub(tmp_path, monkeypatch, adapter_folder):
+    """A pull request could otherwise bring a CLIP or photos along that hide its backdoor."""
+    (tmp_path / "org" / "some").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for taken in (dict(base="org/some"), dict(pool="org/some")):
+        (result,) = scan_targets(["./adapter"], ScanOptions(num_images=32, **taken)).results
+        assert result.exit_code == 4 and "'org/some' is a folder here" in result.reasons[0]
 
 
 @pytest.fixture(scope="module")

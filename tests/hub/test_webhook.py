@@ -27,12 +27,15 @@ def forged(folder) -> str:
     return Report(results=(clean,)).model_dump_json()
 
 
-def wait_for(runs, count):
+def wait_for(runs, *said):
+    """The finished Job that said all of this."""
     deadline = time.time() + 240
-    while len(runs) < count and time.time() < deadline:
+    while time.time() < deadline:
+        for job in list(runs):
+            if all(text in job.stdout + job.stderr for text in said):
+                return job
         time.sleep(0.2)
-    assert len(runs) >= count
-    return runs[count - 1]
+    raise AssertionError([job.stdout + job.stderr for job in runs])
 
 
 def test_a_poisoned_push_ends_in_a_pull_request_and_our_own_commits_in_nothing(run, tmp_path, monkeypatch):
@@ -43,7 +46,7 @@ def test_a_poisoned_push_ends_in_a_pull_request_and_our_own_commits_in_nothing(r
             if name != "HF_TOKEN":  # the Job's comes with the webhook
                 monkeypatch.setenv(name, value)
         hub.runs_jobs = True
-        made = run("webhook", "--watch", "user", env=env | QUICK)
+        made = run("webhook", "--watch", "user", "--requirement", "hf-ci", env=env | QUICK)
         assert made.returncode == 0 and "webhook1 starts job job1" in made.stdout, made.stderr
         assert "hf_owner" not in made.stdout + made.stderr + json.dumps(hub.jobs)
         api = HfApi(endpoint=hub.url, token="hf_owner")
@@ -56,7 +59,7 @@ def test_a_poisoned_push_ends_in_a_pull_request_and_our_own_commits_in_nothing(r
         subprocess.run(upload, env=os.environ | env, check=True, capture_output=True)
         tuned = hub.repo("user/adapter").find("main").sha
 
-        job = wait_for(hub.job_runs, 1)
+        job = wait_for(hub.job_runs, "backdoored", "refs/pr/2")
         assert job.returncode == 1 and "backdoored" in job.stdout and "refs/pr/1" in job.stderr, job.stderr
         first, second = (hub.repo("user/adapter").find(f"refs/pr/{n}") for n in (1, 2))
         assert first.parents == second.parents == (tuned,)
@@ -64,12 +67,11 @@ def test_a_poisoned_push_ends_in_a_pull_request_and_our_own_commits_in_nothing(r
         assert "user/adapter@" in job.stdout and ":second" in job.stdout and "clean" in job.stdout
         assert any("backdoored" in discussion.title for discussion in api.get_repo_discussions("user/adapter"))
 
-        for run_of in (2, 3):  # the pull requests are pushes, too
-            own = wait_for(hub.job_runs, run_of)
-            assert own.returncode == 0 and "has not moved" in own.stderr
+        own = wait_for(hub.job_runs, "has not moved")  # the pull requests are pushes, too
+        assert own.returncode == 0
         api.merge_pull_request("user/adapter", 1)  # main moves, by our files alone
-        merged = wait_for(hub.job_runs, 4)
-        assert merged.returncode == 0 and "changed no adapter" in merged.stderr
+        merged = wait_for(hub.job_runs, "changed no adapter")
+        assert merged.returncode == 0 and len(hub.job_runs) == 4
         assert len(list(api.get_repo_discussions("user/adapter"))) == 2
 
 
@@ -105,4 +107,13 @@ def test_without_a_payload_there_is_nothing_to_do(run):
     done = run("webhook")
     assert done.returncode == 0 and "no webhook started this" in done.stderr
     done = run("webhook", "--watch", "x")
+    assert done.returncode == 2 and "--watch needs --requirement" in done.stderr
+    done = run("webhook", "--watch", "x", "--requirement", "hf-ci")
     assert done.returncode == 2 and "no token" in done.stderr
+
+
+def test_a_place_on_this_machine_is_not_sent_along(run, tmp_path):
+    (tmp_path / "photos").mkdir()
+    here = {"HF_TOKEN": "hf_x", "HF_CI_POOL": "photos", "HF_CI_CLASSES": "names.txt"}
+    done = run("webhook", "--watch", "x", "--requirement", "hf-ci", env=here)
+    assert done.returncode == 2 and "HF_CI_CLASSES, HF_CI_POOL" in done.stderr

@@ -48,7 +48,8 @@ def test_sarif_has_a_result_for_whatever_is_not_clean():
         assert rules[found["ruleIndex"]] == found["ruleId"] and found["message"]["text"]
     assert (bad["level"], unknown["level"]) == ("error", "warning")
     uris = [r["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] for r in run["results"]]
-    assert uris == [f"hf://org/model@{'c' * 40}/sub/adapter_model.safetensors", "my%20model/adapter_model.safetensors"]
+    assert uris == ["org/model/sub/adapter_model.safetensors", "my%20model/adapter_model.safetensors"]
+    assert bad["message"]["text"].startswith(f"org/model@{'c' * 40}:sub: ")
     assert rules == list(RULES.values())
 
 
