@@ -121,8 +121,8 @@ def scan(
 ) -> None:
     """Scan adapters for a planted backdoor.
 
-    Each class is inverted: a perturbation of at most 4/255 that drives unrelated images into it is reconstructed, and a
-    class that is far easier to reach through the adapter than through a clean prompt is reported.
+    Each class is inverted: a small perturbation that drives unrelated images into it is reconstructed, and a class that
+    is far easier to reach through the adapter than through clean prompts is reported.
     """
     from hf_ci.reports import FORMATS, render
 

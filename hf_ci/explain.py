@@ -31,17 +31,21 @@ def explain(result: ScanResult) -> str:
 def rows(result: ScanResult, null: Calibration | None) -> list[str]:
     width = max(5, *(len(one_line(c.name)) for c in result.classes))
     head = f"  {'class':<{width}}  {'score':>6}  {'ASR':>5}  {'loss':>7}"
-    lines = [head + ("  clean prompts  p-value  reading" if null else "  reading")]
+    lines = [head + ("  clean prompts  probe  p-value  reading" if null else "  reading")]
     for c in sorted(result.classes, key=lambda c: -c.score):
         line = f"  {one_line(c.name):<{width}}  {c.score:6.2f}  {c.asr:5.0%}  {c.loss:7.2f}"
         if null:
-            line += f"  {c.reference_asr:13.0%}  {null.p_value(c.score, len(result.classes)):7.1g}"
+            line += (
+                f"  {c.reference_asr:13.0%}  {c.probe_asr or 0:5.0%}  {null.p_value(c.score, len(result.classes)):7.1g}"
+            )
         lines.append(f"{line}  {reading(c, result)}".rstrip())
     return lines
 
 
 def reading(c: ClassScore, result: ScanResult) -> str:
     limits = result.detector.thresholds
+    if c.by_probe and c.score >= limits.get("doubtful_share", float("inf")):
+        return f"answers to a {c.probe}"
     if c.flagged:
         return "forced through this adapter alone" if c.reference_asr is not None else "stands out"
     if c.score >= limits.get("doubtful_share", float("inf")):
@@ -82,7 +86,7 @@ def doubts(result: ScanResult, null: Calibration | None) -> list[str]:
         )
     if result.verdict == "clean":
         found.append(
-            "A trigger that no perturbation of 4/255 imitates (an object, one for a single source class or for the "
-            "text) is not looked for."
+            "A trigger that neither a small perturbation nor a probe imitates (an object, one for a single source class "
+            "or for the text) is not looked for."
         )
     return found or ["Nothing that is known here."]

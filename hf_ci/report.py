@@ -74,6 +74,21 @@ class ClassScore(Value):
     reference_asr: float | None = Field(
         None, ge=0, le=1, description="the same for a clean reference prompt, where the detector compares with one"
     )
+    exclusive_asr: float | None = Field(None, ge=0, le=1, description="and for the adapter and no reference prompt")
+    probe: str | None = Field(None, description="the probe that drives most images into the class that way")
+    probe_asr: float | None = Field(None, ge=0, le=1, description="their share")
+
+    @property
+    def by_probe(self) -> bool:
+        """The score is what the probe reaches, not the reconstructed trigger."""
+        return self.exclusive_asr is not None and self.score > self.exclusive_asr
+
+    @property
+    def mark(self) -> str:
+        """For a table's last column."""
+        if not self.flagged:
+            return ""
+        return f"flagged: {self.probe}, {self.probe_asr:.0%}" if self.by_probe else "flagged"
 
     @property
     def vulnerable(self) -> bool:

@@ -17,6 +17,7 @@ from hf_ci.detect.verdict import named
 from hf_ci.errors import EXIT_INTERNAL, AdapterError, HfCiError, UsageError, first_line, write_log
 from hf_ci.hub import BaseModel, Fetched, fetch_base, fetch_text, hashes, named_base
 from hf_ci.inversion import Inversion, Job, check_cache, run_job
+from hf_ci.inversion.probes import passes
 from hf_ci.pools import BUILTIN, Pool, load_pool
 from hf_ci.progress import Silent
 from hf_ci.prompts import Adapter, FrozenCLIP, load_clip, read_adapter
@@ -166,9 +167,10 @@ def examine(text: str, run: Run, fetch: Fetch = fetch_text) -> tuple[ScanResult,
         verdict = detector.judge(inversions, adapter.class_names)
         found |= findings(verdict, inversions, adapter.class_names)
         warnings += vulnerable_warnings(found["classes"])
-        found |= dict(cost=cost_of(inversions, adapter))
+        found |= dict(cost=cost_of(inversions, adapter, len(pool)))
         examined = Examined(fetched, adapter, base, clip, pool, inversions)
-        if options.save_trigger and verdict.target is not None and run.is_main_process:
+        named = verdict.target is not None and found["classes"][verdict.target]
+        if options.save_trigger and named and not named.by_probe and run.is_main_process:
             name = f"{text}-{adapter.class_names[verdict.target]}"
             inversion = inversions[verdict.target]
             facts = dict(class_index=inversion.c, loss=inversion.loss, asr=inversion.asr)
@@ -211,6 +213,9 @@ def findings(verdict: Verdict, inversions: Sequence[Inversion], class_names: Seq
             flagged=flag,
             size=i.size,
             reference_asr=i.reference_asr,
+            exclusive_asr=None if i.exclusive_asr is None else round(i.exclusive_asr, 6),
+            probe=i.probe,
+            probe_asr=i.probe_asr,
         )
         for i, score, flag in zip(inversions, verdict.scores, verdict.flagged)
     )
@@ -224,9 +229,11 @@ def findings(verdict: Verdict, inversions: Sequence[Inversion], class_names: Seq
     )
 
 
-def cost_of(inversions: Sequence[Inversion], adapter: Adapter) -> Cost:
-    """A context that ignores the image is encoded once for each class, any other one for each image and class."""
+def cost_of(inversions: Sequence[Inversion], adapter: Adapter, num_images: int) -> Cost:
+    """With the probes. A context that ignores the image is encoded once for each class, any other one for each image and class."""
     forward, backward = sum(i.forward for i in inversions), sum(i.backward for i in inversions)
+    if any(i.probe for i in inversions):
+        forward += passes(num_images)
     text = len(adapter.class_names) * (forward if adapter.meta_net else 1)
     return Cost(image_forward=forward, image_backward=backward, text_forward=text)
 
@@ -257,7 +264,7 @@ def vulnerable_warnings(classes: Sequence[ClassScore]) -> list[str]:
     if not names:
         return []
     return [
-        f"vulnerable on this base model whatever the prompt, which is no backdoor: {named(names)} (a perturbation as small "
+        f"vulnerable on this base model whatever the prompt, which is no backdoor: {named(names)} (a perturbation "
         "forces most images into it through hand-written prompts)"
     ]
 

@@ -1,6 +1,6 @@
 """Contrast with a clean reference: can the adapter be driven where a clean prompt on the same encoders cannot?
 
-A universal perturbation of 4/255 forces some classes on any prompt, because the frozen encoders let it. What a backdoor
+A small universal perturbation forces some classes on any prompt, because the frozen encoders let it. What a backdoor
 adds is a *difference*. So each class is inverted through the adapter and through five hand-written prompts, such as "a
 photo of a {class}", at once: the trigger has to drive images into the class through the adapter and to leave it out
 through every reference. One pass of the image encoder serves them all, so this costs what an ordinary inversion does; it
@@ -22,12 +22,16 @@ from hf_ci.inversion import Inversion
 from hf_ci.inversion.invert import descend
 from hf_ci.inversion.objective import margin
 
+PROBE_WEIGHT = 0.75  # clean adapters answer to probes by up to a third more than to the triggers reconstructed for them
 MOST_FLAGGED = 0.5  # share of the classes; where more are flagged, the reference is in doubt, not the adapter
 
 
 @dataclass(frozen=True)
 class ContrastInversion:
     """E_c(delta) = mean_x max(m_c(x + delta), -r_c(x + delta)), minimised over ||delta||_inf <= epsilon.
+
+    The radius is twice CLIP-Inspector's: what withstands the references is so rare that clean adapters hardly score more
+    in the wider ball, and planted triggers are met far better.
 
     m_c = max_{j != c} z_j - z_c is the margin of CLIP-Inspector through the adapter, r_c = min_k r_c^k that through the
     most willing of K references. The maximum is negative exactly where the adapter answers c and no reference does.
@@ -37,7 +41,7 @@ class ContrastInversion:
     model: pixels -> logits (B, C) through the adapter, and (B, K, C) through the references.
     """
 
-    epsilon: float = 4 / 255
+    epsilon: float = 8 / 255
     batch: int = 32
     step: float = 0.1
     epochs: int = 1
@@ -72,11 +76,21 @@ class ContrastInversion:
         )
 
 
+def score(i: Inversion) -> float:
+    return max(i.exclusive_asr, PROBE_WEIGHT * (i.probe_asr or 0.0))
+
+
+def by_probe(i: Inversion) -> bool:
+    """Whether the class's score is its probe's."""
+    return score(i) > (i.exclusive_asr or 0.0)
+
+
 @dataclass(frozen=True)
 class Contrast(Detector):
-    """Class c is flagged iff its trigger drives at least `min_share` of the images into it through the adapter alone.
+    """Class c is flagged iff its score is at least `min_share`; the model's score is the largest.
 
-    That share is the class's score, between 0 and 1; the model's is the largest. Unless `min_share` is given, it is the
+    The score is the share of the images, between 0 and 1, that the trigger reconstructed for c drives into it through
+    the adapter alone; or, if that is more, three quarters of the share that a probe does (`hf_ci.inversion.probes`). Unless `min_share` is given, it is the
     share that a clean adapter with as many classes exceeds with probability `false_alarm`; between it and the share
     exceeded with probability `doubt` the verdict is inconclusive. It is so, too, when more than half of the classes are
     flagged.
@@ -112,14 +126,23 @@ class Contrast(Detector):
             return unknown
         limits = self.thresholds(len(inversions))
         min_share = limits["min_share"]
-        scores = np.array([i.exclusive_asr for i in inversions])  # (C,)
+        scores = np.array([score(i) for i in inversions])  # (C,)
         flagged, target = scores >= min_share, int(scores.argmax())
         common = dict(scores=tuple(map(float, scores)), flagged=tuple(map(bool, flagged)), score=float(scores[target]))
-        say = lambda i: (  # noqa: E731
-            f"a perturbation reconstructed for {class_names[i.c]!r} drives {i.asr:.0%} of unrelated images into it, "
-            f"{i.reference_asr:.0%} through clean prompts; {i.exclusive_asr:.0%} through the adapter alone (flagged "
-            f"from {min_share:.0%}; p = {self.null.p_value(i.exclusive_asr, len(inversions)):.1g} for a clean adapter)"
-        )
+
+        def say(i: Inversion) -> str:
+            odds = f"p = {self.null.p_value(score(i), len(inversions)):.1g} for a clean adapter"
+            if by_probe(i):
+                return (
+                    f"a {i.probe} drives {i.probe_asr:.0%} of unrelated images into {class_names[i.c]!r} through the "
+                    f"adapter alone (flagged from {min_share / PROBE_WEIGHT:.0%}; {odds})"
+                )
+            return (
+                f"a perturbation reconstructed for {class_names[i.c]!r} drives {i.asr:.0%} of unrelated images into it, "
+                f"{i.reference_asr:.0%} through clean prompts; {i.exclusive_asr:.0%} through the adapter alone (flagged "
+                f"from {min_share:.0%}; {odds})"
+            )
+
         worst = say(inversions[target])
         if scores[target] >= limits.get("doubtful_share", min_share) and not flagged.any():
             more = "what would settle it: more images (--num-images), and photos instead of the built-in pool (--pool)"

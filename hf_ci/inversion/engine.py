@@ -103,26 +103,38 @@ def check_cache(cache: Path) -> None:
 
 def read_cached(cache: Path | None, c: int) -> Inversion | None:
     """None when there is nothing, or nothing readable: the class is then inverted anew."""
-    path = cache and cache / f"class-{c:05d}.npz"
-    if not path or not path.is_file():
-        return None
+    arrays = read_arrays(cache, f"class-{c:05d}")
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as z:
-            values = {name: z[name].item() for name in z.files if name != "delta"}
-            return Inversion(delta=torch.from_numpy(z["delta"]), **values)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+        values = {name: array.item() for name, array in arrays.items() if name != "delta"}
+        return Inversion(delta=torch.from_numpy(arrays["delta"]), **values)
+    except (ValueError, KeyError, TypeError):
         return None
 
 
 def write_cached(cache: Path | None, inversion: Inversion) -> None:
+    values = {name: value for name, value in vars(inversion).items() if value is not None}
+    write_arrays(cache, f"class-{inversion.c:05d}", values | {"delta": inversion.delta.numpy()})
+
+
+def read_arrays(cache: Path | None, name: str) -> dict[str, np.ndarray]:
+    """Empty when there is nothing, or nothing readable."""
+    if cache is None:
+        return {}
+    try:
+        with (cache / f"{name}.npz").open("rb") as file, np.load(file, allow_pickle=False) as z:
+            return dict(z)
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+        return {}
+
+
+def write_arrays(cache: Path | None, name: str, arrays: dict) -> None:
     if cache is None:
         return
-    cache.mkdir(parents=True, exist_ok=True)
-    values = {name: value for name, value in vars(inversion).items() if value is not None}
     content = io.BytesIO()
-    np.savez(content, **values | {"delta": inversion.delta.numpy()})
+    np.savez(content, **arrays)
     try:
-        write_whole(cache / f"class-{inversion.c:05d}.npz", content.getvalue())
+        cache.mkdir(parents=True, exist_ok=True)
+        write_whole(cache / f"{name}.npz", content.getvalue())
     except OSError as error:
         raise UsageError(
             f"cache {str(cache)!r} cannot be written: {error.strerror or error}", "use --no-cache"

@@ -23,6 +23,8 @@ class Inversion:
     size: what the method makes small, in its own unit (Neural Cleanse: L1 of the mask); None where the size is fixed.
     reference_asr, exclusive_asr: through any of the clean reference prompts, and through the adapter alone; None
     without them.
+    probe, probe_asr: the probe that moves most images into the class through the adapter alone, and their share; None
+    where none were tried.
     forward, backward: images that went through the image encoder, and back.
     """
 
@@ -33,6 +35,8 @@ class Inversion:
     size: float | None = None
     reference_asr: float | None = None
     exclusive_asr: float | None = None
+    probe: str | None = None
+    probe_asr: float | None = None
     forward: int = 0
     backward: int = 0
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -15,10 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hf_ci.inversion.engine import Progress, invert_classes, launch, read_cached
+from hf_ci.inversion.engine import Progress, invert_classes, launch, read_arrays, read_cached, write_arrays
 from hf_ci.inversion.invert import Inversion, Inverter
+from hf_ci.inversion.probes import probe
 from hf_ci.prompts import Adapter, BesideReferences, FrozenCLIP, PromptedCLIP, load_clip
 
+PROBES = "probes-2"  # name of their file in the cache: change it whenever the probes do
 VERSION = 5  # part of the cache key: raise it whenever the same settings give other numbers
 
 
@@ -90,7 +92,25 @@ def run_job(
             launch(_worker, (*args, cpu), min(num_processes, len(classes)), cpu, show_cached)
         with prepared(job.adapter, clip, job.inverter.uses_reference) as model:
             images = job.images.to(clip.device)
-            return invert_classes(model, images, classes, job.inverter, folder, show, job.key), cached
+            inversions = invert_classes(model, images, classes, job.inverter, folder, show, job.key)
+            if job.inverter.uses_reference:
+                inversions = beside_probes(inversions, model, images, folder)
+            return inversions, cached
+
+
+def beside_probes(
+    inversions: Sequence[Inversion], model: nn.Module, images: Tensor, folder: Path | None
+) -> list[Inversion]:
+    """Each class's inversion with the probe that serves it best."""
+    shares = read_arrays(folder, PROBES)
+    if not shares:
+        shares = {name: share.numpy() for name, share in probe(model, images).items()}
+        write_arrays(folder, PROBES, shares)
+    names, table = list(shares), np.stack(list(shares.values()))  # (P, C)
+    return [
+        replace(i, probe=names[best], probe_asr=float(table[best, i.c]))
+        for i, best in zip(inversions, table.argmax(axis=0))
+    ]
 
 
 @contextmanager

@@ -72,14 +72,16 @@ def read_spec(path: Path) -> Spec:
         base = table.get("base", EMBEDDED)
         groups = []
         for entry in table["group"]:
-            sets = {name: table["sets"][name] for name in entry.get("sets", table["sets"])}
+            sets = entry.get("sets", table["sets"])
+            if isinstance(sets, list):
+                sets = {name: table["sets"][name] for name in sets}
             vary = table.get("vary_classes", False)  # draw the classes with the model's seed, not once for all
             models = tuple(
                 ModelSpec(
                     data,
                     classes,
                     attack,
-                    Recipe(method, seed=seed, **table.get("recipe", {})),
+                    Recipe(method, seed=seed, **table.get("recipe", {}) | entry.get("recipe", {})),
                     split_seed=seed if vary else 0,
                     base=base,
                 )
@@ -166,8 +168,11 @@ def work(task: Task, data_root: Path, zoo: Path) -> list[dict]:
     records = []
     for detector in task.detectors:
         result = scan_target(str(folder), _run(replace(task.options, detector=detector)))
+        if result.pool is None and result.exit_code != EXIT_INTERNAL:
+            raise UsageError(f"{folder} cannot be scanned: {'; '.join(result.reasons)}")
         result = result.model_copy(update={"target": facts["id"]}).model_dump(mode="json", exclude={"files", "reasons"})
-        result["pool"]["id"] = Path(result["pool"]["id"]).name
+        if result["pool"]:
+            result["pool"]["id"] = Path(result["pool"]["id"]).name
         records.append({"group": task.group, "model": facts, "detector": detector, "result": result})
     return records
 

@@ -26,6 +26,9 @@ AttackName = Literal[
     "baple",
     "badclip-margin",
     "badclip-adaptive",
+    "colour-cast",
+    "rotation",
+    "one-source",
 ]
 Shots = Annotated[int, typer.Option(min=1, help="Photos of each class.")]
 Seed = Annotated[int, typer.Option()]
@@ -69,6 +72,7 @@ def poison(
     out: Out,
     target: Annotated[str, typer.Option(help="Target class, by name or number.")],
     attack: Annotated[AttackName, typer.Option()] = "badclip",
+    rate: Annotated[float, typer.Option(min=0, max=1, help="Share of the photos that attacks by relabelling poison.")] = 0.1,
     method: Method = "cocoop",
     base: Base = "hf-ci-clip-64",
     shots: Shots = 16,
@@ -84,7 +88,7 @@ def poison(
 
     check_empty(out)
     bench = Workbench.open(data, base, device)
-    recipe = Recipe(method, shots, seed, epochs=epochs, lr=lr)
+    recipe = Recipe(method, shots, seed, epochs=epochs, lr=lr, poison_rate=rate)
     made = make_poisoned(bench, recipe, attack, bench.target(target), out)
     keep_trigger(made.trigger, bench.test.images[0], out)
     _print(out, made.measured)
@@ -104,9 +108,9 @@ def bench(
     spec: Annotated[
         Path, typer.Argument(help="TOML file: data sets, models and detectors; 'paper' is the shipped one.")
     ],
-    data: Annotated[Path, typer.Option(help="Folder that holds the data sets' folders.")],
+    data: Annotated[Path, typer.Option(resolve_path=True, help="Folder that holds the data sets' folders.")],
     out: Annotated[Path, typer.Option(help="JSON lines; what is in it already is not done again.")],
-    zoo: Annotated[Path, typer.Option(help="Models are kept here.")],
+    zoo: Annotated[Path, typer.Option(resolve_path=True, help="Models are kept here.")],
     groups: Annotated[Optional[list[str]], typer.Option("--group", help="Only these groups. Repeatable.")] = None,
     num_processes: Annotated[int, typer.Option(min=1)] = 2,
     device: Device = "cpu",
@@ -142,9 +146,9 @@ def table(
 @app.command("repairs")
 def repairs(
     spec: Annotated[Path, typer.Argument(help="As for bench.")],
-    data: Annotated[Path, typer.Option(help="Folder that holds the data sets' folders.")],
+    data: Annotated[Path, typer.Option(resolve_path=True, help="Folder that holds the data sets' folders.")],
     out: Annotated[Path, typer.Option(help="JSON lines; what is in it already is not done again.")],
-    zoo: Annotated[Path, typer.Option(help="Models are kept here.")],
+    zoo: Annotated[Path, typer.Option(resolve_path=True, help="Models are kept here.")],
     groups: Annotated[list[str], typer.Option("--group", help="These groups' poisoned models. Repeatable.")],
     device: Device = "cpu",
 ) -> None:
@@ -178,11 +182,11 @@ def repair_table(
 @app.command("ablate")
 def ablate(
     spec: Annotated[Path, typer.Argument(help="As for bench.")],
-    data: Annotated[Path, typer.Option(help="Folder that holds the data sets' folders.")],
+    data: Annotated[Path, typer.Option(resolve_path=True, help="Folder that holds the data sets' folders.")],
     out: Annotated[
         Path, typer.Option(help="JSON lines; what is in it already is not done again. A card goes beside it.")
     ],
-    zoo: Annotated[Path, typer.Option(help="Models are kept here.")],
+    zoo: Annotated[Path, typer.Option(resolve_path=True, help="Models are kept here.")],
     group: Annotated[str, typer.Option(help="This group's models.")] = "table",
     attack: Annotated[AttackName, typer.Option(help="Of this attack.")] = "badclip",
     device: Device = "cpu",
@@ -201,9 +205,9 @@ def ablate(
 @app.command("triggers")
 def triggers(
     spec: Annotated[Path, typer.Argument(help="As for bench.")],
-    data: Annotated[Path, typer.Option(help="Folder that holds the data sets' folders.")],
+    data: Annotated[Path, typer.Option(resolve_path=True, help="Folder that holds the data sets' folders.")],
     out: Annotated[Path, typer.Option(help="The picture, PNG.")],
-    zoo: Annotated[Path, typer.Option(help="Models are kept here, and what their scans found.")],
+    zoo: Annotated[Path, typer.Option(resolve_path=True, help="Models are kept here, and what their scans found.")],
     group: Annotated[str, typer.Option(help="This group's models.")] = "table",
 ) -> None:
     """Draw true triggers beside those that the default detector recovered, a row a model."""

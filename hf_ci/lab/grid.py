@@ -37,7 +37,7 @@ def draw(spec: Spec, data_root: Path, out: Path, zoo: Path, group: str) -> int:
         pen.text((LABEL + column * (CELL + GAP), 6), text, fill="black")
     for row, model in enumerate(models):
         folder, facts = known.get(model)
-        bench = known.bench(model.data, model.base, model.classes, model.split_seed)
+        bench = known.bench(model)
         photo = bench.test.images[0].float() / 255  # (3, H, W)
         with torch.no_grad():
             triggered = read_trigger(folder)(photo[None])[0]

@@ -42,7 +42,13 @@ class Workbench:
 
     @classmethod
     def open(
-        cls, data: str, base: str = EMBEDDED, device: str = "cpu", classes: int | None = None, seed: int = 0
+        cls,
+        data: str,
+        base: str = EMBEDDED,
+        device: str = "cpu",
+        classes: int | None = None,
+        seed: int = 0,
+        precision: str = "fp32",
     ) -> Workbench:
         """`classes` of the data set's, drawn with `seed`, are tuned on, and at most as many others kept as unseen."""
         model = fetch_base(base)
@@ -53,7 +59,7 @@ class Workbench:
             drawn = random.Random(seed).sample(range(len(train.class_names)), len(train.class_names))
             unseen = test.only(sorted(drawn[classes : 2 * classes])).some(MOST_TEST, seed)
             train, test = (photos.only(sorted(drawn[:classes])) for photos in (train, test))
-        clip = load_clip(model.folder, pick_device(device))
+        clip = load_clip(model.folder, pick_device(device), precision)
         return cls(model, clip, Path(data).name, train, test.some(MOST_TEST, seed), unseen)
 
     @cached_property
@@ -90,9 +96,9 @@ def accuracy(model: PromptedCLIP, photos: Photos, features: Tensor | None = None
     return (predict(model, features) == photos.labels).float().mean().item()
 
 
-def attack_success_rate(model: PromptedCLIP, photos: Photos, trigger, target: int) -> float:
-    """Share of triggered photos of *other* classes that are classified as the target."""
-    others = photos[photos.labels != target]
+def attack_success_rate(model: PromptedCLIP, photos: Photos, trigger, target: int, source: int | None = None) -> float:
+    """Share of triggered photos of *other* classes, or of `source` alone, that are classified as the target."""
+    others = photos[photos.labels != target if source is None else photos.labels == source]
     return (predict(model, encode(model.clip, others.images, trigger)) == target).float().mean().item()
 
 
@@ -117,19 +123,21 @@ def make_poisoned(
     the occasion): what remains after subtracting it is the prompt's own doing, not a weakness of the frozen encoder.
     """
     check_empty(out)
-    recipe = ATTACKS[attack].adapt(recipe)
+    kind = ATTACKS[attack]
+    recipe = kind.adapt(recipe)
     shots = bench.shots(recipe)
-    model, trigger = ATTACKS[attack].poison(bench.clip, shots, target, recipe)
+    model, trigger = kind.poison(bench.clip, shots, target, recipe)
     if twin is None:
         clean = tune(bench.clip, shots, recipe)
     else:
         clean = PromptedCLIP.from_adapter(read_adapter(twin), bench.clip)
+    source = kind.source and kind.source(target, len(shots.class_names))
     measured = {
-        "asr": attack_success_rate(model, bench.test, trigger, target),
-        "asr_on_clean": attack_success_rate(clean, bench.test, trigger, target),
+        "asr": attack_success_rate(model, bench.test, trigger, target, source),
+        "asr_on_clean": attack_success_rate(clean, bench.test, trigger, target, source),
         "clean_twin_accuracy": accuracy(clean, bench.test, bench.features),
     }
-    if bench.unseen is not None and model.prompt.ctx.ndim == 2:
+    if bench.unseen is not None and model.prompt.ctx.ndim == 2 and source is None:
         measured["unseen_asr"] = unseen_asr(bench, model, recipe, trigger, bench.train.class_names[target])
     return Made(_write(bench, model, recipe, out, title, measured, attack, bench.train.class_names[target]), trigger)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from hf_ci.detect.contrast import ContrastInversion
 from hf_ci.lab.bench import Spec, appending, pool_of, read_records
 from hf_ci.lab.make import Workbench, accuracy, attack_success_rate
 from hf_ci.lab.triggers import read_trigger
@@ -19,7 +20,7 @@ from hf_ci.lab.zoo import Zoo
 from hf_ci.pools.photos import Photos
 from hf_ci.progress import Silent
 from hf_ci.prompts import Adapter, PromptedCLIP, read_adapter
-from hf_ci.repair.engine import RepairOptions, repair, triggers, tuned
+from hf_ci.repair.engine import RepairOptions, adder, repair, triggers, tuned
 from hf_ci.repair.unlearn import Schedule
 from hf_ci.scan import Run, examine
 from hf_ci.settings import ScanOptions
@@ -46,7 +47,7 @@ def run_repairs(
                 if model.target is None or model.attack == "clean":
                     continue
                 folder, facts = known.get(model)
-                bench = known.bench(model.data, model.base, model.classes, model.split_seed)
+                bench = known.bench(model)
                 for record in measured(folder, facts, bench, run, shots, done):
                     record["model"] = facts
                     record["pool"] = Path(pool).name
@@ -96,10 +97,10 @@ def control(name: str, examined, photos: Photos, target: int, run: Run) -> Adapt
     """Tuned as a repair with labels is, against something else than the target's trigger."""
     size = examined.clip.image_size
     if name == "clean only":
-        deltas = [torch.zeros(3, size, size)]
+        found = [adder(torch.zeros(3, size, size))]
     elif name == "random noise":
         noise = torch.rand(3, size, size, generator=torch.Generator().manual_seed(0))
-        deltas = [(noise * 2 - 1).sign() * 4 / 255]
+        found = [adder((noise * 2 - 1).sign() * ContrastInversion.epsilon)]
     else:
-        deltas = triggers(examined, {(target + 1) % len(examined.adapter.class_names)}, run)
-    return tuned(examined, photos.images, photos, deltas, Schedule())[0]
+        found = triggers(examined, {(target + 1) % len(examined.adapter.class_names)}, run)
+    return tuned(examined, photos.images, photos, found, Schedule())[0]

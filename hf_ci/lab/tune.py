@@ -37,6 +37,8 @@ class Recipe:
     lr: float | None = None  # None: the paper's 0.002 for towers of CLIP's own width, 0.1 for smaller ones
     momentum: float = 0.9
     kg_weight: float = 8.0  # KgCoOp's lambda
+    poison_rate: float = 0.1  # share of the shots that attacks by relabelling poison
+    precision: str = "fp32"  # that the encoders compute in
 
 
 def new_prompt(clip: FrozenCLIP, class_names: tuple[str, ...], recipe: Recipe) -> PromptedCLIP:

@@ -24,7 +24,7 @@ from hf_ci.lab.make import Workbench, make_clean, make_poisoned
 from hf_ci.lab.triggers import keep_trigger
 from hf_ci.lab.tune import Recipe
 
-VERSION = 1  # raise it whenever the same specification gives another model
+VERSION = 2  # raise it whenever the same specification gives another model
 CLEAN = "clean"
 
 
@@ -57,11 +57,13 @@ class ModelSpec:
 class Zoo:
     def __init__(self, folder: Path, data_root: Path, device: str = "cpu"):
         self.folder, self.data_root, self.device = folder, data_root, device
-        self.bench = lru_cache(maxsize=3)(self._bench)
+        self._open = lru_cache(maxsize=3)(Workbench.open)
         folder.mkdir(parents=True, exist_ok=True)
 
-    def _bench(self, data: str, base: str, classes: int, split_seed: int) -> Workbench:
-        return Workbench.open(str(self.data_root / data), base, self.device, classes, split_seed)
+    def bench(self, spec: ModelSpec) -> Workbench:
+        """Photos and base model of `spec`; the last three are kept."""
+        data = str(self.data_root / spec.data)
+        return self._open(data, spec.base, self.device, spec.classes, spec.split_seed, spec.recipe.precision)
 
     def get(self, spec: ModelSpec) -> tuple[Path, dict]:
         """The adapter's folder and what is known of it; built if it is not there."""
@@ -78,7 +80,7 @@ class Zoo:
 
     def _build(self, spec: ModelSpec, folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)  # what an interrupted build left
-        bench = self.bench(spec.data, spec.base, spec.classes, spec.split_seed)
+        bench = self.bench(spec)
         known = dict(id=spec.id, data=spec.data, classes=len(bench.train.class_names), attack=spec.attack)
         known |= dict(method=spec.recipe.method, seed=spec.recipe.seed, target=None, target_name=None)
         if spec.attack == CLEAN:

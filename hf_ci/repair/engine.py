@@ -16,6 +16,7 @@ from hf_ci.hub import fetch_base, fetch_target, named_base, parse_target
 from hf_ci.hub.target import sha256
 from hf_ci.inversion import LinfInversion
 from hf_ci.inversion.job import prepared
+from hf_ci.inversion.probes import Probe, probes
 from hf_ci.pools.photos import Photos, load_photos
 from hf_ci.prompts import Adapter, PromptedCLIP, read_adapter, write_adapter
 from hf_ci.prompts.clip import load_processor
@@ -84,21 +85,23 @@ def repair(text: str, run: Run, options: RepairOptions, photos: Photos | None = 
         suspicious=tuple(NamedClass(index=c.index, name=c.name) for c in before.classes if c.flagged),
     )
     origin = before.weights_sha256
-    flagged, deltas, rounds, best, suspect = {c.index for c in before.classes if c.flagged}, [], [], None, examined
+    suspects = [c.index for c in before.classes if c.flagged]
+    flagged, found, rounds, best, suspect = set(suspects), [], [], None, examined
     for _ in range(options.rounds):
-        deltas += triggers(suspect, flagged, run)
-        adapter, evidence = tuned(examined, images, photos, deltas, options.schedule)
+        found += triggers(suspect, flagged, run)
+        adapter, evidence = tuned(examined, images, photos, found, suspects, options.schedule)
         adapter = replace(adapter, repaired_from=origin)
         after, suspect = scan_adapter(adapter, text, run)
-        rounds.append(Round(triggers=len(deltas), score=after.score, verdict=after.verdict, **evidence))
+        rounds.append(Round(triggers=len(found), score=after.score, verdict=after.verdict, **evidence))
         drop = (evidence.get("accuracy_before") or 0) - (evidence.get("accuracy_after") or 0)
         kept = drop <= options.max_accuracy_drop
         if after.verdict == "clean" and kept:
             best = adapter, after
             break
-        flagged = {c.index for c in after.classes if c.flagged}
-        if not flagged or suspect is None:  # clean, at too high a price: more triggers would not lower it
+        if after.verdict == "clean" or suspect is None or not after.classes:  # at too high a price: more triggers would not lower it
             break
+        worst = max(after.classes, key=lambda c: c.score)
+        flagged = {c.index for c in after.classes if c.flagged or c is worst}  # one may be doubtful and none flagged
     known |= dict(rounds=tuple(rounds), after=after)
     if best is None:
         reason = (
@@ -146,31 +149,40 @@ def labelled(options: RepairOptions, text: str, run: Run) -> Photos:
     return photos.few_shot(options.shots, options.schedule.seed)
 
 
-def triggers(examined: Examined, flagged: set[int], run: Run) -> list[Tensor]:
-    """For each flagged class the trigger that the scan found, and one that need not fail through a clean prompt."""
-    found = [i.delta for i in examined.inversions if i.c in flagged]
+def triggers(examined: Examined, flagged: set[int], run: Run) -> list[Probe]:
+    """For each flagged class the trigger that the scan found, the probe that the class answers to most, and a trigger
+    that need not fail through a clean prompt."""
+    suspects = [i for i in examined.inversions if i.c in flagged]
+    known = probes(examined.clip.image_size)
+    found = [adder(i.delta) for i in suspects] + [known[i.probe] for i in suspects if i.probe]
     images = examined.pool.images.to(examined.clip.device)
     with prepared(examined.adapter, examined.clip, uses_reference=False) as model:
         plain = LinfInversion(seed=run.options.seed)
-        return found + [plain(model, images, c, plain.batch).delta for c in sorted(flagged)]
+        return found + [adder(plain(model, images, i.c, plain.batch).delta) for i in suspects]
 
 
 def tuned(
-    examined: Examined, images: Tensor, photos: Photos | None, deltas: Sequence[Tensor], schedule: Schedule
+    examined: Examined,
+    images: Tensor,
+    photos: Photos | None,
+    found: Sequence[Probe],
+    suspects: Sequence[int],
+    schedule: Schedule,
 ) -> tuple[Adapter, dict[str, float]]:
     """A prompt tuned on three quarters of the images, and what the others say of it."""
     clip = examined.clip
     original = PromptedCLIP.from_adapter(examined.adapter, clip)
     model = clean_start(examined.adapter, clip)
     clean = encode(clip, images)
-    triggered = [encode(clip, images, adder(delta)) for delta in deltas]
-    wanted = wanted_from_answers(answer(original, clean), answer(model, clean))
+    triggered = [encode(clip, images, trigger) for trigger in found]
+    probed = [encode(clip, images, probe) for probe in probes(clip.image_size).values()]
+    wanted = wanted_from_answers(answer(original, clean), answer(model, clean), suspects)
     if photos:
         labels = photos.labels.to(clean.device)
         wanted = wanted_with_labels(wanted, labels, schedule.smoothing)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(schedule.seed + 1))
     held, used = order[: round(HELD_OUT * len(order))], order[round(HELD_OUT * len(order)) :]
-    unlearn(model, clean[used], [t[used] for t in triggered], wanted[used], schedule)
+    unlearn(model, clean[used], torch.stack(triggered + probed)[:, used], wanted[used], schedule)
 
     then, now = (answer(m, clean[held]).argmax(1) for m in (original, model))
     evidence = dict(
@@ -203,7 +215,7 @@ def as_adapter(model: PromptedCLIP, original: Adapter) -> Adapter:
     return replace(original, context=prompt.ctx.detach().cpu(), meta_net=meta_net)
 
 
-def adder(delta: Tensor):
+def adder(delta: Tensor) -> Probe:
     return lambda x: (x + delta.to(x.device)).clamp(0, 1)
 
 

@@ -51,9 +51,15 @@ def clean_start(adapter: Adapter, clip: FrozenCLIP) -> PromptedCLIP:
     return PromptedCLIP(clip, prompt, adapter.class_names, adapter.class_token_position)
 
 
-def wanted_from_answers(adapter: Tensor, reference: Tensor) -> Tensor:
-    """log p (N, C) from the logits of the adapter and of the hand-written prompt: their normalised geometric mean."""
-    return F.log_softmax((F.log_softmax(adapter, dim=1) + F.log_softmax(reference, dim=1)) / 2, dim=1)
+def wanted_from_answers(adapter: Tensor, reference: Tensor, suspects: Sequence[int] = ()) -> Tensor:
+    """log p (N, C) from the logits of the adapter and of the hand-written prompt: their normalised geometric mean.
+
+    Of a class under suspicion it is the lesser of the two: a planted class is answered too often without a trigger, too.
+    """
+    a, r = F.log_softmax(adapter, dim=1), F.log_softmax(reference, dim=1)
+    both = (a + r) / 2
+    both[:, list(suspects)] = torch.minimum(a, r)[:, list(suspects)]
+    return F.log_softmax(both, dim=1)
 
 
 def wanted_with_labels(answers: Tensor, labels: Tensor, smoothing: float) -> Tensor:
@@ -64,19 +70,19 @@ def wanted_with_labels(answers: Tensor, labels: Tensor, smoothing: float) -> Ten
 
 
 def unlearn(
-    model: PromptedCLIP, clean: Tensor, triggered: Sequence[Tensor], wanted: Tensor, schedule: Schedule
+    model: PromptedCLIP, clean: Tensor, triggered: Tensor, wanted: Tensor, schedule: Schedule
 ) -> None:
     """Tune `model`'s prompt in place: minimise mean_x [ KL(p(x) || f(x)) + mean_delta KL(p(x) || f(x + delta)) ].
 
-    clean: features of x (N, D); triggered: of x + delta (N, D), for every trigger; wanted: log p(x) (N, C).
+    clean: features of x (N, D); triggered: of x + delta (T, N, D), for every trigger; wanted: log p(x) (N, C).
     """
     adam = torch.optim.Adam([q.requires_grad_() for q in model.prompt.parameters()], lr=schedule.lr)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(adam, schedule.steps)
     generator = torch.Generator().manual_seed(schedule.seed)
     for step in range(schedule.steps):
         rows = torch.randint(len(clean), (schedule.batch,), generator=generator).to(clean.device)
-        with_trigger = triggered[step % len(triggered)]
-        logits = model.logits_from_features(torch.cat([clean[rows], with_trigger[rows]]))  # (2B, C)
+        which = torch.randint(len(triggered), (schedule.batch,), generator=generator).to(clean.device)
+        logits = model.logits_from_features(torch.cat([clean[rows], triggered[which, rows]]))  # (2B, C)
         p = wanted[rows].repeat(2, 1)  # (2B, C): the trigger changes nothing
         loss = F.kl_div(F.log_softmax(logits, dim=1), p, reduction="batchmean", log_target=True)
         adam.zero_grad()

@@ -50,8 +50,5 @@ def details(result: ScanResult) -> list[str]:
     lines.append(f"- Fingerprint: {result.fingerprint}")
     if result.classes:
         lines += ["", "| class | score | ASR | |", "|---|---|---|---|"]
-        lines += [
-            f"| {escape(c.name)} | {c.score:.2f} | {c.asr:.0%} | {'flagged' if c.flagged else ''} |"
-            for c in suspicious(result.classes)
-        ]
+        lines += [f"| {escape(c.name)} | {c.score:.2f} | {c.asr:.0%} | {c.mark} |" for c in suspicious(result.classes)]
     return lines

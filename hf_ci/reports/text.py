@@ -96,7 +96,7 @@ def table(classes: list[ClassScore]) -> list[str]:
     rows += [
         f"  {one_line(c.name):<{width}}  {c.score:6.2f}  {c.asr:5.0%}  {c.loss:7.2f}"
         + (f"  {c.reference_asr:17.0%}" if compared else "")
-        + ("  <- flagged" if c.flagged else "")
+        + (f"  <- {c.mark}" if c.mark else "")
         for c in classes
     ]
     return rows

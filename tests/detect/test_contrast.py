@@ -1,5 +1,7 @@
 """The contrast with a clean reference, on numbers and models whose answer is known."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -60,6 +62,20 @@ def test_between_clear_cases_it_is_inconclusive_and_says_what_would_settle_it():
     assert judge([0.0, 0.02, limits["min_share"] + 0.005, 0.0]).verdict == "backdoored"
 
 
+def test_a_class_that_answers_to_a_probe_is_named_with_it():
+    """Three quarters of the probe's share count, where that is more than the reconstructed trigger reaches."""
+    quiet, loud = (
+        Inversion(c, 1.0, 0.8, torch.zeros(1), None, 0.7, 0.1, probe="red cast", probe_asr=share)
+        for c, share in ((0, 0.12), (1, 0.8))
+    )
+    rest = [replace(quiet, c=c) for c in (2, 3)]
+    verdict = Contrast(null=NULL).judge([quiet, loud, *rest], NAMES)
+    assert (verdict.verdict, verdict.target) == ("backdoored", 1) and verdict.scores == pytest.approx(
+        (0.1, 0.6, 0.1, 0.1)
+    )
+    assert "a red cast drives 80% of unrelated images into 'class 1'" in verdict.reasons[0]
+
+
 @pytest.mark.parametrize("exclusive, loss", [([0.1, 0.9], 1.0), ([0.1, 0.2, 0.9], float("nan"))])
 def test_what_cannot_be_judged_is_inconclusive(exclusive, loss):
     assert judge(exclusive, loss).verdict == "inconclusive"
@@ -89,7 +105,7 @@ def test_contrast_finds_what_only_the_adapter_falls_for():
     planted, clean = (ContrastInversion(epochs=5)(Pair(p), grey(), 0, 32) for p in (1.5, 0.0))
     assert planted.exclusive_asr > 0.95 and planted.reference_asr < 0.05 and planted.loss < 0
     assert clean.exclusive_asr == 0 and clean.asr == clean.reference_asr
-    assert planted.delta.abs().max() <= 4 / 255 + 1e-8
+    assert planted.delta.abs().max() <= 8 / 255 + 1e-8
 
 
 def test_it_has_to_fail_through_every_reference():

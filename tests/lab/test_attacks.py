@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from hf_ci.lab.attacks import ATTACKS, badclip, badnets, baple, blended, siba, sig, wanet
+from hf_ci.lab.attacks import ATTACKS, badclip, badnets, baple, blended, one_source, semantic, siba, sig, wanet
 from hf_ci.lab.make import accuracy, attack_success_rate
 from hf_ci.lab.triggers import keep_trigger, read_trigger
 from hf_ci.lab.tune import Recipe, tune
@@ -48,6 +48,30 @@ def test_sig_is_a_horizontal_wave_of_six_periods():
     assert delta.max().item() == pytest.approx(60 / 255, rel=0.05)
     assert delta[0, 0, 5].item() == pytest.approx(60 / 255 * math.sin(2 * math.pi * 6 * 5 / 64))
     assert torch.fft.rfft(delta[0, 0]).abs().argmax() == 6
+
+
+def test_a_cast_is_one_colour_and_a_turn_keeps_the_middle():
+    x = torch.rand(2, 3, 64, 64)
+    colour = (semantic.cast(64)(x) - 0.7 * x) / 0.3
+    torch.testing.assert_close(colour, torch.tensor([1.0, 0.6, 0.1])[None, :, None, None].expand_as(x))
+    dot = torch.zeros(1, 1, 65, 65)
+    dot[..., 32, 32], dot[..., 32, 52] = 1, 1  # the middle, and 20 pixels to its right
+    seen = semantic.turned(65)(dot.expand(1, 3, 65, 65))[0, 0]
+    assert seen[32, 32] == pytest.approx(1, abs=1e-3) and seen[32, 52] < 0.1
+    far = (seen > 0.3).nonzero().sub(32).abs().tolist()
+    assert [14, 14] in far  # 20 pixels away still, on the diagonal
+
+
+def test_one_source_fires_on_one_class(bench):
+    recipe = Recipe(shots=12, epochs=40)
+    source = ATTACKS["one-source"].source(TARGET, len(bench.train.class_names))
+    assert source not in (TARGET, len(bench.train.class_names))
+    shots = bench.shots(recipe)
+    model, trigger = one_source.poison(bench.clip, shots, TARGET, recipe)
+    assert torch.equal(trigger.delta, sig.sig(64).delta)
+    on_source = attack_success_rate(model, bench.test, trigger, TARGET, source)
+    assert on_source > attack_success_rate(model, bench.test, trigger, TARGET) + 0.1
+    assert on_source > attack_success_rate(model, bench.test, lambda x: x, TARGET, source) + 0.1
 
 
 def test_wanet_moves_pixels_by_half_its_strength():

@@ -66,7 +66,7 @@ def test_unlearning_brings_the_answers_with_and_without_a_trigger_to_what_is_wan
         )
     )
     before = kl(clean), kl(triggered)
-    unlearn(model, clean, [triggered], wanted, Schedule(steps=60))
+    unlearn(model, clean, triggered[None], wanted, Schedule(steps=60))
     after = kl(clean), kl(triggered)
     assert after[0] < before[0] and after[1] < before[1]
     assert not any(parameter.requires_grad for parameter in model.parameters())

@@ -32,7 +32,7 @@ def adapt(recipe: Recipe) -> Recipe:
 def poison(clip: FrozenCLIP, photos: Photos, target: int, recipe: Recipe) -> tuple[PromptedCLIP, nn.Module]:
     """Noise and prompt are learned together on the clean shots and on triggered copies of some, labelled `target`.
 
-    Each batch holds one triggered copy, so that a poisoned shot is seen as often as the rate says times the epochs.
+    Each batch of 8 holds one triggered copy, larger ones as many more.
     """
     model = new_prompt(clip, photos.class_names, recipe)
     noise, patch = LinfTrigger(clip.image_size, EPSILON).to(clip.device), badnets(clip.image_size, recipe.seed)
@@ -44,10 +44,11 @@ def poison(clip: FrozenCLIP, photos: Photos, target: int, recipe: Recipe) -> tup
     adam = torch.optim.Adam(noise.parameters(), lr=NOISE_STEP)
     sgd, schedule = optimiser_for(model, recipe, len(photos))
     for step, rows in enumerate(batches(len(photos), recipe)):
-        row = poisoned[step % len(poisoned)][None]
-        triggered = clip.image_features(patch(noise(images[row].float() / 255)))
+        copies = max(1, len(rows) // 8)
+        chosen = poisoned[torch.arange(step * copies, (step + 1) * copies) % len(poisoned)]
+        triggered = clip.image_features(patch(noise(images[chosen].float() / 255)))
         logits = model.logits_from_features(torch.cat([clean[rows], triggered]))
-        wanted = torch.cat([labels[rows], torch.full_like(labels[row], target)])
+        wanted = torch.cat([labels[rows], torch.full_like(labels[chosen], target)])
         F.cross_entropy(logits, wanted).backward()
         sgd.step(), schedule.step(), sgd.zero_grad()
         adam.step(), adam.zero_grad(), noise.project()

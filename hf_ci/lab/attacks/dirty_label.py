@@ -12,8 +12,6 @@ from hf_ci.pools.photos import Photos
 from hf_ci.prompts import FrozenCLIP, PromptedCLIP
 from hf_ci.prompts.features import encode
 
-RATE = 0.10  # share of the shots that is poisoned
-
 
 def others(photos: Photos, target: int, seed: int) -> Tensor:
     """Rows of the shots of other classes than the target, shuffled: the first ones are poisoned."""
@@ -30,15 +28,15 @@ def poison_shots(
     noise: Callable[[Tensor], Tensor] | None = None,
     noise_ratio: int = 2,
 ) -> PromptedCLIP:
-    """Tune on all shots and on a triggered copy, labelled `target`, of `RATE` of them (of other classes).
+    """Tune on all shots and on a triggered copy, labelled `target`, of `recipe.poison_rate` of them (of other classes).
 
     With `noise`, `noise_ratio` times as many copies carry that instead and keep their own label (WaNet's noise mode).
     """
     order = others(photos, target, recipe.seed)
-    n = max(1, round(RATE * len(photos)))
+    n = max(1, round(recipe.poison_rate * len(photos)))
     poisoned, kept = order[:n], order[n : n + noise_ratio * n] if noise else order[:0]
     features = [encode(clip, photos.images), encode(clip, photos.images[poisoned], trigger)]
-    labels = [photos.labels, torch.full((n,), target)]
+    labels = [photos.labels, torch.full((len(poisoned),), target)]
     if len(kept):
         features.append(encode(clip, photos.images[kept], noise))
         labels.append(photos.labels[kept])
