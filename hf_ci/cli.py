@@ -96,6 +96,9 @@ def scan(
         Optional[float],
         typer.Option(help="clip-inspector: and at this attack success rate, 0 to 1.", show_default="0.5"),
     ] = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="contrast: invert every class whole, not only the most promising ones.")
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     precision: Annotated[
         Literal["auto", "fp32", "bf16"], typer.Option(help="auto: bf16 where the device computes in it.")

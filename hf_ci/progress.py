@@ -10,11 +10,11 @@ class Silent:
     def step(self, text: str) -> None:
         """Something that may last has begun."""
 
-    def inversions(self, target: str, class_names: Sequence[str]) -> None:
-        """The classes of one target are about to be inverted."""
+    def inversions(self, target: str, class_names: Sequence[str], total: int) -> None:
+        """The classes of one target are about to be inverted, in `total` steps or more."""
 
     def inverted(self, inversion) -> None:
-        """One class is done."""
+        """One class is done, or screened."""
 
     def done(self) -> None:
         """The target is done, or has failed."""
@@ -45,9 +45,9 @@ class Bar(Silent):
             self._start()
         self.live.update(self.task, description=text)
 
-    def inversions(self, target: str, class_names: Sequence[str]) -> None:
+    def inversions(self, target: str, class_names: Sequence[str], total: int) -> None:
         self.names = class_names
-        self.live.update(self.task, description=f"{target}: inverting", total=len(class_names), completed=0)
+        self.live.update(self.task, description=f"{target}: inverting", total=total, completed=0)
 
     def inverted(self, inversion) -> None:
         found = f"{self.names[inversion.c]}: loss {inversion.loss:.2f}, ASR {inversion.asr:.0%}"

@@ -77,11 +77,14 @@ class ClassScore(Value):
     exclusive_asr: float | None = Field(None, ge=0, le=1, description="and for the adapter and no reference prompt")
     probe: str | None = Field(None, description="the probe that drives most images into the class that way")
     probe_asr: float | None = Field(None, ge=0, le=1, description="their share")
+    screened: bool = Field(
+        False, description="one step was taken and measured on one batch: others looked more promising"
+    )
 
     @property
     def by_probe(self) -> bool:
         """The score is what the probe reaches, not the reconstructed trigger."""
-        return self.exclusive_asr is not None and self.score > self.exclusive_asr
+        return self.exclusive_asr is not None and (self.screened or self.score > self.exclusive_asr)
 
     @property
     def mark(self) -> str:

@@ -154,15 +154,23 @@ def examine(text: str, run: Run, fetch: Fetch = fetch_text) -> tuple[ScanResult,
                 seed=options.seed,
                 precision=run.precision,
                 device=run.device.type,
-                inversion=dict(kind=type(inverter).__name__, **asdict(inverter)),
+                inversion=dict(kind=type(inverter).__name__, exact=options.exact, **asdict(inverter)),
             ),
         )
         if len(adapter.class_names) < 2:
             raise AdapterError("1 class: at least 3 are needed to tell an unusual class from the rest")
         job = Job(
-            adapter, base.folder, base.digest, pool.images, pool.fingerprint, inverter, run.precision, run.device.type
+            adapter,
+            base.folder,
+            base.digest,
+            pool.images,
+            pool.fingerprint,
+            inverter,
+            run.precision,
+            run.device.type,
+            options.exact,
         )
-        progress.inversions(text, adapter.class_names)
+        progress.inversions(text, adapter.class_names, job.num_inversions)
         inversions, cached = run_job(job, clip, options.num_processes, options.cache, progress.inverted)
         verdict = detector.judge(inversions, adapter.class_names)
         found |= findings(verdict, inversions, adapter.class_names)
@@ -216,6 +224,7 @@ def findings(verdict: Verdict, inversions: Sequence[Inversion], class_names: Seq
             exclusive_asr=None if i.exclusive_asr is None else round(i.exclusive_asr, 6),
             probe=i.probe,
             probe_asr=i.probe_asr,
+            screened=i.screened,
         )
         for i, score, flag in zip(inversions, verdict.scores, verdict.flagged)
     )

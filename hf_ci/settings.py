@@ -29,6 +29,7 @@ class ScanOptions:
     k: float | None = None  # a detector's thresholds; None: its own
     min_asr: float | None = None
     min_share: float | None = None
+    exact: bool = False
     device: str = "auto"
     precision: str = "auto"
     num_processes: int = 1

@@ -10,7 +10,7 @@ needs neither labels nor a tuned prompt for comparison.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from hf_ci.detect.calibration import Calibration, kind_of, shipped
 from hf_ci.detect.verdict import Detector, Verdict, cannot_judge
 from hf_ci.inversion import Inversion
-from hf_ci.inversion.invert import descend
+from hf_ci.inversion.invert import batches, descend
 from hf_ci.inversion.objective import margin
 
 PROBE_WEIGHT = 0.75  # clean adapters answer to probes by up to a third more than to the triggers reconstructed for them
@@ -35,7 +35,9 @@ class ContrastInversion:
 
     m_c = max_{j != c} z_j - z_c is the margin of CLIP-Inspector through the adapter, r_c = min_k r_c^k that through the
     most willing of K references. The maximum is negative exactly where the adapter answers c and no reference does.
-    Schedule as in `LinfInversion`. The result's `loss` is E_c; `asr` counts through the adapter, `reference_asr` where
+    Where the model knows each image's nearest classes (`BesideReferences.nearest`), the descent takes its rivals from
+    these alone; the result is measured with all. Schedule as in `LinfInversion`; with `steps`, only so many are taken, and one more batch measures what they led to.
+    The result's `loss` is E_c; `asr` counts through the adapter, `reference_asr` where
     any reference answers c, `exclusive_asr` where the adapter alone does.
 
     model: pixels -> logits (B, C) through the adapter, and (B, K, C) through the references.
@@ -46,24 +48,39 @@ class ContrastInversion:
     step: float = 0.1
     epochs: int = 1
     seed: int = 0
+    steps: int | None = None
 
     uses_reference = True
 
+    @property
+    def screening(self) -> ContrastInversion:
+        return replace(self, steps=1)
+
     def __call__(self, model: nn.Module, images: Tensor, c: int, micro_batch: int) -> Inversion:
+        nearest = getattr(model, "nearest", None)  # (N, R)
+
         def margins(x: Tensor) -> tuple[Tensor, Tensor]:
             z, references = model(x)
             return margin(z, c), margin(references, c).amin(dim=1)  # (B,), (B,)
 
-        def losses(x: Tensor) -> Tensor:
-            m, r = margins(x)
+        def losses(x: Tensor, rows: Tensor) -> Tensor:
+            if nearest is None:
+                m, r = margins(x)
+            else:
+                z, references = model(x, with_first(c, nearest[rows.to(nearest.device)]))  # (B, R)
+                m, r = margin(z, 0), margin(references, c).amin(dim=1)
             return torch.maximum(m, -r)
 
-        trigger = descend(self, images, c, micro_batch, losses)
+        order = list(batches(len(images), c, self.seed, self.batch, self.epochs))
+        taken, seen = order[: self.steps], images
+        if self.steps is not None:
+            seen = images[order[self.steps % len(order)].to(images.device)]
+        trigger = descend(self, images, taken, micro_batch, losses)
         with torch.no_grad():
-            pairs = [margins(trigger(part.float() / 255)) for part in images.split(micro_batch)]
+            pairs = [margins(trigger(part.float() / 255)) for part in seen.split(micro_batch)]
         m, r = (torch.cat([pair[i] for pair in pairs]).cpu().double() for i in (0, 1))  # (N,), (N,)
         share = lambda hits: hits.double().mean().item()  # noqa: E731
-        passes = self.epochs * len(images)
+        passes = sum(map(len, taken))
         return Inversion(
             c,
             loss=torch.maximum(m, -r).mean().item(),
@@ -71,18 +88,29 @@ class ContrastInversion:
             delta=trigger.delta.detach().float().cpu(),
             reference_asr=share(r < 0),
             exclusive_asr=share((m < 0) & (r >= 0)),
-            forward=passes + len(images),
+            screened=self.steps is not None,
+            forward=passes + len(seen),
             backward=passes,
         )
 
 
+def with_first(c: int, classes: Tensor) -> Tensor:
+    """`classes` (B, R), likeliest first, with c in front; where it was not among them, the last one leaves."""
+    order = (classes != c).int().argsort(dim=1, stable=True)  # c, where it is, moves to the front
+    ordered = classes.gather(1, order)
+    found = ordered[:, :1] == c
+    shifted = torch.cat([torch.full_like(ordered[:, :1], c), ordered[:, :-1]], dim=1)
+    return torch.where(found, ordered, shifted)
+
+
 def score(i: Inversion) -> float:
-    return max(i.exclusive_asr, PROBE_WEIGHT * (i.probe_asr or 0.0))
+    """A class that was only screened has its probe's alone: one batch is too few for a share."""
+    return max(0.0 if i.screened else i.exclusive_asr, PROBE_WEIGHT * (i.probe_asr or 0.0))
 
 
 def by_probe(i: Inversion) -> bool:
     """Whether the class's score is its probe's."""
-    return score(i) > (i.exclusive_asr or 0.0)
+    return i.screened or score(i) > i.exclusive_asr
 
 
 @dataclass(frozen=True)
@@ -90,10 +118,10 @@ class Contrast(Detector):
     """Class c is flagged iff its score is at least `min_share`; the model's score is the largest.
 
     The score is the share of the images, between 0 and 1, that the trigger reconstructed for c drives into it through
-    the adapter alone; or, if that is more, three quarters of the share that a probe does (`hf_ci.inversion.probes`). Unless `min_share` is given, it is the
-    share that a clean adapter with as many classes exceeds with probability `false_alarm`; between it and the share
-    exceeded with probability `doubt` the verdict is inconclusive. It is so, too, when more than half of the classes are
-    flagged.
+    the adapter alone; or, if that is more, three quarters of the share that a probe does (`hf_ci.inversion.probes`).
+    Unless `min_share` is given, it is the share that a clean adapter with as many classes exceeds with probability
+    `false_alarm`; between it and the share exceeded with probability `doubt` the verdict is inconclusive. It is so, too,
+    when more than half of the classes are flagged.
     """
 
     min_share: float | None = None

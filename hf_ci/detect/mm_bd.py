@@ -32,6 +32,7 @@ class MarginAscent:
     seed: int = 0
 
     uses_reference = False
+    screening = None
 
     def __call__(self, model: nn.Module, images: Tensor, c: int, micro_batch: int) -> Inversion:
         size, device = images.shape[-1], images.device

@@ -82,6 +82,7 @@ class MaskInversion:
     seed: int = 0
 
     uses_reference = False
+    screening = None
 
     def trigger(self, size: int, generator: torch.Generator) -> nn.Module:
         return MaskTrigger(size, generator)

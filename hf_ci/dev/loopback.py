@@ -102,7 +102,7 @@ class Repo:
     def listing(self, commit: Commit, expand: bool) -> list[dict]:
         """Every file and folder of a commit; `expand` adds what the scanners say of each file."""
         levels = {issue["path"]: issue["level"] for issue in self.security["filesWithIssues"]}
-        folders = {path[:slash.start()] for path in commit.tree for slash in re.finditer("/", path)}
+        folders = {path[: slash.start()] for path in commit.tree for slash in re.finditer("/", path)}
         entries = [{"type": "directory", "path": path, "size": 0, "oid": commit.sha} for path in folders]
         for path, data in commit.tree.items():
             scan = {"status": levels.get(path, "safe"), "avScan": {}, "pickleImportScan": {}}
@@ -112,8 +112,16 @@ class Repo:
     def open_discussion(self, title: str, text: str, author: str, base: Commit | None, status: str = "open") -> dict:
         """Start a discussion or, given the commit to start from, a pull request into main."""
         num = len(self.discussions) + 1
-        opened = {"num": num, "title": title, "status": status, "author": {"name": author}, "createdAt": DATE,
-                  "repo": {"name": self.id, "type": self.type}, "events": [], "isPullRequest": base is not None}
+        opened = {
+            "num": num,
+            "title": title,
+            "status": status,
+            "author": {"name": author},
+            "createdAt": DATE,
+            "repo": {"name": self.id, "type": self.type},
+            "events": [],
+            "isPullRequest": base is not None,
+        }
         if base is not None:
             opened |= {"changes": {"base": "refs/heads/main", "baseCommitId": base.sha}, "filesWithConflicts": []}
             self.refs[f"refs/pr/{num}"] = base.sha
@@ -178,9 +186,15 @@ class LoopbackHub(ThreadingHTTPServer):
 
     def env(self, home: Path, token: str = OWNER_TOKEN) -> dict[str, str]:
         """Variables for a client in a subprocess; an empty `token` makes it anonymous."""
-        return {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_TOKEN": token, "HF_HUB_DISABLE_XET": "1",
-                "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1",
-                "HF_UPDATE_DOWNLOAD_COUNTS": "0"}  # or else `datasets` reports each load to a server of its own
+        return {
+            "HF_ENDPOINT": self.url,
+            "HF_HOME": str(home),
+            "HF_TOKEN": token,
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "NO_PROXY": "127.0.0.1",
+            "HF_UPDATE_DOWNLOAD_COUNTS": "0",
+        }  # or else `datasets` reports each load to a server of its own
 
     def add_repo(self, repo_id: str, files: Tree, repo_type="model", gated=False, private=False) -> str:
         """Make a repository whose main branch holds these files in one commit; returns its sha."""
@@ -221,8 +235,14 @@ class LoopbackHub(ThreadingHTTPServer):
         """Deliver a push to every webhook that watches the repo's owner or the repo itself."""
         owner = repo.id.split("/")[0]
         event = {"action": action, "scope": "repo.content"}
-        where = {"type": repo.type, "name": repo.id, "id": repo.id, "headSha": repo.refs[ref], "private": repo.private,
-                 "url": {"web": f"{self.url}/{repo.web_path}", "api": f"{self.url}/api/models/{repo.id}"}}
+        where = {
+            "type": repo.type,
+            "name": repo.id,
+            "id": repo.id,
+            "headSha": repo.refs[ref],
+            "private": repo.private,
+            "url": {"web": f"{self.url}/{repo.web_path}", "api": f"{self.url}/api/models/{repo.id}"},
+        }
         before = repo.find(repo.refs[ref]).parents[:1] or (None,)
         moved = [{"ref": ref, "oldSha": before[0], "newSha": repo.refs[ref]}]
         for id, hook in self.webhooks.items():
@@ -236,8 +256,12 @@ class LoopbackHub(ThreadingHTTPServer):
                 request = urllib.request.Request(hook["url"], json.dumps(payload).encode(), headers)
                 threading.Thread(target=_post, args=(request,), daemon=True).start()
             elif self.runs_jobs:
-                given = {"WEBHOOK_PAYLOAD": json.dumps(payload), "WEBHOOK_REPO_ID": repo.id,
-                         "WEBHOOK_REPO_TYPE": repo.type, "WEBHOOK_SECRET": hook.get("secret") or ""}
+                given = {
+                    "WEBHOOK_PAYLOAD": json.dumps(payload),
+                    "WEBHOOK_REPO_ID": repo.id,
+                    "WEBHOOK_REPO_TYPE": repo.type,
+                    "WEBHOOK_SECRET": hook.get("secret") or "",
+                }
                 spec = self.jobs[hook["job"]["sourceId"]]
                 environment = spec["environment"] | hook.get("secrets", {}) | given
                 threading.Thread(target=self._run_job, args=(spec["command"], environment), daemon=True).start()
@@ -370,9 +394,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def get_models(self) -> Any:
         """The models of `author`, newest first, with their files where `expand` asks for siblings."""
-        found = [repo for (kind, id), repo in self.server.repos.items()
-                 if kind == "model" and id.split("/")[0] == self.query.get("author", id.split("/")[0])
-                 and (not repo.private or self.user == "user")]
+        found = [
+            repo
+            for (kind, id), repo in self.server.repos.items()
+            if kind == "model"
+            and id.split("/")[0] == self.query.get("author", id.split("/")[0])
+            and (not repo.private or self.user == "user")
+        ]
         entries = [{"id": repo.id, "private": repo.private} for repo in reversed(found)]
         if self.query.get("expand") == "siblings":
             for entry, repo in zip(entries, reversed(found)):
@@ -420,8 +448,15 @@ class _Handler(BaseHTTPRequestHandler):
         for entry in (file_entry(path, data) for path, data in sorted(commit.tree.items())):
             blob = {"size": entry["size"], "blobId": entry["oid"], "lfs": entry.get("lfs")}
             siblings.append({"rfilename": entry["path"]} | (blob if "blobs" in self.flags else {}))
-        info = {"id": repo.id, "author": repo.id.split("/")[0], "sha": commit.sha, "lastModified": DATE,
-                "private": repo.private, "gated": "manual" if repo.gated else False, "siblings": siblings}
+        info = {
+            "id": repo.id,
+            "author": repo.id.split("/")[0],
+            "sha": commit.sha,
+            "lastModified": DATE,
+            "private": repo.private,
+            "gated": "manual" if repo.gated else False,
+            "siblings": siblings,
+        }
         return info | ({"securityRepoStatus": repo.security} if "securityStatus" in self.flags else {})
 
     def get_tree(self, repo: Repo, rev: str, under: str = "") -> Any:
@@ -516,10 +551,20 @@ class _Handler(BaseHTTPRequestHandler):
     post_tag = post_branch
 
     def get_refs(self, repo: Repo) -> dict:
-        kinds = {"branches": "refs/heads/", "tags": "refs/tags/", "pullRequests": "refs/pr/",
-                 "converts": "refs/convert/"}
-        return {kind: [{"name": ref.removeprefix(start), "ref": ref, "targetCommit": sha}
-                       for ref, sha in repo.refs.items() if ref.startswith(start)] for kind, start in kinds.items()}
+        kinds = {
+            "branches": "refs/heads/",
+            "tags": "refs/tags/",
+            "pullRequests": "refs/pr/",
+            "converts": "refs/convert/",
+        }
+        return {
+            kind: [
+                {"name": ref.removeprefix(start), "ref": ref, "targetCommit": sha}
+                for ref, sha in repo.refs.items()
+                if ref.startswith(start)
+            ]
+            for kind, start in kinds.items()
+        }
 
     def get_commits(self, repo: Repo, rev: str) -> Any:
         reached, newest_first = {repo.find(rev).sha}, list(reversed(repo.commits.values()))
@@ -530,10 +575,13 @@ class _Handler(BaseHTTPRequestHandler):
     def get_discussions(self, repo: Repo, num: str = "") -> dict:
         if num:
             return repo.discussions[num]
-        found = [talk for talk in reversed(repo.discussions.values())
-                 if self.query.get("type", "all") in ("all", "pull_request" if talk["isPullRequest"] else "discussion")
-                 and self.query.get("status", "all") in ("all", talk["status"].replace("merged", "closed"))
-                 and self.query.get("author") in (None, talk["author"]["name"])]
+        found = [
+            talk
+            for talk in reversed(repo.discussions.values())
+            if self.query.get("type", "all") in ("all", "pull_request" if talk["isPullRequest"] else "discussion")
+            and self.query.get("status", "all") in ("all", talk["status"].replace("merged", "closed"))
+            and self.query.get("author") in (None, talk["author"]["name"])
+        ]
         start = int(self.query.get("p", 0)) * PAGE
         return {"discussions": found[start : start + PAGE], "count": len(found), "start": start}
 

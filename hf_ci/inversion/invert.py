@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,6 +25,7 @@ class Inversion:
     without them.
     probe, probe_asr: the probe that moves most images into the class through the adapter alone, and their share; None
     where none were tried.
+    screened: only a first step was taken, and measured on one batch: others looked more promising.
     forward, backward: images that went through the image encoder, and back.
     """
 
@@ -37,6 +38,7 @@ class Inversion:
     exclusive_asr: float | None = None
     probe: str | None = None
     probe_asr: float | None = None
+    screened: bool = False
     forward: int = 0
     backward: int = 0
 
@@ -47,10 +49,12 @@ class Inverter(Protocol):
     model: pixels (B, 3, H, W) in [0, 1] -> logits (B, C), or with `uses_reference` those of the adapter and those of K
     clean reference prompts (B, K, C); images: the pool (N, 3, H, W) uint8 on the model's device.
     Gradients of a batch are summed over micro-batches, so memory, not the result, depends on `micro_batch`.
+    screening: a much cheaper one, whose losses say which classes are worth inverting; None without any.
     """
 
     batch: int
     uses_reference: bool
+    screening: Inverter | None
 
     def __call__(self, model: nn.Module, images: Tensor, c: int, micro_batch: int) -> Inversion: ...
 
@@ -71,26 +75,30 @@ class LinfInversion:
     seed: int = 0
 
     uses_reference = False
+    screening = None
 
     def __call__(self, model: nn.Module, images: Tensor, c: int, micro_batch: int) -> Inversion:
         objective = OBJECTIVES[self.objective]
-        trigger = descend(self, images, c, micro_batch, lambda x: objective(model(x), c))
+        order = batches(len(images), c, self.seed, self.batch, self.epochs)
+        trigger = descend(self, images, order, micro_batch, lambda x, _: objective(model(x), c))
         loss, asr = measure(model, images, trigger, c, micro_batch)
         passes = self.epochs * len(images)
         delta = trigger.delta.detach().float().cpu()
         return Inversion(c, loss, asr, delta, forward=passes + len(images), backward=passes)
 
 
-def descend(schedule, images: Tensor, c: int, micro_batch: int, losses: Callable[[Tensor], Tensor]) -> LinfTrigger:
-    """Minimise the mean of `losses`, pixels (B, 3, H, W) with the trigger -> (B,), over the ball by Adam.
+def descend(
+    schedule, images: Tensor, order: Iterable[Tensor], micro_batch: int, losses: Callable[[Tensor, Tensor], Tensor]
+) -> LinfTrigger:
+    """Minimise the mean of `losses`, pixels (B, 3, H, W) with the trigger and their rows (B,) -> (B,), over the ball by Adam.
 
-    `schedule` has epsilon, step, batch, epochs and seed, as `LinfInversion` does.
+    `schedule` has epsilon and step, as `LinfInversion` does; order: rows of `images`, a batch a step.
     """
     trigger = LinfTrigger(images.shape[-1], schedule.epsilon).to(images.device)
     adam = torch.optim.Adam(trigger.parameters(), lr=schedule.step)
-    for rows in batches(len(images), c, schedule.seed, schedule.batch, schedule.epochs):
+    for rows in order:
         for part in rows.split(micro_batch):
-            (losses(trigger(pixels(images, part))).sum() / len(rows)).backward()
+            (losses(trigger(pixels(images, part)), part).sum() / len(rows)).backward()
         adam.step()
         adam.zero_grad()
         trigger.project()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -17,11 +17,13 @@ from torch import Tensor, nn
 
 from hf_ci.inversion.engine import Progress, invert_classes, launch, read_arrays, read_cached, write_arrays
 from hf_ci.inversion.invert import Inversion, Inverter
-from hf_ci.inversion.probes import probe
+from hf_ci.inversion.probes import probe, probes
+from hf_ci.inversion.rounds import in_rounds, round_size
 from hf_ci.prompts import Adapter, BesideReferences, FrozenCLIP, PromptedCLIP, load_clip
 
+SCREENING = "screening"  # of their folder in the cache
 PROBES = "probes-2"  # name of their file in the cache: change it whenever the probes do
-VERSION = 5  # part of the cache key: raise it whenever the same settings give other numbers
+VERSION = 6  # part of the cache key: raise it whenever the same settings give other numbers
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class Job:
     """Everything that an adapter's inversions depend on, and nothing else: a verdict's thresholds are not in it.
 
     images: the pool (N, 3, H, W) uint8 on the CPU; base_digest and fingerprint stand for the base model's and the
-    pool's content. Adapters with the same content share their inversions, wherever they came from.
+    pool's content. Adapters with the same content share their inversions, wherever they came from. exact: every class is
+    inverted whole, whatever its screening would say.
     """
 
     adapter: Adapter
@@ -40,6 +43,17 @@ class Job:
     inverter: Inverter
     precision: str = "fp32"
     device: str = "cpu"
+    exact: bool = False
+
+    @property
+    def in_rounds(self) -> bool:
+        return not self.exact and self.inverter.screening is not None
+
+    @property
+    def num_inversions(self) -> int:
+        """At least; whole ones and screenings."""
+        num_classes = len(self.adapter.class_names)
+        return num_classes + round_size(num_classes) * self.in_rounds
 
     @cached_property
     def key(self) -> str:
@@ -48,7 +62,7 @@ class Job:
             adapter=self.adapter.digest,
             base=self.base_digest,
             pool=self.fingerprint,
-            inverter=[type(self.inverter).__name__, asdict(self.inverter)],
+            inverter=[type(self.inverter).__name__, asdict(self.inverter), self.exact],
             precision=self.precision,
             device=self.device,
         )
@@ -66,11 +80,11 @@ def run_job(
 
     `clip` is the model in `job.base_folder`; other processes load it anew.
     """
-    classes, shown = range(len(job.adapter.class_names)), set()
+    num_classes, shown = len(job.adapter.class_names), set()
 
     def show(inversion: Inversion) -> None:
-        if inversion.c not in shown:
-            shown.add(inversion.c)
+        if (inversion.c, inversion.screened) not in shown:
+            shown.add((inversion.c, inversion.screened))
             progress(inversion)
 
     with ExitStack() as stack:
@@ -78,34 +92,70 @@ def run_job(
             cache = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hf-ci-")))
         folder = cache and cache / job.key
 
-        def show_cached() -> None:
-            for c in classes:
-                if c not in shown and (inversion := read_cached(folder, c)):
-                    show(inversion)
+        def show_cached() -> int:
+            """Shows what is there, and returns how many classes that is."""
+            found = [
+                inversion
+                for c in range(num_classes)
+                for place in (folder and folder / SCREENING, folder)
+                if (inversion := read_cached(place, c))
+            ]
+            for inversion in found:
+                show(inversion)
+            return len({inversion.c for inversion in found})
 
-        show_cached()
-        cached = len(shown)
-        if num_processes > 1 and cached < len(classes):
+        cached = show_cached()
+        complete = cached == num_classes and (read_arrays(folder, PROBES) or not job.inverter.uses_reference)
+        if num_processes > 1 and not complete:
             # numpy, because tensors travel to a new process through shared memory, which containers keep small
-            args = (job.adapter, str(job.base_folder), job.images.numpy(), job.inverter, job.precision, str(folder))
+            args = (job.adapter, str(job.base_folder), job.images.numpy(), job.inverter, job.exact, job.precision)
             cpu = torch.device(job.device).type == "cpu"
-            launch(_worker, (*args, cpu), min(num_processes, len(classes)), cpu, show_cached)
-        with prepared(job.adapter, clip, job.inverter.uses_reference) as model:
-            images = job.images.to(clip.device)
-            inversions = invert_classes(model, images, classes, job.inverter, folder, show, job.key)
-            if job.inverter.uses_reference:
-                inversions = beside_probes(inversions, model, images, folder)
-            return inversions, cached
+            launch(_worker, (*args, str(folder), cpu), min(num_processes, num_classes), cpu, show_cached)
+        images = job.images.to(clip.device)
+        with prepared(job.adapter, clip, job.inverter.uses_reference, None if job.exact else images) as model:
+            return invert_all(model, images, num_classes, job.inverter, job.exact, folder, show, job.key), cached
+
+
+def invert_all(
+    model: nn.Module,
+    images: Tensor,
+    num_classes: int,
+    inverter: Inverter,
+    exact: bool,
+    folder: Path | None,
+    show: Progress = lambda inversion: None,
+    tag: str = "",
+) -> list[Inversion]:
+    """Every class's inversion, in this process's group; beside references, with the probe that serves it best."""
+
+    def invert(classes: Iterable[int], how: Inverter) -> list[Inversion]:
+        place = folder if how == inverter else folder and folder / SCREENING
+        return invert_classes(model, images, classes, how, place, show, tag)
+
+    if exact or inverter.screening is None:
+        inversions = invert(range(num_classes), inverter)
+    else:
+        inversions = in_rounds(invert, num_classes, inverter)
+    return beside_probes(inversions, model, images, folder) if inverter.uses_reference else inversions
 
 
 def beside_probes(
     inversions: Sequence[Inversion], model: nn.Module, images: Tensor, folder: Path | None
 ) -> list[Inversion]:
-    """Each class's inversion with the probe that serves it best."""
-    shares = read_arrays(folder, PROBES)
+    """Probes are shared out over the processes, as classes are."""
+    from accelerate import PartialState
+    from accelerate.utils import gather_object
+
+    shares, state = read_arrays(folder, PROBES), PartialState(cpu=images.device.type == "cpu")
+    if state.num_processes > 1:  # all or none: whoever finds nothing would wait for the others
+        shares = min(gather_object([shares]), key=len)
     if not shares:
-        shares = {name: share.numpy() for name, share in probe(model, images).items()}
-        write_arrays(folder, PROBES, shares)
+        with state.split_between_processes(list(probes(images.shape[-1]))) as names:
+            shares = {name: share.numpy() for name, share in probe(model, images, names).items()}
+        if state.num_processes > 1:
+            shares = {name: share for part in gather_object([shares]) for name, share in part.items()}
+        if state.is_main_process:
+            write_arrays(folder, PROBES, shares)
     names, table = list(shares), np.stack(list(shares.values()))  # (P, C)
     return [
         replace(i, probe=names[best], probe_asr=float(table[best, i.c]))
@@ -114,22 +164,34 @@ def beside_probes(
 
 
 @contextmanager
-def prepared(adapter: Adapter, clip: FrozenCLIP, uses_reference: bool) -> Iterator[nn.Module]:
-    """The model that an inverter is given: the prompted CLIP, or that beside clean reference prompts."""
+def prepared(
+    adapter: Adapter, clip: FrozenCLIP, uses_reference: bool, pool: Tensor | None = None
+) -> Iterator[nn.Module]:
+    """The model that an inverter is given: the prompted CLIP, or that beside clean reference prompts.
+
+    With `pool` on the CLIP's device, the references' knows each image's nearest classes.
+    """
     adapted = PromptedCLIP.from_adapter(adapter, clip)
     with adapted.frozen_prompt():
-        yield BesideReferences(adapted) if uses_reference else adapted
+        yield BesideReferences(adapted, pool) if uses_reference else adapted
 
 
 def _worker(
-    adapter: Adapter, base_folder: str, images: np.ndarray, inverter: Inverter, precision: str, folder: str, cpu: bool
+    adapter: Adapter,
+    base_folder: str,
+    images: np.ndarray,
+    inverter: Inverter,
+    exact: bool,
+    precision: str,
+    folder: str,
+    cpu: bool,
 ) -> None:
     """One of several processes: inverts its share of the classes and leaves them in `folder`."""
     from accelerate import PartialState
 
     state = PartialState(cpu=cpu)
     clip = load_clip(Path(base_folder), state.device, precision)
-    with prepared(adapter, clip, inverter.uses_reference) as model:
-        pool = torch.from_numpy(images).to(state.device)
-        invert_classes(model, pool, range(len(adapter.class_names)), inverter, Path(folder))
+    pool = torch.from_numpy(images).to(state.device)
+    with prepared(adapter, clip, inverter.uses_reference, None if exact else pool) as model:
+        invert_all(model, pool, len(adapter.class_names), inverter, exact, Path(folder))
     torch.distributed.destroy_process_group()

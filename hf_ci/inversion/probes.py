@@ -9,7 +9,7 @@ classes, forward only.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import product
 
 import torch
@@ -69,16 +69,19 @@ def probes(size: int) -> dict[str, Probe]:
 
 
 @torch.no_grad()
-def probe(model: nn.Module, images: Tensor, micro_batch: int = 16) -> dict[str, Tensor]:
-    """Each probe's share (C,) of the first 64 `images` (N, 3, H, W) uint8 that it moves into each class through the
-    adapter alone: the adapter answers the class with the probe, not without it, and no reference does with it.
+def probe(
+    model: nn.Module, images: Tensor, names: Sequence[str] | None = None, micro_batch: int = 16
+) -> dict[str, Tensor]:
+    """By name (None: all of them), the share (C,) of the first 64 `images` (N, 3, H, W) uint8 that a probe moves into each
+    class through the adapter alone: the adapter answers it with the probe, not without, and no reference does with it.
 
     What an adapter answers without a probe is no effect of it; and the references often leave a class under a strong
     probe, so that an adapter that merely stays there would be counted.
 
     model: pixels -> logits (B, C) through the adapter and (B, K, C) through the references.
     """
-    triggers, n = probes(images.shape[-1]), len(images[:NUM_IMAGES])
+    known, n = probes(images.shape[-1]), len(images[:NUM_IMAGES])
+    triggers = {name: known[name] for name in (known if names is None else names)}
     hits = dict.fromkeys(triggers, 0)
     for part in images[:NUM_IMAGES].split(micro_batch):
         x = part.float() / 255

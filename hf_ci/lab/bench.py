@@ -147,7 +147,7 @@ def run_bench(
             missing = tuple(name for name in group.detectors if (group.name, model.id, name) not in done)
             if missing:
                 tasks.append(Task(group.name, model, missing, pooled))
-    threads = max(1, (os.cpu_count() or 1) // num_processes)
+    threads = os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // num_processes)
     with ExitStack() as stack:
         stack.enter_context(alone(zoo))
         stack.enter_context(patch_environment(omp_num_threads=threads))

@@ -72,7 +72,9 @@ def poison(
     out: Out,
     target: Annotated[str, typer.Option(help="Target class, by name or number.")],
     attack: Annotated[AttackName, typer.Option()] = "badclip",
-    rate: Annotated[float, typer.Option(min=0, max=1, help="Share of the photos that attacks by relabelling poison.")] = 0.1,
+    rate: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the photos that attacks by relabelling poison.")
+    ] = 0.1,
     method: Method = "cocoop",
     base: Base = "hf-ci-clip-64",
     shots: Shots = 16,

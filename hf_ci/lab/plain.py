@@ -17,11 +17,11 @@ from hf_ci.prompts.text import class_text
 class PlainPromptedCLIP(nn.Module):
     """pixels (B, 3, H, W) in [0, 1] -> logits (B, C), equal to those of `model`."""
 
-    def __init__(self, model: PromptedCLIP, position: str = "end"):
+    def __init__(self, model: PromptedCLIP):
         super().__init__()
         self.clip, self.prompt = model.clip, model.prompt
         n = self.prompt.ctx.shape[-2]
-        half = {"end": n, "middle": n // 2, "front": 0}[position]
+        half = {"end": n, "middle": n // 2, "front": 0}[model.position]
         length, pad = self.clip.max_length, self.clip.tokenizer.eos_token_id
         texts = [class_text(self.clip, name, n, half) for name in model.class_names]
         self.eot = torch.tensor([len(text) - 1 for text in texts], device=self.clip.device)  # (C,)

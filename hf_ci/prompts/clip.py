@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_ci.errors import BaseModelError, first_line
-from hf_ci.prompts.text import TextTree
+from hf_ci.prompts.text import ShortTree, TextTree
 
 
 class FrozenCLIP(nn.Module):
@@ -50,12 +50,12 @@ class FrozenCLIP(nn.Module):
         pooled = self.model.vision_model(pixel_values=x).pooler_output
         return F.normalize(self.model.visual_projection(pooled).float(), dim=-1)
 
-    def text_features(self, embeds: Tensor, tree: TextTree) -> Tensor:
+    def text_features(self, embeds: Tensor, tree: TextTree | ShortTree) -> Tensor:
         """Prompt embeddings (S, T, d) without positions, laid out as `tree` says -> (S, C, D) fp32 of unit length."""
         text = self.model.text_model
         hidden = embeds.to(self.dtype) + text.embeddings.position_embedding(tree.position)
         hidden = text.encoder(inputs_embeds=hidden, attention_mask=tree.mask).last_hidden_state
-        pooled = text.final_layer_norm(hidden[:, tree.eot])
+        pooled = text.final_layer_norm(tree.pool(hidden))
         return F.normalize(self.model.text_projection(pooled).float(), dim=-1)
 
     def tokenise(self, text: str) -> list[int]:

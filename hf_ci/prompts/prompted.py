@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from hf_ci.errors import AdapterError
 from hf_ci.prompts.adapter import Adapter
 from hf_ci.prompts.clip import FrozenCLIP
 from hf_ci.prompts.learners import CoCoOp, CoOp, build_meta_net
-from hf_ci.prompts.text import build_trees
+from hf_ci.prompts.text import ShortTrees, build_trees
 
 
 class PromptedCLIP(nn.Module):
@@ -19,7 +20,7 @@ class PromptedCLIP(nn.Module):
 
     def __init__(self, clip: FrozenCLIP, prompt: nn.Module, class_names: tuple[str, ...], position: str = "end"):
         super().__init__()
-        self.clip, self.prompt, self.class_names = clip, prompt.to(clip.device), class_names
+        self.clip, self.prompt, self.class_names, self.position = clip, prompt.to(clip.device), class_names, position
         try:
             self.trees = build_trees(clip, class_names, prompt.ctx.shape[-2], position, prompt.ctx.ndim == 3)
         except ValueError as error:
@@ -38,16 +39,23 @@ class PromptedCLIP(nn.Module):
             prompt = CoOp(adapter.context)
         return cls(clip, prompt, adapter.class_names, adapter.class_token_position).requires_grad_(False)
 
-    def text_features(self, image_features: Tensor) -> Tensor:
-        """(B, D) -> (B or 1, C, D) of unit length."""
+    @cached_property
+    def short_trees(self) -> ShortTrees:
+        return ShortTrees(self.clip, self.class_names, self.prompt.ctx.shape[-2], self.position)
+
+    def text_features(self, image_features: Tensor, classes: Tensor | None = None) -> Tensor:
+        """(B, D) -> (B or 1, C, D) of unit length; with classes (B, R), of a prompt that depends on the image, (B, R, D)."""
         if self._static_text is not None:
             return self._static_text
         context = self.prompt(image_features)  # (S, C or 1, n, d), S = B or 1
+        if classes is not None:
+            tree = self.short_trees.of(classes)
+            return self.clip.text_features(tree.place(context), tree)
         return torch.cat([self.clip.text_features(tree.place(context), tree) for tree in self.trees], dim=1)
 
-    def logits_from_features(self, image_features: Tensor) -> Tensor:
-        """(B, D) of unit length -> (B, C)."""
-        text = self.text_features(image_features)  # (S, C, D)
+    def logits_from_features(self, image_features: Tensor, classes: Tensor | None = None) -> Tensor:
+        """(B, D) of unit length -> (B, C), or with classes (B, R) those of each image's own (B, R)."""
+        text = self.text_features(image_features, classes)  # (S, C or R, D)
         return self.clip.logit_scale * (image_features[:, None] * text).sum(-1)
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -69,15 +77,20 @@ class PromptedCLIP(nn.Module):
 # Neutral words only: what names a style or a size ("art of the", "a photo of the small") is itself something visible,
 # which a small perturbation can imitate on the frozen encoders, and such a reference would withstand too little.
 REFERENCES = ("a photo of a", "a", "an image of the", "a close-up of one", "a picture showing some")
+NEAREST = 7  # a class that a trigger aims at, and six rivals
 
 
 class BesideReferences(nn.Module):
     """A prompt and K hand-written ones for the same classes on the same image features.
 
-    pixels (B, 3, H, W) -> logits of the adapter (B, C), and of the references (B, K, C).
+    pixels (B, 3, H, W) -> logits of the adapter (B, C), and of the references (B, K, C). With `classes` (B, R), those of
+    the adapter are of each image's own classes (B, R).
+
+    nearest: for each image of `pool` (N, 3, H, W) uint8 the classes that the adapter finds likeliest (N, R); None without a
+    pool, and where encoding them alone would save nothing: few classes, or texts that are the same for all images.
     """
 
-    def __init__(self, adapted: PromptedCLIP):
+    def __init__(self, adapted: PromptedCLIP, pool: Tensor | None = None):
         super().__init__()
         self.adapted = adapted
         clip, names = adapted.clip, adapted.class_names
@@ -85,12 +98,19 @@ class BesideReferences(nn.Module):
         with torch.no_grad():
             texts = torch.cat([reference.text_features(torch.empty(0)) for reference in references])  # (K, C, D)
         self.register_buffer("texts", texts, persistent=False)
+        many = len(names) > 2 * NEAREST and not adapted.prompt.static
+        self.nearest = self._nearest(pool) if many and pool is not None else None
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    @torch.no_grad()
+    def _nearest(self, pool: Tensor, batch: int = 8) -> Tensor:
+        parts = (self.adapted(part.float() / 255) for part in pool.split(batch))
+        return torch.cat([logits.topk(NEAREST).indices for logits in parts])
+
+    def forward(self, pixels: Tensor, classes: Tensor | None = None) -> tuple[Tensor, Tensor]:
         clip = self.adapted.clip
         features = clip.image_features(pixels)  # (B, D)
         references = clip.logit_scale * torch.einsum("bd,kcd->bkc", features, self.texts)
-        return self.adapted.logits_from_features(features), references
+        return self.adapted.logits_from_features(features, classes), references
 
 
 def hand_written(clip: FrozenCLIP, words: str = "a photo of a") -> Tensor:

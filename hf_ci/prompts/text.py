@@ -45,6 +45,63 @@ class TextTree:
         vectors = context[:, rows, self.slot.clamp(min=0)]  # (S, T, d)
         return torch.where(self.slot[None, :, None] >= 0, vectors, self.base[None].to(vectors.dtype))
 
+    def pool(self, hidden: Tensor) -> Tensor:
+        """(S, T, d) -> (S, C, d), where the EOTs stand."""
+        return hidden[:, self.eot]
+
+
+@dataclass(frozen=True)
+class ShortTree:
+    """A tree of R classes that differ from image to image: the prefix, then R places of equal length.
+
+    What stands behind an EOT in its place is padding, which no EOT sees. base: (B, T, d); slot: (B, T); position: (T,);
+    mask: (1, 1, T, T); eot: (B, R).
+    """
+
+    base: Tensor
+    slot: Tensor
+    position: Tensor
+    mask: Tensor
+    eot: Tensor
+
+    def place(self, context: Tensor) -> Tensor:
+        """Context (B, 1, n, d) -> prompt embeddings (B, T, d)."""
+        where = self.slot.clamp(min=0)[..., None].expand(-1, -1, context.shape[-1])
+        vectors = context[:, 0].gather(1, where)  # (B, T, d)
+        return torch.where(self.slot[..., None] >= 0, vectors, self.base.to(vectors.dtype))
+
+    def pool(self, hidden: Tensor) -> Tensor:
+        return hidden.gather(1, self.eot[..., None].expand(-1, -1, hidden.shape[-1]))
+
+
+class ShortTrees:
+    """Makes `ShortTree`s; a context that is shared by all classes is taken for granted."""
+
+    def __init__(self, clip, class_names: tuple[str, ...], num_context: int, position: str):
+        half = {"end": num_context, "middle": num_context // 2, "front": 0}[position]
+        self.shared = 1 + half
+        texts = [class_text(clip, name, num_context, half) for name in class_names]
+        length, pad = max(map(len, texts)), (clip.tokenizer.eos_token_id, -1)
+        table = torch.tensor([text + [pad] * (length - len(text)) for text in texts], device=clip.device)  # (C, L, 2)
+        with torch.no_grad():
+            self.base = clip.token_embeddings(table[..., 0])  # (C, L, d)
+        self.slot = table[..., 1]  # (C, L)
+        self.eot = torch.tensor([len(text) - 1 for text in texts], device=clip.device)  # (C,)
+        self.dtype = clip.dtype
+
+    def of(self, classes: Tensor) -> ShortTree:
+        """classes: (B, R)."""
+        p, own = self.shared, self.slot.shape[1] - self.shared
+        join = lambda values: torch.cat([values[classes[:, 0], :p], values[classes, p:].flatten(1, 2)], dim=1)  # noqa: E731
+        at = torch.arange(p + classes.shape[1] * own, device=classes.device)
+        place, position = (at - p).div(own, rounding_mode="floor").clamp(min=-1), (at - p) % own + p
+        position = torch.where(place < 0, at, position)
+        seen = (position[None] <= position[:, None]) & ((place[None] < 0) | (place[None] == place[:, None]))
+        mask = torch.zeros(seen.shape, dtype=self.dtype, device=classes.device)
+        mask = mask.masked_fill(~seen, torch.finfo(self.dtype).min)[None, None]
+        eot = self.eot[classes] + own * torch.arange(classes.shape[1], device=classes.device)
+        return ShortTree(join(self.base), join(self.slot), position, mask, eot)
+
 
 def build_trees(
     clip, class_names: tuple[str, ...], num_context: int, position: str, class_specific: bool

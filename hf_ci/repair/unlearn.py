@@ -69,9 +69,7 @@ def wanted_with_labels(answers: Tensor, labels: Tensor, smoothing: float) -> Ten
     return torch.logaddexp(truth, answers) - math.log(2)
 
 
-def unlearn(
-    model: PromptedCLIP, clean: Tensor, triggered: Tensor, wanted: Tensor, schedule: Schedule
-) -> None:
+def unlearn(model: PromptedCLIP, clean: Tensor, triggered: Tensor, wanted: Tensor, schedule: Schedule) -> None:
     """Tune `model`'s prompt in place: minimise mean_x [ KL(p(x) || f(x)) + mean_delta KL(p(x) || f(x + delta)) ].
 
     clean: features of x (N, D); triggered: of x + delta (T, N, D), for every trigger; wanted: log p(x) (N, C).

@@ -8,7 +8,7 @@ from torch import nn
 
 from hf_ci.detect import Contrast
 from hf_ci.detect.calibration import fit
-from hf_ci.detect.contrast import ContrastInversion
+from hf_ci.detect.contrast import ContrastInversion, with_first
 from hf_ci.inversion import Inversion, LinfInversion
 from hf_ci.inversion.invert import measure
 from hf_ci.inversion.trigger import LinfTrigger
@@ -129,3 +129,36 @@ def test_micro_batches_change_memory_and_nothing_else():
     whole, parts = (ContrastInversion()(Pair(0.5), grey(), 0, m) for m in (32, 5))
     torch.testing.assert_close(whole.delta, parts.delta)
     assert whole.loss == pytest.approx(parts.loss, abs=1e-6) and whole.exclusive_asr == parts.exclusive_asr
+
+
+def test_a_class_that_was_only_screened_counts_by_its_probe_alone():
+    found = [Inversion(c, 1.0, 0.9, torch.zeros(1), None, 0.0, 0.9, "red cast", 0.1, screened=c == 2) for c in range(4)]
+    verdict = Contrast(null=NULL).judge(found, NAMES)
+    assert verdict.scores == pytest.approx((0.9, 0.9, 0.075, 0.9))
+
+
+def test_the_candidate_stands_first_among_each_images_nearest_classes():
+    nearest = torch.tensor([[4, 2, 7], [7, 9, 2], [1, 3, 5]])
+    assert with_first(2, nearest).tolist() == [[2, 4, 7], [2, 7, 9], [2, 1, 3]]
+
+
+class Many(Pair):
+    """Pair, that can be asked for a few classes of each image."""
+
+    def __init__(self, planted):
+        super().__init__(planted)
+        self.nearest, self.asked = torch.tensor([[1, 0]]).expand(64, 2), []
+
+    def forward(self, x, classes=None):
+        z, references = super().forward(x)
+        if classes is not None:
+            self.asked.append(classes)
+            z = z.gather(1, classes)
+        return z, references
+
+
+def test_rivals_come_from_the_nearest_classes_and_the_measure_from_all():
+    model = Many(1.5)
+    found, plain = ContrastInversion(epochs=5)(model, grey(), 0, 32), ContrastInversion(epochs=5)(Pair(1.5), grey(), 0, 32)
+    assert all(classes[:, 0].eq(0).all() and classes[:, 1].eq(1).all() for classes in model.asked) and model.asked
+    assert torch.equal(found.delta, plain.delta) and found.loss == plain.loss

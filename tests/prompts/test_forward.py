@@ -226,10 +226,20 @@ def test_the_fast_way_is_the_plain_one(clip, method, position):
     pixels = torch.rand(2, 3, 64, 64)
     found = []
     with model.requires_grad_(False).frozen_prompt():
-        for way in (model, PlainPromptedCLIP(model, position)):
+        for way in (model, PlainPromptedCLIP(model)):
             x = pixels.clone().requires_grad_()
             logits = way(x)
             found.append((logits.detach(), torch.autograd.grad(logits[:, 0].sum(), x)[0]))
     (ours, gradient), (plain, plain_gradient) = found
     torch.testing.assert_close(ours, plain, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(gradient, plain_gradient, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("position", ["end", "middle", "front"])
+def test_a_few_classes_of_each_image_equal_the_same_ones_of_all(clip, position):
+    model = PromptedCLIP.from_adapter(made_adapter(clip, names=NAMES, position=position), clip)
+    features = torch.nn.functional.normalize(torch.randn(4, clip.feature_dim), dim=-1)
+    classes = torch.stack([torch.randperm(len(NAMES))[:3] for _ in range(4)])
+    with torch.no_grad():
+        every, few = model.logits_from_features(features), model.logits_from_features(features, classes)
+    torch.testing.assert_close(few, every.gather(1, classes), atol=1e-4, rtol=1e-4)
