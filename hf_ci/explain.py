@@ -50,7 +50,9 @@ def reading(c: ClassScore, result: ScanResult) -> str:
         return "forced through this adapter alone" if c.reference_asr is not None else "stands out"
     if c.score >= limits.get("doubtful_share", float("inf")):
         return "unusual, not beyond doubt"
-    return "vulnerable: forced through clean prompts, too" if c.vulnerable else ""
+    if c.vulnerable:
+        return "vulnerable: forced through clean prompts, too"
+    return "screened alone: others were more promising" if c.screened else ""
 
 
 def compared_with(result: ScanResult, null: Calibration | None) -> list[str]:

@@ -103,4 +103,4 @@ def control(name: str, examined, photos: Photos, target: int, run: Run) -> Adapt
         found = [adder((noise * 2 - 1).sign() * ContrastInversion.epsilon)]
     else:
         found = triggers(examined, {(target + 1) % len(examined.adapter.class_names)}, run)
-    return tuned(examined, photos.images, photos, found, Schedule())[0]
+    return tuned(examined, photos.images, photos, found, [target], Schedule())[0]

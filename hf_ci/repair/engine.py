@@ -98,9 +98,7 @@ def repair(text: str, run: Run, options: RepairOptions, photos: Photos | None = 
         if after.verdict == "clean" and kept:
             best = adapter, after
             break
-        if (
-            after.verdict == "clean" or suspect is None or not after.classes
-        ):  # at too high a price: more triggers would not lower it
+        if after.verdict == "clean" or suspect is None:  # at too high a price, which more triggers would not lower
             break
         worst = max(after.classes, key=lambda c: c.score)
         flagged = {c.index for c in after.classes if c.flagged or c is worst}  # one may be doubtful and none flagged
