@@ -22,9 +22,10 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from hf_ci.errors import EXIT_INTERNAL, HfCiError
-from hf_ci.files import CONFIG, write_whole
+from hf_ci.files import write_whole
 from hf_ci.hub import BaseModel, Fetched, fetch_base, fetch_text, named_base, parse_target
 from hf_ci.hub.names import is_folder
+from hf_ci.kind import check_kind
 from hf_ci.progress import Silent
 from hf_ci.report import ScanResult
 from hf_ci.settings import ScanOptions
@@ -120,7 +121,7 @@ def place_of(
         return None
     try:
         adapter = fetch()
-        config = json.loads((adapter.folder / CONFIG).read_text(encoding="utf-8"))
+        config = check_kind(adapter.folder)  # no base model is fetched for another kind
         named = named_base(config.get("base_model_name_or_path") or "", config.get("revision"), options.base)
         base = base_of(*named)
         parts = [adapter.files, base.id, base.digest, *setting]

@@ -14,8 +14,8 @@ from accelerate import PartialState
 
 from hf_ci.detect import Verdict
 from hf_ci.detect.verdict import named
-from hf_ci.errors import EXIT_INTERNAL, AdapterError, HfCiError, UsageError, first_line, write_log
-from hf_ci.hub import BaseModel, Fetched, fetch_base, fetch_text, hashes, named_base
+from hf_ci.errors import EXIT_INTERNAL, AdapterError, HfCiError, Inconclusive, UsageError, first_line, write_log
+from hf_ci.hub import BaseModel, Fetched, fetch_base, fetch_text, named_base
 from hf_ci.inversion import Inversion, Job, check_cache, run_job
 from hf_ci.inversion.probes import passes
 from hf_ci.pools import BUILTIN, Pool, load_pool
@@ -117,8 +117,8 @@ def examine(text: str, run: Run, fetch: Fetch = fetch_text) -> tuple[ScanResult,
         found |= dict(revision=fetched.revision, files=tuple(ScannedFile(path=p, sha256=s) for p, s in fetched.files))
         found |= dict(hub_security=fetched.security)
         adapter = read_adapter(fetched.folder, run.class_names)
-        if hashes(fetched.folder) != fetched.files:
-            raise AdapterError("its files changed while they were read", "scan it again")
+        if adapter.files != fetched.files:
+            raise Inconclusive("its files changed while they were read", "scan it again")
         found |= dict(method=adapter.method, num_classes=len(adapter.class_names), repaired_from=adapter.repaired_from)
         check_finite(adapter)
 

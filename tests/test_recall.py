@@ -84,6 +84,16 @@ def test_what_cannot_be_compared_is_scanned(adapter_folder, options, monkeypatch
     assert place(adapter_folder, options) is None
 
 
+def test_no_base_model_is_fetched_for_another_kind_of_adapter(tmp_path, options):
+    """It may be a language model of 140 GB."""
+    config = {"peft_type": "LORA", "base_model_name_or_path": "org/llama-70b"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    asked = []
+    fetched = fetch_text(str(tmp_path))
+    assert place_of(lambda: fetched, lambda *base: asked.append(base), options, setting_of(options)) is None
+    assert not asked
+
+
 def test_a_failure_is_not_kept_and_a_damaged_file_is_scanned_anew(adapter_folder, options):
     weights = adapter_folder / "adapter_model.safetensors"
     good = weights.read_bytes()
@@ -137,8 +147,10 @@ def test_a_folder_that_changes_while_it_is_scanned_is_not_judged(adapter_folder,
     assert second.weights_sha256 == sha256(tmp_path / "other" / WEIGHTS)
 
     def swapped(folder, names):
+        """Others are read than were hashed, and than lie there afterwards."""
+        shutil.copy(tmp_path / "first" / WEIGHTS, adapter_folder)
         found = read_adapter(folder, names)
-        (adapter_folder / WEIGHTS).write_bytes((tmp_path / "first" / WEIGHTS).read_bytes())
+        shutil.copy(tmp_path / "other" / WEIGHTS, adapter_folder)
         return found
 
     monkeypatch.setattr("hf_ci.scan.read_adapter", swapped)

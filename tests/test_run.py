@@ -15,6 +15,7 @@ from hf_ci.config import Organisation
 from hf_ci.dev.loopback import LoopbackHub
 from hf_ci.errors import UsageError
 from hf_ci.hub.base import EMBEDDED_FOLDER
+from hf_ci.hub.target import DEMOS
 from hf_ci.listing import Listed, changed_since, list_targets
 from hf_ci.prompts import write_adapter
 
@@ -138,6 +139,23 @@ def test_what_has_changed_is_scanned_listed_or_not(adapter, git, run, tmp_path):
     assert [r["target"] for r in report["results"]] == ["./hidden/new"] and done.returncode == 0
     assert "./hidden/new has changed and is in no entry of adapters" in report["notes"]
     assert any(note.startswith("./lora was left out") for note in report["notes"])
+
+
+def test_what_may_be_a_prompt_is_never_left_out(adapter, git, run, tmp_path):
+    """A field of the config that a loader ignores would otherwise take a poisoned adapter out of the run."""
+    configure(tmp_path, adapters=["nothing/*"])
+    git("add", "."), git("commit", "-qm", "first")
+    shutil.copytree(DEMOS / "badclip", tmp_path / "bad")
+    config = json.loads((tmp_path / "bad" / "adapter_config.json").read_text()) | {"task_type": "TOKEN_CLS"}
+    (tmp_path / "bad" / "adapter_config.json").write_text(json.dumps(config))
+    done = run("run", "--changed-since", "HEAD", "--format", "json")
+    found = {r["target"]: r["exit_code"] for r in json.loads(done.stdout)["results"]}
+    assert done.returncode == 4 and found["./bad"] == 4
+    with LoopbackHub() as hub:
+        hub.add_repo("user/bad", files_of(tmp_path / "bad"))
+        configure(tmp_path, adapters=[{"org": "user"}])
+        done = run("run", "--format", "json", env=hub.env(tmp_path / "home"))
+    assert done.returncode == 4 and json.loads(done.stdout)["results"][0]["target"] == "user/bad"
 
 
 def test_a_bare_repository_in_an_adapters_folder_runs_nothing(adapter, git, run, tmp_path):

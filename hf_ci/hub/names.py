@@ -28,6 +28,11 @@ def is_folder(name: str) -> bool:
     return True
 
 
+def may_be_repo(name: str) -> bool:
+    """Whether `name` has the form of a model's id on the Hub and nothing here has that path."""
+    return bool(LIKE_AN_ID.fullmatch(name.removeprefix(HUB))) and not os.path.exists(name)
+
+
 def here(folder: Path) -> str:
     """`folder` as a name that no repo can have."""
     text = folder.as_posix()
