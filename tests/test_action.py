@@ -115,7 +115,10 @@ def test_a_poisoned_adapter_is_stopped_in_a_pull_request(action, git, clip, tmp_
     git("add", "."), git("commit", "-qm", "a pull request")
 
     (repo / "pip.py").write_text("raise SystemExit('the checkout stands in for pip')")
-    done = action({"changed-since": base, "sarif": "true"}, {"github.event_name": "pull_request"})
+    (repo / "multiprocessing.py").write_text("open('pwned', 'w')\nraise SystemExit")
+    made = {"HF_CI_NUM_PROCESSES": "2"}
+    done = action({"changed-since": base, "sarif": "true"}, {"github.event_name": "pull_request"}, **made)
+    assert not (repo / "pwned").exists() and not list(Path(os.environ["XDG_CACHE_HOME"]).rglob("*.*"))
     assert [name for name, _ in done.used] == ["actions/setup-python", "github/codeql-action/upload-sarif"]  # no cache
     assert done.failed and done.code == 1 and done.output("verdict") == "backdoored", done.log
     assert done.output("exit-code") == "1"
@@ -150,6 +153,16 @@ def test_clean_and_broken_adapters_and_mistakes(action, clip, tmp_path):
     wrong = action({"config": "no-such.yaml"})
     assert (wrong.failed, wrong.code, wrong.output("verdict"), wrong.output("report")) == (True, 2, "error", "")
     assert "nothing is known to be clean" in wrong.summary.read_text()
+
+
+def test_inputs_that_would_do_nothing_are_mistakes(action):
+    for inputs, said in (
+        ({"push": "pr"}, "push needs targets"),
+        ({"targets": "a/b", "changed-since": "main"}, "leave targets empty"),
+    ):
+        done = action(inputs)
+        assert (done.failed, done.output("exit-code"), done.output("verdict")) == (True, "2", "error")
+        assert "::error title=hf-ci::" in done.log and said in done.log
 
 
 def test_a_pull_request_that_changes_no_adapter_gets_no_verdict(action, git, clip, tmp_path):

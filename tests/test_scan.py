@@ -87,6 +87,19 @@ def test_two_processes_give_the_same_report_as_one(adapter_folder, tmp_path, mon
     assert len(list((tmp_path / "cache").rglob("class-*.npz"))) == 5
 
 
+def test_several_processes_run_no_module_of_the_working_directory(adapter_folder, tmp_path, monkeypatch):
+    """A scan in a stranger's checkout."""
+    (tmp_path / "multiprocessing.py").write_text(f"open({str(tmp_path / 'pwned')!r}, 'w')\nraise SystemExit")
+    monkeypatch.chdir(tmp_path)
+    (result,) = scan([str(adapter_folder)], replace(QUICK, num_processes=2)).results
+    assert result.cost and not (tmp_path / "pwned").exists()
+
+
+def test_several_processes_that_cannot_hand_over_are_inconclusive(adapter_folder, monkeypatch):
+    monkeypatch.setattr("hf_ci.inversion.job.launch", lambda *_: None)  # nothing arrives, as on a full disk
+    inconclusive(adapter_folder, "5 of 5 classes could not be handed over", num_processes=2)
+
+
 def test_torchrun_speaks_with_one_voice(adapter_folder):
     """Started by a launcher, the processes share the classes, and one document comes out."""
     done = subprocess.run(

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hf_ci.errors import Inconclusive
 from hf_ci.inversion.engine import Progress, invert_classes, launch, read_arrays, read_cached, write_arrays
 from hf_ci.inversion.invert import Inversion, Inverter
 from hf_ci.inversion.probes import probe
@@ -64,7 +65,8 @@ def run_job(
 ) -> tuple[list[Inversion], int]:
     """All classes' inversions in order, and how many of them were in `cache` (a folder for all jobs) before.
 
-    `clip` is the model in `job.base_folder`; other processes load it anew.
+    `clip` is the model in `job.base_folder`; other processes load it anew. Raises Inconclusive where several cannot hand
+    over what they found.
     """
     classes, shown = range(len(job.adapter.class_names)), set()
 
@@ -90,6 +92,11 @@ def run_job(
             args = (job.adapter, str(job.base_folder), job.images.numpy(), job.inverter, job.precision, str(folder))
             cpu = torch.device(job.device).type == "cpu"
             launch(_worker, (*args, cpu), min(num_processes, len(classes)), cpu, show_cached)
+            if lost := len(classes) - len(shown):
+                raise Inconclusive(
+                    f"{lost} of {len(classes)} classes could not be handed over through files in {folder}",
+                    "make room there, name another place with --cache, or use --num-processes 1",
+                )
         with prepared(job.adapter, clip, job.inverter.uses_reference) as model:
             images = job.images.to(clip.device)
             inversions = invert_classes(model, images, classes, job.inverter, folder, show, job.key)
