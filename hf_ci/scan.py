@@ -155,6 +155,7 @@ def examine(text: str, run: Run, fetch: Fetch = fetch_text) -> tuple[ScanResult,
                 precision=run.precision,
                 device=run.device.type,
                 inversion=dict(kind=type(inverter).__name__, **asdict(inverter)),
+                given=options.given(),
             ),
         )
         if len(adapter.class_names) < 2:
@@ -182,11 +183,11 @@ def examine(text: str, run: Run, fetch: Fetch = fetch_text) -> tuple[ScanResult,
     except UsageError:
         raise
     except HfCiError as error:
-        found |= dict(verdict="inconclusive", reasons=(str(error),))
+        found |= dict(verdict="inconclusive", reasons=(str(error),), about_weights=isinstance(error, AdapterError))
         exit_code = error.exit_code
     except Exception as error:  # a defect of ours; the other targets' results are not lost with it
         reason = f"internal error: {type(error).__name__}: {first_line(error)}; please report it with {write_log()}"
-        found |= dict(verdict="inconclusive", reasons=(reason,))
+        found |= dict(verdict="inconclusive", reasons=(reason,), about_weights=False)
         exit_code = EXIT_INTERNAL
     finally:
         progress.done()

@@ -187,13 +187,14 @@ def test_without_a_requirement_its_own_checkout_is_installed(action, tmp_path):
     assert done.failed and done.output("verdict") == ""
 
 
-@pytest.mark.parametrize("configured", [True, False])
+@pytest.mark.parametrize("configured", [".hf-ci.yaml", "pyproject.toml", None])
 def test_the_pull_requests_own_configuration_does_not_count(configured, action, git, clip, tmp_path):
     """The example's own step, on a pull request that leaves its poisoned adapter out of the configuration."""
     repo = tmp_path / "repo"
     (repo / "readme").write_text("a repository")
+    texts = {".hf-ci.yaml": "scan: {seed: 1}", "pyproject.toml": "[tool.hf-ci.scan]\nseed = 1\n"}
     if configured:
-        (repo / ".hf-ci.yaml").write_text("adapters: ['models/*']\nscan: {seed: 1}")
+        (repo / configured).write_text(texts[configured])
     git("add", "."), git("commit", "-qm", "base")
     base = git("rev-parse", "HEAD").strip()
     (repo / ".hf-ci.yaml").write_text("adapters: [./harmless]\nscan: {min-share: 1}")
@@ -202,11 +203,13 @@ def test_the_pull_requests_own_configuration_does_not_count(configured, action, 
     (example,) = [path for path in EXAMPLES if path.name == "pull-request.yml"]
     steps = yaml.safe_load(example.read_text())["jobs"]["scan"]["steps"]
     (step,) = [step for step in steps if "run" in step]
-    env = os.environ | {"BASE": base, "RUNNER_TEMP": str(tmp_path)}
+    env = os.environ | {"BASE": base, "RUNNER_TEMP": str(tmp_path), "GITHUB_OUTPUT": str(tmp_path / "output")}
     subprocess.run(["bash", "-eo", "pipefail", "-c", step["run"]], cwd=repo, env=env, check=True)
-    done = action({"config": str(tmp_path / "hf-ci.yaml"), "changed-since": base})
-    assert done.output("verdict") == "backdoored", done.log
-    assert json.loads(Path(done.output("report")).read_text())["results"][0]["settings"]["seed"] == configured
+    config = (tmp_path / "output").read_text().strip().removeprefix("config=")
+    done = action({"config": config, "changed-since": base})
+    assert done.failed and done.output("verdict") in ("backdoored", "inconclusive"), done.log
+    (result,) = json.loads(Path(done.output("report")).read_text())["results"]
+    assert result["target"] == "./models/bad" and result["settings"]["seed"] == bool(configured)
 
 
 def test_a_job_without_a_stored_token_keeps_a_card_up_to_date(action, clip, tmp_path):

@@ -74,6 +74,15 @@ def test_whatever_a_result_depends_on_changes_its_place(adapter_folder, clip, op
     assert place(adapter_folder, options) not in known
 
 
+def test_what_auto_is_decided_by_changes_the_place(adapter_folder, options, monkeypatch):
+    """A cache may be shared by machines with and without a GPU, or bf16."""
+    auto, fixed = replace(options, precision="auto"), replace(options, device="cpu")
+    here = [place(adapter_folder, o) for o in (auto, options, fixed)]
+    monkeypatch.setattr("hf_ci.recall.machine", lambda: ["another"])
+    there = [place(adapter_folder, o) for o in (auto, options, fixed)]
+    assert here[0] != there[0] and here[1] != there[1] and here[2] == there[2]
+
+
 def test_what_cannot_be_compared_is_scanned(adapter_folder, options, monkeypatch):
     assert place(adapter_folder, replace(options, cache=None)) is None
     assert place(adapter_folder, replace(options, pool="org/data")) is None

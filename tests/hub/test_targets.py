@@ -197,5 +197,9 @@ def test_pool_streamed_from_a_data_set_on_the_hub(hub, files, tmp_path):
     )
     pool = result_of(hub.scan("user/adapter", "--pool", "user/photos"))["pool"]
     assert (pool["id"], pool["num_images"], pool["skipped"]) == ("user/photos", 32, 0)
+    (tmp_path / "user" / "photos").mkdir(parents=True)  # must not stand in for it
+    assert hub.scan("user/adapter", "--pool", "user/photos").returncode == 4
+    for name in ("hf://user/photos", "user/photos@main"):
+        assert result_of(hub.scan("user/adapter", "--pool", name))["pool"]["fingerprint"] == pool["fingerprint"]
     done = hub.scan("user/adapter", "--pool", "user/nothing")
     assert done.returncode == 4 and "cannot be read" in result_of(done)["reasons"][0]
