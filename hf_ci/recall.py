@@ -1,7 +1,8 @@
 """Scans that were made before: an unchanged adapter is answered at once, without loading torch.
 
-A result is kept under everything that it depends on: the adapter's files, the base model, the pool, the settings, our
-own code and that of the libraries that compute. Whatever cannot be compared cheaply (a pool on the Hub) is scanned.
+A result is kept under everything that it depends on: the adapter's files, the base model, the pool, the settings (with
+what "auto" is decided by), our own code and that of the libraries that compute. Whatever cannot be compared cheaply (a
+pool on the Hub) is scanned.
 """
 
 from __future__ import annotations
