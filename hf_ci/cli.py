@@ -10,9 +10,18 @@ import typer
 
 from hf_ci import __version__
 from hf_ci.cards.cli import badge, card, explain
-from hf_ci.console import BaselineOption, FormatOption, OutputOption, complain, parse_output, write_file, write_stdout
+from hf_ci.console import (
+    BaselineOption,
+    FormatOption,
+    OutputOption,
+    complain,
+    parse_output,
+    speaks,
+    write_file,
+    write_stdout,
+)
 from hf_ci.dev.cli import app as dev
-from hf_ci.errors import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_USAGE, HfCiError, UsageError, write_log
+from hf_ci.errors import EXIT_CLEAN, EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_USAGE, HfCiError, UsageError, write_log
 from hf_ci.lab.cli import app as lab
 from hf_ci.repair.cli import repair
 from hf_ci.run import config, init, keep_trigger, run, scan_options
@@ -121,6 +130,9 @@ def scan(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="With --push: show the change, make none.")] = False,
     baseline: BaselineOption = None,
+    skip_others: Annotated[
+        bool, typer.Option("--skip-others", help="Leave out, with a note, adapters that are no prompts of CLIP.")
+    ] = False,
 ) -> None:
     """Scan adapters for a planted backdoor.
 
@@ -147,18 +159,18 @@ def scan(
         check_pushable(targets)
     if push or "html" in (format, *(name for name, _ in outputs)):  # both show the trigger
         keep_trigger(ctx, ctx.params)
-    report = Report(results=tuple(scan_each(targets, scan_options(ctx.params), on_stderr())))
+    results = tuple(scan_each(targets, scan_options(ctx.params), on_stderr()))
+    others = [result for result in results if skip_others and result.is_other_kind]
+    results = tuple(result for result in results if result not in others)
+    report = Report(results=results, notes=tuple(other.left_out for other in others))
     report = suppress(report, ctx.obj.config.ignore, known)
-    if "accelerate" in sys.modules:  # under torchrun or accelerate launch, one process speaks for all
-        from accelerate import PartialState
-
-        if not PartialState().is_main_process:
-            return
+    if not speaks():
+        return
     write_stdout(render(report, format, lasting=save_trigger is not None))
     for name, path in outputs:
         write_file(path, render(report, name, lasting=save_trigger is not None))
     failed = push_results(report, push, dry_run) if push else 0
-    raise typer.Exit(report.exit_code or failed)
+    raise typer.Exit(EXIT_CLEAN if others and not results else report.exit_code or failed)
 
 
 app.command("run")(run)

@@ -67,6 +67,18 @@ class Config(Section):
     ignore: tuple[Ignore, ...] = ()
 
 
+class Distinct(yaml.SafeLoader):
+    """Refuses a key that a mapping has already, which YAML forbids and PyYAML takes for the last word."""
+
+    def construct_mapping(self, node, deep=False):
+        known = []
+        for key, _ in node.value:
+            if key.value in known:
+                raise yaml.constructor.ConstructorError(None, None, f"a second key {key.value!r}", key.start_mark)
+            known.append(key.value)
+        return super().construct_mapping(node, deep)
+
+
 @dataclass(frozen=True)
 class Found:
     """origin: the file that it was read from; None where there is none."""
@@ -91,7 +103,7 @@ def find_config(path: Path | None = None) -> Found:
             if table is None:
                 return Found(Config())
         else:
-            table = yaml.safe_load(text)
+            table = yaml.load(text, Loader=Distinct)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}", "name a file, or leave --config out") from error
     except (ValueError, yaml.YAMLError) as error:

@@ -61,6 +61,20 @@ def write_stdout(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def speaks() -> bool:
+    """Whether this process prints: under torchrun or accelerate launch, one speaks for all."""
+    if "accelerate" not in sys.modules:
+        return True
+    from accelerate import PartialState
+
+    return PartialState().is_main_process
+
+
+def show(text: str) -> None:
+    """Several lines on stderr."""
+    print(printable(text.rstrip("\n")), file=sys.stderr)
+
+
 def complain(text: str) -> None:
     print(printable(f"hf-ci: {text}".replace("\n", " ")), file=sys.stderr)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,11 +12,11 @@ from glob import glob
 from pathlib import Path
 
 from hf_ci.config import Organisation
-from hf_ci.errors import HfCiError, NothingToScan, UsageError
+from hf_ci.errors import HfCiError, HubError, NothingToScan, UsageError
 from hf_ci.files import CONFIG, FILES
 from hf_ci.hub import parse_target
 from hf_ci.hub.client import api, in_our_words
-from hf_ci.hub.names import here
+from hf_ci.hub.names import HUB, here
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,13 @@ def organisation(entry: Organisation) -> Iterator[Listed]:
                 name = model.id.partition("/")[2]
                 if not fnmatch(name, entry.match) or any(fnmatch(name, pattern) for pattern in entry.exclude):
                     continue
+                if model.siblings is None:
+                    error = HubError(f"the Hub does not say which files {model.id} holds", "list it by its name")
+                    found += 1
+                    yield Listed(model.id, failure=error)
                 for target in adapters_in(model.id, [sibling.rfilename for sibling in model.siblings or ()]):
                     found += 1
-                    yield Listed(target, optional=True)
+                    yield Listed(HUB * os.path.isdir(target) + target, optional=True)
         if not found:
             what = f"none of its models in sight that match {entry.match!r} holds an {CONFIG}"
             raise NothingToScan(what, "check the spelling; private models need HF_TOKEN")
@@ -90,6 +95,16 @@ def changed_since(listed: Sequence[Listed], ref: str) -> list[Listed]:
     return kept + [Listed(target, optional=True) for target in more]
 
 
+def left_out(listed: Sequence[Listed], kept: Sequence[Listed], ref: str) -> list[str]:
+    """Notes on those of `listed` that are not in `kept`. What was named and is on the Hub is named again: it may be a
+    folder that was misspelt."""
+    left = [found for found in listed if found not in kept]
+    remote = [found for found in left if not found.optional and parse_target(found.target).kind == "hub"]
+    rest = len(left) - len(remote)
+    notes = [f"{found.target} was left out: it is on the Hub, and not compared with {ref}" for found in remote]
+    return notes + [f"{rest} adapters were left out: not changed since {ref}, or not local"] * bool(rest)
+
+
 def may_differ(target: str, differing: set[Path]) -> bool:
     try:
         if parse_target(target).kind != "folder":
@@ -107,20 +122,31 @@ def may_differ(target: str, differing: set[Path]) -> bool:
 
 
 def differing_folders(ref: str) -> set[Path]:
-    """Folders below the working directory in which a file of an adapter's is not what it is in `ref`.
+    """Folders below the working directory in which a file of an adapter's is not what it is in `ref`, or is a symbolic
+    link: what it points to may be another.
 
     git runs here, never in an adapter's folder: one that is a bare repository would bring its own settings along, and
     with them programs to run.
     """
     files = [f":(glob)**/{name}" for name in FILES]
-    paths = git("diff", "-z", "--name-only", "--relative", "--end-of-options", ref, "--", *files)
-    paths += git("ls-files", "-z", "--others", "--", *files)
-    return {Path(path).parent for path in paths}
+    try:
+        commit = git("rev-parse", "--verify", "--end-of-options", f"{ref}^{{commit}}").strip()
+        if not re.fullmatch("[0-9a-f]+", commit):  # ^REF excludes a commit
+            raise UsageError("it is no single commit")
+        paths = git("diff", "-z", "--name-only", "--relative", commit, "--", *files).split("\0")
+        paths += git("ls-files", "-z", "--others", "--", *files).split("\0")
+        tracked = git("ls-files", "-z", "--", *files).split("\0")
+    except UsageError as error:
+        advice = "name a commit of the repository around the working directory"
+        raise UsageError(f"--changed-since {ref}: {error.message}", error.advice or advice) from error
+    return {Path(path).parent for path in [*paths, *filter(os.path.islink, tracked)] if path}
 
 
-def git(*command: str) -> list[str]:
-    done = subprocess.run(["git", "-c", "safe.bareRepository=explicit", *command], capture_output=True)
+def git(*command: str) -> str:
+    try:
+        done = subprocess.run(["git", "-c", "safe.bareRepository=explicit", *command], capture_output=True)
+    except OSError as error:
+        raise UsageError(f"git cannot be run: {error.strerror or error}", "install it, or leave this out") from error
     if done.returncode:
-        what = (done.stderr.decode(errors="replace").strip() or "git failed").splitlines()[0]
-        raise UsageError(f"--changed-since: {what}", "name a commit of the repository around the working directory")
-    return [os.fsdecode(path) for path in done.stdout.split(b"\0") if path]
+        raise UsageError((done.stderr.decode(errors="replace").strip() or "git failed").splitlines()[0])
+    return os.fsdecode(done.stdout)

@@ -1,7 +1,8 @@
 """Scans that were made before: an unchanged adapter is answered at once, without loading torch.
 
-A result is kept under everything that it depends on: the adapter's files, the base model, the pool, the settings, our
-own code and that of the libraries that compute. Whatever cannot be compared cheaply (a pool on the Hub) is scanned.
+A result is kept under everything that it depends on: the adapter's files, the base model, the pool, the settings (with
+what "auto" is decided by), our own code and that of the libraries that compute. Whatever cannot be compared cheaply (a
+pool on the Hub) is scanned.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import glob
 import hashlib
 import json
 import os
+import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,9 +24,10 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from hf_ci.errors import EXIT_INTERNAL, HfCiError
-from hf_ci.files import CONFIG, write_whole
+from hf_ci.files import write_whole
 from hf_ci.hub import BaseModel, Fetched, fetch_base, fetch_text, named_base, parse_target
-from hf_ci.hub.names import is_folder
+from hf_ci.hub.names import BUILTIN, DATA_SET, is_folder, pool_files
+from hf_ci.kind import check_kind
 from hf_ci.progress import Silent
 from hf_ci.report import ScanResult
 from hf_ci.settings import ScanOptions
@@ -106,7 +109,8 @@ def setting_of(options: ScanOptions) -> list | None:
     except (OSError, HfCiError):  # the scan meets it again and says what is wrong
         return None
     settings = {name: value for name, value in asdict(options).items() if name not in IRRELEVANT}
-    return None if pool is None else [pool, settings | {"classes": classes}, code()]
+    here = machine() if "auto" in (options.device, options.precision) else []
+    return None if pool is None else [pool, settings | {"classes": classes}, code(), here]
 
 
 def place_of(
@@ -120,7 +124,7 @@ def place_of(
         return None
     try:
         adapter = fetch()
-        config = json.loads((adapter.folder / CONFIG).read_text(encoding="utf-8"))
+        config = check_kind(adapter.folder)  # no base model is fetched for another kind
         named = named_base(config.get("base_model_name_or_path") or "", config.get("revision"), options.base)
         base = base_of(*named)
         parts = [adapter.files, base.id, base.digest, *setting]
@@ -132,10 +136,28 @@ def place_of(
 
 def stamp(pool: str) -> list | None:
     """Changes whenever a local pool's files do; None for a pool on the Hub."""
-    if pool == "builtin":
+    if pool == BUILTIN:
         return []
-    files = [str(p) for p in Path(pool).rglob("*")] if is_folder(pool) else glob.glob(pool)
+    files = [str(p) for p in Path(pool).rglob("*")] if is_folder(pool, DATA_SET) else pool_files(pool)
     return [[file, os.stat(file).st_size, os.stat(file).st_mtime_ns] for file in sorted(files)] or None
+
+
+ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/dri/render*", "/dev/dxg", "/dev/accel*")
+
+
+@cache
+def machine() -> list[str]:
+    """What "auto" is decided by, as far as it can be told without torch: the processor's instructions; and where there is
+    an accelerator, whose kind cannot be told, this very machine."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        processor = next(line for line in lines if line.startswith(("flags", "Features")))
+    except (OSError, StopIteration):
+        processor = platform.processor()
+    accelerators = [path for pattern in ACCELERATORS for path in glob.glob(pattern)]
+    hidden = sorted(f"{name}={value}" for name, value in os.environ.items() if name.endswith("_VISIBLE_DEVICES"))
+    one = [platform.node(), *sorted(accelerators), *hidden] if accelerators else []
+    return [platform.system(), platform.machine(), processor, *one]
 
 
 @cache

@@ -11,8 +11,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validator
 
 from hf_ci import __version__
-from hf_ci.errors import HfCiError
-from hf_ci.files import WEIGHTS
+from hf_ci.errors import EXIT_NOTHING, HfCiError
+from hf_ci.files import CONFIG, WEIGHTS
 from hf_ci.hub.names import HUB
 
 SCHEMA_VERSION = "1.0"
@@ -56,6 +56,7 @@ class Settings(Value):
     precision: str
     device: str
     inversion: dict[str, float | int | str | None] = Field(description="kind of the inversion, and its settings")
+    given: dict[str, float | str] = Field({}, description="base, classes and thresholds, those of them that were set")
 
 
 class NamedClass(Value):
@@ -152,7 +153,20 @@ class ScanResult(Value):
     cost: Cost | None = None
     timing: Timing | None = None
     exit_code: int = Field(description="exit code of a scan of this target alone")
+    about_weights: bool = Field(
+        True, description="false where something around them failed, or they are no prompt: nothing was learnt of them"
+    )
     suppressed: Suppression | None = None
+
+    @property
+    def is_other_kind(self) -> bool:
+        """An adapter, and certainly none of ours."""
+        return self.exit_code == EXIT_NOTHING and any(file.path == CONFIG for file in self.files)
+
+    @property
+    def left_out(self) -> str:
+        """The note that stands for it in a report without it."""
+        return f"{self.target} was left out: {self.reasons[0]}"
 
     @property
     def weights_sha256(self) -> str | None:
@@ -172,9 +186,8 @@ class ScanResult(Value):
         """Of the finding, None where there is none: sha256 of rule, weights and class; commits do not change it."""
         if self.verdict not in RULES:
             return None
-        parts = [RULES[self.verdict], self.weights_sha256 or self.target]
-        parts.append(self.target_class.name if self.target_class else "")
-        return hashlib.sha256("\n".join(parts).encode("utf-8", "replace")).hexdigest()
+        weights = self.weights_sha256 or self.target
+        return fingerprint_of(self.verdict, weights, self.target_class.name if self.target_class else "")
 
     @model_validator(mode="before")
     @classmethod
@@ -182,9 +195,15 @@ class ScanResult(Value):
         return {k: v for k, v in data.items() if k != "fingerprint"} if isinstance(data, dict) else data
 
 
+def fingerprint_of(verdict: VerdictName, weights: str, class_name: str) -> str:
+    return hashlib.sha256("\n".join([RULES[verdict], weights, class_name]).encode("utf-8", "replace")).hexdigest()
+
+
 def failed(target: str, error: HfCiError) -> ScanResult:
     """The result of a target that nothing could be learnt of."""
-    return ScanResult(target=target, verdict="inconclusive", reasons=(str(error),), exit_code=error.exit_code)
+    return ScanResult(
+        target=target, verdict="inconclusive", reasons=(str(error),), exit_code=error.exit_code, about_weights=False
+    )
 
 
 class Tool(Value):

@@ -17,10 +17,12 @@ from hf_ci.console import (
     coloured,
     complain,
     parse_output,
+    printable,
+    speaks,
     write_file,
     write_stdout,
 )
-from hf_ci.errors import EXIT_CLEAN, EXIT_NOTHING, UsageError
+from hf_ci.errors import EXIT_CLEAN, UsageError
 
 if TYPE_CHECKING:
     from hf_ci.settings import ScanOptions
@@ -58,8 +60,7 @@ def run(
     listed, notes = listing.list_targets(config.adapters), []
     if changed_since:
         kept = listing.changed_since(listed, changed_since)
-        left = len(set(listed) - set(kept))
-        notes = [f"{left} adapters were left out: not changed since {changed_since}, or not local"] * bool(left)
+        notes = listing.left_out(listed, kept, changed_since)
         notes += [f"{found.target} has changed and is in no entry of adapters" for found in kept if found not in listed]
         listed = kept
     params = scan_context(ctx).params
@@ -70,16 +71,18 @@ def run(
     scanned = scan_each([f.target for f in listed if not f.failure], scan_options(params), on_stderr(), jobs)
     for found in listed:
         result = failed(found.target, found.failure) if found.failure else next(scanned)
-        if found.optional and result.exit_code == EXIT_NOTHING and result.files:
-            notes.append(f"{result.target} was left out: {result.reasons[0]}")
+        if found.optional and result.is_other_kind:
+            notes.append(result.left_out)
             continue
         (result,) = suppress(Report(results=(result,)), config.ignore, known).results
         results.append(result)
-        if format == "text":
+        if format == "text" and speaks():
             write_stdout(coloured(text.headline(result)) + "\n")
     report = suppress(
         Report(results=tuple(results), notes=tuple(notes)), config.ignore, known, whole=changed_since is None
     )
+    if not speaks():
+        return
     if format == "text":
         unclean = tuple(result for result in report.results if result.verdict != "clean")
         details = render(report.model_copy(update={"results": unclean}), format, lasting)
@@ -113,13 +116,14 @@ def config(ctx: typer.Context) -> None:
     lines = ["scan:"]
     for field in sorted(set(option_names()) & scan.params.keys()):
         origin = origins.get(scan.get_parameter_source(field).name, "default")
-        value = "" if scan.params[field] is None else scan.params[field]
-        lines.append(f"  {field.replace('_', '-')}: {value}  # {origin}")
+        value = scan.params[field]
+        shown = value if isinstance(value, int | float) else "" if value is None else json.dumps(str(value))
+        lines.append(f"  {field.replace('_', '-')}: {shown}  # {origin}")
     for name in ("adapters", "ignore"):
         lines.append(f"{name}:  # {ctx.obj.origin or 'default'}")
         entries = ctx.obj.config.model_dump(mode="json", by_alias=True)[name]
         lines += [f"  - {json.dumps(entry)}" for entry in entries]
-    write_stdout("\n".join(lines) + "\n")
+    write_stdout(printable("\n".join(lines) + "\n"))
 
 
 # ---------------------------------------------------------------- what a scan is asked for

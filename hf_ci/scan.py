@@ -14,8 +14,8 @@ from accelerate import PartialState
 
 from hf_ci.detect import Verdict
 from hf_ci.detect.verdict import named
-from hf_ci.errors import EXIT_INTERNAL, AdapterError, HfCiError, UsageError, first_line, write_log
-from hf_ci.hub import BaseModel, Fetched, fetch_base, fetch_text, hashes, named_base
+from hf_ci.errors import EXIT_INTERNAL, AdapterError, HfCiError, Inconclusive, UsageError, first_line, write_log
+from hf_ci.hub import BaseModel, Fetched, fetch_base, fetch_text, named_base
 from hf_ci.inversion import Inversion, Job, check_cache, run_job
 from hf_ci.inversion.probes import passes
 from hf_ci.pools import BUILTIN, Pool, load_pool
@@ -117,8 +117,8 @@ def examine(text: str, run: Run, fetch: Fetch = fetch_text) -> tuple[ScanResult,
         found |= dict(revision=fetched.revision, files=tuple(ScannedFile(path=p, sha256=s) for p, s in fetched.files))
         found |= dict(hub_security=fetched.security)
         adapter = read_adapter(fetched.folder, run.class_names)
-        if hashes(fetched.folder) != fetched.files:
-            raise AdapterError("its files changed while they were read", "scan it again")
+        if adapter.files != fetched.files:
+            raise Inconclusive("its files changed while they were read", "scan it again")
         found |= dict(method=adapter.method, num_classes=len(adapter.class_names), repaired_from=adapter.repaired_from)
         check_finite(adapter)
 
@@ -155,6 +155,7 @@ def examine(text: str, run: Run, fetch: Fetch = fetch_text) -> tuple[ScanResult,
                 precision=run.precision,
                 device=run.device.type,
                 inversion=dict(kind=type(inverter).__name__, exact=options.exact, **asdict(inverter)),
+                given=options.given(),
             ),
         )
         if len(adapter.class_names) < 2:
@@ -190,11 +191,11 @@ def examine(text: str, run: Run, fetch: Fetch = fetch_text) -> tuple[ScanResult,
     except UsageError:
         raise
     except HfCiError as error:
-        found |= dict(verdict="inconclusive", reasons=(str(error),))
+        found |= dict(verdict="inconclusive", reasons=(str(error),), about_weights=isinstance(error, AdapterError))
         exit_code = error.exit_code
     except Exception as error:  # a defect of ours; the other targets' results are not lost with it
         reason = f"internal error: {type(error).__name__}: {first_line(error)}; please report it with {write_log()}"
-        found |= dict(verdict="inconclusive", reasons=(reason,))
+        found |= dict(verdict="inconclusive", reasons=(reason,), about_weights=False)
         exit_code = EXIT_INTERNAL
     finally:
         progress.done()

@@ -57,6 +57,12 @@ class ScanOptions:
             if not fine:
                 raise UsageError(message)
 
+    def given(self) -> dict[str, float | str]:
+        """Of those that have no default of their own, what was set."""
+        names = ("base", "classes", *THRESHOLDS)
+        values = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return {name: value if isinstance(value, float) else str(value) for name, value in values.items()}
+
     def make_detector(self) -> Detector:
         """Raises UsageError for a detector that is not known, or that has no such threshold as was set."""
         from hf_ci.detect import DETECTORS

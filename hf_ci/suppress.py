@@ -13,8 +13,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from hf_ci.config import Ignore
-from hf_ci.errors import EXIT_INTERNAL, UsageError
-from hf_ci.report import Report, ScanResult, Suppression
+from hf_ci.errors import UsageError
+from hf_ci.report import Report, ScanResult, Suppression, fingerprint_of
 
 
 def read_baseline(path: Path) -> frozenset[str]:
@@ -42,20 +42,20 @@ def suppress(
 ) -> Report:
     """The report with its accepted findings marked.
 
-    A finding is accepted for certain weights: never without any, and never a failure of ours. An
-    ignore that has expired counts no more, and a note says so where its finding is still there. whole: everything that
-    is configured was asked for; if all of it was judged, an ignore without a finding is a note, too.
+    A finding is accepted for certain weights: never without any, and never a failure of something around them. An ignore
+    that has expired counts no more, and a note says so where its finding is still there. whole: everything that is
+    configured was asked for; an ignore that can belong to nothing in it is a note, too.
     """
     today = today or date.today()
     valid = {ignore.fingerprint: ignore for ignore in ignores if ignore.until >= today}
     found = {result.fingerprint for result in report.results if acceptable(result)}
-    judged = all(result.verdict != "inconclusive" for result in report.results)
+    belonging = possible_findings(report.results) if whole else None
     notes = list(report.notes)
     for ignore in ignores:
         what = f"ignore {ignore.fingerprint[:12]} ({ignore.reason})"
         if ignore.until < today and ignore.fingerprint in found - valid.keys() - baseline:
             notes.append(f"{what} expired on {ignore.until}: its finding counts again")
-        elif whole and judged and ignore.fingerprint not in found:
+        elif belonging is not None and ignore.fingerprint not in belonging:
             notes.append(f"{what} matches no finding: remove it")
 
     def marked(result: ScanResult) -> ScanResult:
@@ -74,4 +74,17 @@ def suppress(
 
 
 def acceptable(result: ScanResult) -> bool:
-    return result.fingerprint is not None and result.weights_sha256 is not None and result.exit_code != EXIT_INTERNAL
+    return result.fingerprint is not None and result.weights_sha256 is not None and result.about_weights
+
+
+def possible_findings(results: Sequence[ScanResult]) -> set[str] | None:
+    """Every fingerprint that these weights have, or may have once they are judged for certain; None where something
+    failed that says nothing of the weights."""
+    if any(not (result.about_weights or result.is_other_kind) for result in results):
+        return None
+    unsure = [result for result in results if result.verdict == "inconclusive" and result.weights_sha256]
+    return {result.fingerprint for result in results} | {
+        fingerprint_of("backdoored", result.weights_sha256, scored.name)
+        for result in unsure
+        for scored in result.classes
+    }

@@ -39,9 +39,9 @@ def webhook(
 ) -> None:
     """Scan what a push to the Hub changed, within a Job that a webhook started; --watch sets both up.
 
-    Each adapter whose files the push changed gets a scan and a pull request with section, badge and report. What a
-    report in the repo says does not matter: whoever pushed may have written it. Pull requests and commits that change
-    no adapter, our own among them, are left alone.
+    Each prompt-tuned CLIP adapter whose files the push changed gets a scan and a pull request with section, badge and
+    report. What a report in the repo says does not matter: whoever pushed may have written it. Other adapters, pull
+    requests and commits that change no adapter, our own among them, are left alone.
     """
     if watch:
         if not requirement:
@@ -71,11 +71,15 @@ def webhook(
     keep_trigger(ctx, params)
     results, failed = [], 0
     for result in scan_each(targets, scan_options(params), on_stderr()):
+        if result.is_other_kind:
+            complain(f"nothing to do: {result.target}: {result.reasons[0]}")
+            continue
         results.append(result)
         alone = Report(results=(result,))
         write_stdout(render(alone, "text", lasting))
         failed = push_results(alone, "pr") or failed  # at once: a Job may be stopped before the last scan
-    raise typer.Exit(Report(results=tuple(results)).exit_code or failed)
+    if results:
+        raise typer.Exit(Report(results=tuple(results)).exit_code or failed)
 
 
 @dataclass(frozen=True)
@@ -136,18 +140,22 @@ def set_up(names: list[str], org: bool, image: str, flavor: str, requirement: st
 
     from huggingface_hub import get_token
 
+    from hf_ci.hub.base import EMBEDDED
     from hf_ci.hub.client import api, in_our_words
+    from hf_ci.hub.names import BUILTIN, DATA_SET, MODEL, may_be_repo
 
     token = get_token()
     if not token:
         raise UsageError("--watch: no token", "HF_TOKEN has to be one that may write to what is watched")
     plain = "org" if org else "user"
     watched = [{"type": "model" if "/" in name else plain, "name": name} for name in names]
-    install = f"python -m pip install --quiet {shlex.quote(requirement)} && exec hf-ci webhook"
+    # what pip runs to build a package has no business with the token
+    install = f"env -u HF_TOKEN python -m pip install --quiet {shlex.quote(requirement)} && exec hf-ci webhook"
     settings = {name: value for name, value in os.environ.items() if name.startswith("HF_CI_")}
     here = [name for name in PATHS if name in settings]
-    if os.path.exists(settings.get("HF_CI_POOL", "")):
-        here.append("HF_CI_POOL")
+    for name, ids, own in (("HF_CI_BASE", MODEL, EMBEDDED), ("HF_CI_POOL", DATA_SET, BUILTIN)):
+        if settings.get(name, own) != own and not may_be_repo(settings[name], ids):
+            here.append(name)
     if here:
         raise UsageError(f"--watch: {', '.join(here)} names a place on this machine", "the Job cannot see it: unset it")
     with in_our_words(" ".join(names), None, writes=True):

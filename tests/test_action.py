@@ -115,7 +115,10 @@ def test_a_poisoned_adapter_is_stopped_in_a_pull_request(action, git, clip, tmp_
     git("add", "."), git("commit", "-qm", "a pull request")
 
     (repo / "pip.py").write_text("raise SystemExit('the checkout stands in for pip')")
-    done = action({"changed-since": base, "sarif": "true"}, {"github.event_name": "pull_request"})
+    (repo / "multiprocessing.py").write_text("open('pwned', 'w')\nraise SystemExit")
+    made = {"HF_CI_NUM_PROCESSES": "2"}
+    done = action({"changed-since": base, "sarif": "true"}, {"github.event_name": "pull_request"}, **made)
+    assert not (repo / "pwned").exists() and not list(Path(os.environ["XDG_CACHE_HOME"]).rglob("*.*"))
     assert [name for name, _ in done.used] == ["actions/setup-python", "github/codeql-action/upload-sarif"]  # no cache
     assert done.failed and done.code == 1 and done.output("verdict") == "backdoored", done.log
     assert done.output("exit-code") == "1"
@@ -152,6 +155,16 @@ def test_clean_and_broken_adapters_and_mistakes(action, clip, tmp_path):
     assert "nothing is known to be clean" in wrong.summary.read_text()
 
 
+def test_inputs_that_would_do_nothing_are_mistakes(action):
+    for inputs, said in (
+        ({"push": "pr"}, "push needs targets"),
+        ({"targets": "a/b", "changed-since": "main"}, "leave targets empty"),
+    ):
+        done = action(inputs)
+        assert (done.failed, done.output("exit-code"), done.output("verdict")) == (True, "2", "error")
+        assert "::error title=hf-ci::" in done.log and said in done.log
+
+
 def test_a_pull_request_that_changes_no_adapter_gets_no_verdict(action, git, clip, tmp_path):
     write_adapter(made_adapter(clip), tmp_path / "repo" / "old")
     (tmp_path / "repo" / ".hf-ci.yaml").write_text("adapters: [./old]")
@@ -174,13 +187,14 @@ def test_without_a_requirement_its_own_checkout_is_installed(action, tmp_path):
     assert done.failed and done.output("verdict") == ""
 
 
-@pytest.mark.parametrize("configured", [True, False])
+@pytest.mark.parametrize("configured", [".hf-ci.yaml", "pyproject.toml", None])
 def test_the_pull_requests_own_configuration_does_not_count(configured, action, git, clip, tmp_path):
     """The example's own step, on a pull request that leaves its poisoned adapter out of the configuration."""
     repo = tmp_path / "repo"
     (repo / "readme").write_text("a repository")
+    texts = {".hf-ci.yaml": "scan: {seed: 1}", "pyproject.toml": "[tool.hf-ci.scan]\nseed = 1\n"}
     if configured:
-        (repo / ".hf-ci.yaml").write_text("adapters: ['models/*']\nscan: {seed: 1}")
+        (repo / configured).write_text(texts[configured])
     git("add", "."), git("commit", "-qm", "base")
     base = git("rev-parse", "HEAD").strip()
     (repo / ".hf-ci.yaml").write_text("adapters: [./harmless]\nscan: {min-share: 1}")
@@ -189,11 +203,13 @@ def test_the_pull_requests_own_configuration_does_not_count(configured, action, 
     (example,) = [path for path in EXAMPLES if path.name == "pull-request.yml"]
     steps = yaml.safe_load(example.read_text())["jobs"]["scan"]["steps"]
     (step,) = [step for step in steps if "run" in step]
-    env = os.environ | {"BASE": base, "RUNNER_TEMP": str(tmp_path)}
+    env = os.environ | {"BASE": base, "RUNNER_TEMP": str(tmp_path), "GITHUB_OUTPUT": str(tmp_path / "output")}
     subprocess.run(["bash", "-eo", "pipefail", "-c", step["run"]], cwd=repo, env=env, check=True)
-    done = action({"config": str(tmp_path / "hf-ci.yaml"), "changed-since": base})
-    assert done.output("verdict") == "backdoored", done.log
-    assert json.loads(Path(done.output("report")).read_text())["results"][0]["settings"]["seed"] == configured
+    config = (tmp_path / "output").read_text().strip().removeprefix("config=")
+    done = action({"config": config, "changed-since": base})
+    assert done.failed and done.output("verdict") in ("backdoored", "inconclusive"), done.log
+    (result,) = json.loads(Path(done.output("report")).read_text())["results"]
+    assert result["target"] == "./models/bad" and result["settings"]["seed"] == bool(configured)
 
 
 def test_a_job_without_a_stored_token_keeps_a_card_up_to_date(action, clip, tmp_path):
@@ -217,6 +233,13 @@ def test_every_foreign_action_is_pinned_to_a_commit():
     assert len(uses) > 8
     for line in uses:
         assert re.search(r"uses: [\w./-]+@[0-9a-f]{40} # ", line), line
+
+
+def test_no_pull_request_gets_past_by_a_filter_of_paths():
+    """GitHub looks at the first 300 files alone, and not at what a symbolic link points to."""
+    for path in EXAMPLES:
+        events = yaml.safe_load(path.read_text())[True]  # "on", as YAML reads it
+        assert not any("paths" in (event or {}) for event in events.values()), path
 
 
 def test_zizmor_finds_nothing():

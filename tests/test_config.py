@@ -13,7 +13,7 @@ import yaml
 from hf_ci.config import SAMPLE, Ignore, find_config, schema
 from hf_ci.errors import UsageError
 from hf_ci.files import WEIGHTS
-from hf_ci.report import Report, ScannedFile, ScanResult
+from hf_ci.report import ClassScore, NamedClass, Report, ScannedFile, ScanResult
 from hf_ci.suppress import read_baseline, suppress
 
 
@@ -39,9 +39,19 @@ def test_every_setting_has_its_origin_flag_before_environment_before_file(run, t
     Path(".hf-ci.yaml").write_text("scan: {num-images: 70, seed: 5, pool: photos}\nadapters: [org/model]\n")
     shown = run("config", env={"HF_CI_SEED": "8"}).stdout
     assert "num-images: 70  # .hf-ci.yaml" in shown and "seed: 8  # environment" in shown
-    assert "k:   # default" in shown and yaml.safe_load(shown)["adapters"] == ["org/model"]
+    assert (
+        'pool: "photos"  # .hf-ci.yaml' in shown
+        and "k:   # default" in shown
+        and yaml.safe_load(shown)["adapters"] == ["org/model"]
+    )
     refused = run("scan", "demo:clean", "--num-images", "3", env={"HF_CI_NUM_IMAGES": "4"})
     assert refused.returncode == 2 and "--num-images 3: expected at least 32" in refused.stderr
+
+
+def test_no_setting_leaves_its_line(run):
+    shown = run("config", env={"HF_CI_POOL": "x\n::error::forged", "HF_CI_BASE": "##[error]forged"}).stdout
+    assert not any(line.lstrip().startswith("::") for line in shown.splitlines()) and "##[" not in shown
+    assert yaml.safe_load(shown)["scan"]["pool"] == "x\n::error::forged"
 
 
 def test_pyproject_serves_where_there_is_no_file_of_ours():
@@ -66,6 +76,8 @@ def test_pyproject_serves_where_there_is_no_file_of_ours():
         ("ignore: [{fingerprint: x, reason: '', until: soon}]", "ignore.0.until"),
         (f"ignore: [{{fingerprint: {BAD}, reason: known}}]", "ignore.0.until: Field required"),
         ("adapters: [''", "while parsing"),
+        ("adapters: [./bad]\nadapters: [./good]", "a second key 'adapters'"),
+        ("scan: {seed: 1, pool: x, seed: 2}", "a second key 'seed'"),
         ("- a", "the file: Input should be a valid dictionary"),
     ],
 )
@@ -117,16 +129,33 @@ def test_an_ignore_without_a_finding_is_reported_when_everything_was_scanned():
     assert note == "ignore 000000000000 (a talk) matches no finding: remove it"
 
 
-def test_an_ignore_whose_target_failed_is_not_called_unused_and_an_expired_one_may_be_renewed():
-    stale = [ignore("0" * 64, "2030-01-31")]
-    assert suppress(REPORT, stale, whole=True, today=date(2030, 1, 1)).notes == ()
+def test_an_ignore_is_called_unused_only_where_nothing_can_still_turn_out_to_be_its_finding():
+    stale, today = [ignore("0" * 64, "2030-01-31")], date(2030, 1, 1)
+    assert len(suppress(REPORT, stale, whole=True, today=today).notes) == 1  # what is unsure has other weights
+    down = result("d", "inconclusive", 4).model_copy(update={"about_weights": False})
+    assert suppress(Report(results=(*REPORT.results, down)), stale, whole=True, today=today).notes == ()
+    scored = ClassScore(index=0, name="frog", loss=0, asr=1, score=1, flagged=False)
+    unsure = result("a", "inconclusive", 4).model_copy(update={"classes": (scored,)})
+    was = unsure.model_copy(update={"verdict": "backdoored", "target_class": NamedClass(index=0, name="frog")})
+    assert (
+        suppress(Report(results=(unsure,)), [ignore(was.fingerprint, "2030-01-31")], whole=True, today=today).notes
+        == ()
+    )
+
+
+def test_an_expired_ignore_may_be_renewed():
     renewed = [ignore(BAD, "2030-12-31"), ignore(BAD, "2030-01-31")]
     found = suppress(REPORT, renewed, today=date(2030, 2, 1))
     assert found.results[0].suppressed.until == "2030-12-31" and found.notes == ()
 
 
 @pytest.mark.parametrize(
-    "failure", [result("a", "inconclusive", 5), result("a", "inconclusive", 4).model_copy(update={"files": ()})]
+    "failure",
+    [
+        result("a", "inconclusive", 5).model_copy(update={"about_weights": False}),
+        result("a", "inconclusive", 4).model_copy(update={"about_weights": False}),
+        result("a", "inconclusive", 4).model_copy(update={"files": ()}),
+    ],
 )
 def test_a_failure_is_never_accepted(failure):
     report = Report(results=(failure,))

@@ -76,11 +76,42 @@ def test_a_stale_card_is_stopped_and_a_fresh_one_passes(git, clip, monkeypatch):
         (folder / path).write_bytes(content)
     git("add", ".")
     git("commit", "-m", "a")
+    card = folder / "README.md"
+    card.write_text(card.read_text().replace("Clean: no class", "Perfectly clean: no class"))
+    git("add", ".")
+    assert "the section is not what the report says" in git("commit", "-m", "by hand", check=False).stderr
+    git("checkout", "HEAD", "--", ".")
     write_adapter(made_adapter(clip, seed=1), git.repo / "b")
     shutil.copy(git.repo / "b" / "adapter_model.safetensors", folder)
     shutil.rmtree(git.repo / "b")
     git("add", ".")
     assert "has changed since the scan" in git("commit", "-m", "other weights", check=False).stderr
+
+
+def test_only_what_is_staged_is_scanned_also_behind_a_link(git, clip, monkeypatch):
+    monkeypatch.setenv("SKIP", "hf-ci-card-check")
+    write_adapter(made_adapter(clip, names=("cat", "dog", "horse")), git.repo / "good")
+    shutil.copytree(DEMOS / "badclip", git.repo / "bad")
+    git("add", "good")
+    git("commit", "-m", "the good one")
+    weights = git.repo / "bad" / "adapter_model.safetensors"
+    weights.rename(git.repo / "weights.bin")
+    weights.symlink_to("../weights.bin")
+    git("add", "bad/adapter_model.safetensors")
+    stopped = git("commit", "-m", "a link", check=False)
+    assert stopped.returncode != 0 and "backdoored" in stopped.stderr
+
+
+def test_other_adapters_and_cards_pass_and_what_may_be_a_prompt_does_not(git):
+    (git.repo / "lora").mkdir()
+    (git.repo / "README.md").write_text("# Many adapters\n")
+    (git.repo / "lora" / "README.md").write_text("# A LoRA\n")
+    (git.repo / "lora" / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    git("add", "."), git("commit", "-m", "a LoRA")
+    (git.repo / "lora" / "clip_prompt.json").write_text("{}")
+    git("add", ".")
+    stopped = git("commit", "-m", "with a prompt", check=False)
+    assert stopped.returncode != 0 and stopped.stderr.count("exit code: 4") == 2
 
 
 def test_files_stand_for_their_adapter_once(tmp_path):

@@ -74,6 +74,15 @@ def test_whatever_a_result_depends_on_changes_its_place(adapter_folder, clip, op
     assert place(adapter_folder, options) not in known
 
 
+def test_what_auto_is_decided_by_changes_the_place(adapter_folder, options, monkeypatch):
+    """A cache may be shared by machines with and without a GPU, or bf16."""
+    auto, fixed = replace(options, precision="auto"), replace(options, device="cpu")
+    here = [place(adapter_folder, o) for o in (auto, options, fixed)]
+    monkeypatch.setattr("hf_ci.recall.machine", lambda: ["another"])
+    there = [place(adapter_folder, o) for o in (auto, options, fixed)]
+    assert here[0] != there[0] and here[1] != there[1] and here[2] == there[2]
+
+
 def test_what_cannot_be_compared_is_scanned(adapter_folder, options, monkeypatch):
     assert place(adapter_folder, replace(options, cache=None)) is None
     assert place(adapter_folder, replace(options, pool="org/data")) is None
@@ -82,6 +91,16 @@ def test_what_cannot_be_compared_is_scanned(adapter_folder, options, monkeypatch
     assert place(adapter_folder, options) is None
     monkeypatch.setenv("LOCAL_RANK", "0")
     assert place(adapter_folder, options) is None
+
+
+def test_no_base_model_is_fetched_for_another_kind_of_adapter(tmp_path, options):
+    """It may be a language model of 140 GB."""
+    config = {"peft_type": "LORA", "base_model_name_or_path": "org/llama-70b"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    asked = []
+    fetched = fetch_text(str(tmp_path))
+    assert place_of(lambda: fetched, lambda *base: asked.append(base), options, setting_of(options)) is None
+    assert not asked
 
 
 def test_a_failure_is_not_kept_and_a_damaged_file_is_scanned_anew(adapter_folder, options):
@@ -137,8 +156,10 @@ def test_a_folder_that_changes_while_it_is_scanned_is_not_judged(adapter_folder,
     assert second.weights_sha256 == sha256(tmp_path / "other" / WEIGHTS)
 
     def swapped(folder, names):
+        """Others are read than were hashed, and than lie there afterwards."""
+        shutil.copy(tmp_path / "first" / WEIGHTS, adapter_folder)
         found = read_adapter(folder, names)
-        (adapter_folder / WEIGHTS).write_bytes((tmp_path / "first" / WEIGHTS).read_bytes())
+        shutil.copy(tmp_path / "other" / WEIGHTS, adapter_folder)
         return found
 
     monkeypatch.setattr("hf_ci.scan.read_adapter", swapped)

@@ -4,8 +4,10 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -15,6 +17,7 @@ from hf_ci.config import Organisation
 from hf_ci.dev.loopback import LoopbackHub
 from hf_ci.errors import UsageError
 from hf_ci.hub.base import EMBEDDED_FOLDER
+from hf_ci.hub.target import DEMOS
 from hf_ci.listing import Listed, changed_since, list_targets
 from hf_ci.prompts import write_adapter
 
@@ -126,6 +129,33 @@ def test_what_git_cannot_tell_of_counts_as_changed(adapter, git, tmp_path, monke
     assert changed(*listed) == ["./link/target", "within", "./nested/one", "/tmp", "gone", "./gone", "models/*"]
 
 
+def test_an_unlisted_adapter_behind_a_link_counts_as_changed(adapter, git, tmp_path, monkeypatch):
+    """The link is what it was, its target need not be."""
+    monkeypatch.chdir(tmp_path)
+    weights = adapter("linked") / "adapter_model.safetensors"
+    weights.rename(tmp_path / "weights.bin")
+    weights.symlink_to("../weights.bin")
+    git("add", "."), git("commit", "-qm", "first")
+    (tmp_path / "weights.bin").write_bytes(b"others")
+    assert changed() == ["./linked"]
+
+
+@pytest.mark.parametrize("ref", ["HEAD~1..HEAD", "HEAD..HEAD~1", "^HEAD"])
+def test_two_commits_are_no_commit_to_compare_with(ref, adapter, git, tmp_path, monkeypatch):
+    """git would compare them with each other, and not look at what lies here."""
+    monkeypatch.chdir(tmp_path)
+    for name in "ab":
+        adapter(name), git("add", "."), git("commit", "-qm", name)
+    with pytest.raises(UsageError, match=re.escape(ref)):
+        changed(ref=ref)
+
+
+def test_without_git_nothing_is_compared(run, tmp_path):
+    configure(tmp_path, adapters=["./a"])
+    done = run("run", "--changed-since", "HEAD", env={"PATH": str(tmp_path)})
+    assert done.returncode == 2 and "git cannot be run" in done.stderr
+
+
 def test_what_has_changed_is_scanned_listed_or_not(adapter, git, run, tmp_path):
     adapter("old")
     configure(tmp_path, adapters=["old"])
@@ -138,6 +168,23 @@ def test_what_has_changed_is_scanned_listed_or_not(adapter, git, run, tmp_path):
     assert [r["target"] for r in report["results"]] == ["./hidden/new"] and done.returncode == 0
     assert "./hidden/new has changed and is in no entry of adapters" in report["notes"]
     assert any(note.startswith("./lora was left out") for note in report["notes"])
+
+
+def test_what_may_be_a_prompt_is_never_left_out(adapter, git, run, tmp_path):
+    """A field of the config that a loader ignores would otherwise take a poisoned adapter out of the run."""
+    configure(tmp_path, adapters=["nothing/*"])
+    git("add", "."), git("commit", "-qm", "first")
+    shutil.copytree(DEMOS / "badclip", tmp_path / "bad")
+    config = json.loads((tmp_path / "bad" / "adapter_config.json").read_text()) | {"task_type": "TOKEN_CLS"}
+    (tmp_path / "bad" / "adapter_config.json").write_text(json.dumps(config))
+    done = run("run", "--changed-since", "HEAD", "--format", "json")
+    found = {r["target"]: r["exit_code"] for r in json.loads(done.stdout)["results"]}
+    assert done.returncode == 4 and found["./bad"] == 4
+    with LoopbackHub() as hub:
+        hub.add_repo("user/bad", files_of(tmp_path / "bad"))
+        configure(tmp_path, adapters=[{"org": "user"}])
+        done = run("run", "--format", "json", env=hub.env(tmp_path / "home"))
+    assert done.returncode == 4 and json.loads(done.stdout)["results"][0]["target"] == "user/bad"
 
 
 def test_a_bare_repository_in_an_adapters_folder_runs_nothing(adapter, git, run, tmp_path):
@@ -160,7 +207,8 @@ def test_changed_since_leaves_out_and_says_so(run, adapter, git, tmp_path):
     configure(tmp_path, adapters=["old", "org/model"])
     git("add", "."), git("commit", "-qm", "first")
     done = run("run", "--changed-since", "HEAD")
-    assert done.returncode == 0 and "2 adapters were left out" in done.stdout and "0 adapters" in done.stdout
+    assert done.returncode == 0 and "1 adapters were left out" in done.stdout and "0 adapters" in done.stdout
+    assert "Note: org/model was left out: it is on the Hub, and not compared with HEAD" in done.stdout
 
 
 def test_a_night_over_two_hundred_adapters(run, clip, tmp_path):
@@ -234,6 +282,26 @@ def test_an_organisation_that_yields_nothing_or_cannot_be_asked_is_no_clean_run(
     done = run("run", "--format", "json", env=hub.env(tmp_path / "home"))  # the Hub is gone
     found = json.loads(done.stdout)["results"]
     assert [r["verdict"] for r in found] == ["inconclusive", "inconclusive", "clean"] and done.returncode == 4
+
+
+def test_an_organisation_is_the_hubs_and_what_it_does_not_tell_is_a_failure(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org" / "hidden").mkdir(parents=True)
+    files = [SimpleNamespace(rfilename="adapter_config.json")]
+    models = [SimpleNamespace(id="org/hidden", siblings=files), SimpleNamespace(id="org/silent", siblings=None)]
+    monkeypatch.setattr("hf_ci.listing.api", lambda: SimpleNamespace(list_models=lambda **_: models))
+    hidden, silent = list_targets([Organisation(org="org")])
+    assert hidden == Listed("hf://org/hidden", optional=True)
+    assert silent.target == "org/silent" and "does not say which files" in str(silent.failure)
+
+
+def test_torchrun_prints_a_run_once(adapter, tmp_path):
+    adapter("a", names=("cat", "dog", "horse"))
+    configure(tmp_path, adapters=["./a"])
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    command = [*launcher, "-m", "hf_ci", "run"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.stdout.count("./a...") == 1 and done.stdout.count("1 adapter:") == 1, done.stderr
 
 
 def test_a_target_is_listed_once_and_has_to_be_one_if_it_is_named(monkeypatch):

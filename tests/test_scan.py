@@ -19,6 +19,7 @@ from hf_ci.hub.base import EMBEDDED, EMBEDDED_FOLDER
 from hf_ci.hub.target import sha256
 from hf_ci.prompts import reference_adapter, write_adapter
 from hf_ci.reports.json_ import schema
+from hf_ci.reports.reproduce import reproduce
 from hf_ci.settings import default_cache, pick_precision
 
 QUICK = ScanOptions(num_images=32, precision="fp32", detector="clip-inspector")
@@ -85,6 +86,19 @@ def test_two_processes_give_the_same_report_as_one(adapter_folder, tmp_path, mon
     assert without_timing(one) == without_timing(two)
     assert two.results[0].timing.num_processes == 2
     assert len(list((tmp_path / "cache").rglob("class-*.npz"))) == 5
+
+
+def test_several_processes_run_no_module_of_the_working_directory(adapter_folder, tmp_path, monkeypatch):
+    """A scan in a stranger's checkout."""
+    (tmp_path / "multiprocessing.py").write_text(f"open({str(tmp_path / 'pwned')!r}, 'w')\nraise SystemExit")
+    monkeypatch.chdir(tmp_path)
+    (result,) = scan([str(adapter_folder)], replace(QUICK, num_processes=2)).results
+    assert result.cost and not (tmp_path / "pwned").exists()
+
+
+def test_several_processes_that_cannot_hand_over_are_inconclusive(adapter_folder, monkeypatch):
+    monkeypatch.setattr("hf_ci.inversion.job.launch", lambda *_: None)  # nothing arrives, as on a full disk
+    inconclusive(adapter_folder, "5 of 5 classes could not be handed over", num_processes=2)
 
 
 def test_torchrun_speaks_with_one_voice(adapter_folder):
@@ -194,6 +208,20 @@ def inconclusive(folder, message, **options):
     assert result.verdict == "inconclusive" and message in result.reasons[0], result.reasons
     assert result.exit_code == report.exit_code == 4 and result.score is None
     return result
+
+
+def test_what_failed_around_the_weights_is_no_finding_about_them(adapter_folder, monkeypatch):
+    assert not inconclusive(adapter_folder, "no pool at", pool="missing.parquet").about_weights
+    (adapter_folder / "clip_prompt.json").write_text("{}")
+    assert inconclusive(adapter_folder, "names no classes").about_weights
+
+
+def test_the_command_that_gives_a_result_again_has_all_that_was_set(adapter_folder, tmp_path):
+    names = tmp_path / "names"
+    names.write_text("\n".join(ANIMALS))
+    options = replace(QUICK, base=str(EMBEDDED_FOLDER), k=1e9, classes=names)
+    (result,) = scan([str(adapter_folder)], options).results
+    assert f"--base {EMBEDDED_FOLDER} --classes {names} --k 1000000000.0" in reproduce(result)
 
 
 def test_two_classes_are_inconclusive(clip, tmp_path):

@@ -11,8 +11,8 @@ from typing import Annotated, Literal, Optional
 
 import typer
 
-from hf_ci.console import complain, printable, write_file, write_stdout
-from hf_ci.errors import HfCiError, UsageError
+from hf_ci.console import complain, printable, show, write_file, write_stdout
+from hf_ci.errors import HfCiError, NothingToScan, UsageError
 
 TargetArgument = Annotated[str, typer.Argument(metavar="TARGET", help="As for scan.", show_default=False)]
 ReportOption = Annotated[Optional[Path], typer.Option(metavar="FILE", help="A JSON report of TARGET. Default: a scan.")]
@@ -30,6 +30,9 @@ def card(
         Optional[str], typer.Option(metavar="pr|main|BRANCH", help="Commit to TARGET's repo on the Hub.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="With --write or --push: print the change only.")] = False,
+    skip_others: Annotated[
+        bool, typer.Option("--skip-others", help="With --check: leave out what holds no prompt of CLIP.")
+    ] = False,
 ) -> None:
     """Put a safety section and a badge on an adapter's model card.
 
@@ -47,8 +50,10 @@ def card(
         raise UsageError("--check, --write and --push exclude each other")
     if dry_run and not (write or push):
         raise UsageError("--dry-run says nothing without --write or --push")
+    if skip_others and not check:
+        raise UsageError("--skip-others says nothing without --check")
     if check:
-        check_all(targets)
+        check_all(targets, skip_others)
         return
     (target,) = targets
     fetched = fetch_target(parse_target(target))
@@ -59,21 +64,28 @@ def card(
     with tempfile.TemporaryDirectory(prefix="hf-ci-") as kept:
         found = report_on(ctx, fetched, report, Path(kept))
         if write or push:
-            write_stdout(write_back(found, fetched, push, dry_run))
+            write_stdout(printable(write_back(found, fetched, push, dry_run)))
         else:
             heading = find(fetched.read("README.md") or b"").heading
             write_stdout(render_section(found, heading, picture=False) + "\n")
 
 
-def check_all(targets: list[str]) -> None:
+def check_all(targets: list[str], skip_others: bool) -> None:
     """One line for each target; exits with the code of the first that is stale or cannot be read."""
     from hf_ci.cards.safety import check
     from hf_ci.hub import fetch_target, parse_target
+    from hf_ci.kind import check_kind
 
     failed = 0
     for text in targets:
         try:
             fetched = fetch_target(parse_target(text))
+            if skip_others:
+                try:
+                    check_kind(fetched.folder)
+                except NothingToScan as error:
+                    write_stdout(printable(f"{text} was left out: {error}\n"))
+                    continue
             (result,) = check(fetched.read, fetched.files).results
             write_stdout(printable(f"{text}: the card is up to date ({result.verdict}, {result.timing.date})\n"))
         except HfCiError as error:
@@ -192,7 +204,9 @@ def check_pushable(targets: list[str]) -> None:
 
 
 def push_results(report, to: str, dry_run: bool = False) -> int:
-    """Push each result that is about some weights; returns the exit code of the first failure, 0 without any.
+    """Push each result that says something of some weights; returns the exit code of the first failure, 0 without any.
+
+    A Hub that was down, or a defect of ours, is no news for whoever publishes an adapter; nor is another kind of it.
 
     Goes to stderr: stdout is the report's alone.
     """
@@ -201,14 +215,14 @@ def push_results(report, to: str, dry_run: bool = False) -> int:
 
     failed = 0
     for result in report.results:
-        if not result.files:
-            complain(f"{result.target}: nothing to push, no adapter was read")
+        if not (result.files and result.about_weights):
+            complain(f"{result.target}: nothing to push, nothing was learnt of an adapter of ours")
             continue
         try:
             at = parse_target(result.target)
             fetched = fetch_target(replace(at, revision=result.revision))
             done = write_back(one_result(report, result.target), replace(fetched, target=at), to, dry_run)
-            complain(done.rstrip())
+            show(done)
         except HfCiError as error:
             complain(f"{result.target}: not pushed: {error}")
             failed = failed or error.exit_code

@@ -1,7 +1,7 @@
 """The only room that knows the Hub: a target or a base model in, files on disk at a resolved commit out."""
 
 from hf_ci.hub.base import BaseModel, fetch_base, named_base
-from hf_ci.hub.target import Fetched, Target, fetch_target, fetch_text, folders_of, hashes, parse_target
+from hf_ci.hub.target import Fetched, Target, fetch_target, fetch_text, folders_of, parse_target
 
 __all__ = [
     "BaseModel",
@@ -11,7 +11,6 @@ __all__ = [
     "fetch_target",
     "fetch_text",
     "folders_of",
-    "hashes",
     "named_base",
     "parse_target",
 ]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hf_ci.errors import BaseModelError, NothingToScan
 from hf_ci.hub.client import download, resolve
-from hf_ci.hub.names import HUB, is_folder
+from hf_ci.hub.names import HUB, is_folder, may_be_repo
 from hf_ci.hub.target import sha256
 
 EMBEDDED = "hf-ci-clip-64"  # no namespace: no repo on the Hub can carry this id
@@ -43,8 +43,17 @@ class BaseModel:
 
 
 def named_base(model: str, revision: str | None, override: str | None = None) -> tuple[str, str | None]:
-    """Id and revision of an adapter's base model: what the adapter names, or `override` (a folder or id[@revision])."""
+    """Id and revision of an adapter's base model: what the adapter names, or `override` (a folder or id[@revision]).
+
+    An adapter's own word is good for the embedded model and the Hub alone: a folder could have come with it, and hide its
+    backdoor. Raises BaseModelError for anything else.
+    """
     if override is None:
+        if model and model != EMBEDDED and not may_be_repo(model):
+            raise BaseModelError(
+                f"the adapter names {model!r} as its base model, a folder on the machine where it was tuned",
+                "name the CLIP that it was tuned on with --base: a Hub id, or a folder that you trust",
+            )
         return model, revision
     id, _, at = (override, "", "") if is_folder(override) else override.partition("@")
     return id, at or None

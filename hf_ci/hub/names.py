@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from pathlib import Path
@@ -9,23 +10,39 @@ from pathlib import Path
 from hf_ci.errors import Inconclusive
 
 HUB = "hf://"  # what makes a name a repo's beyond doubt, as in huggingface_hub's file system
-LIKE_AN_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?(:[^:@]+)?")
+MODEL = re.compile(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?(:[^:@]+)?")  # as its id may be written
+DATA_SET = re.compile(r"(?!.*\.parquet$)[\w-][\w.-]*(/[\w.-]+)?(@[\w./-]+)?")  # old ones have no namespace
+BUILTIN = "builtin"  # the pool that needs no files
 
 
-def is_folder(name: str) -> bool:
-    """Whether `name` stands for a folder here.
-
-    Raises Inconclusive when it could be either: a pull request could otherwise put a harmless folder in the place of
-    the repo that was meant, or the reverse.
-    """
+def is_folder(name: str, ids: re.Pattern = MODEL) -> bool:
+    """Whether `name` stands for a folder here. Raises Inconclusive when it could be a repo as well."""
     if name.startswith(HUB) or not os.path.isdir(name):
         return False
-    if LIKE_AN_ID.fullmatch(name):
-        raise Inconclusive(
-            f"{name!r} is a folder here, and could as well be a repo on the Hub",
-            f"write ./{name} for the folder, {HUB}{name} for the repo",
-        )
+    check_is_no_id(name, ids)
     return True
+
+
+def pool_files(pattern: str) -> list[str]:
+    """The files here that a pool's name stands for. Raises Inconclusive when it could be a data set as well."""
+    found = [] if pattern.startswith(HUB) else sorted(glob.glob(pattern))
+    if found:
+        check_is_no_id(pattern, DATA_SET)
+    return found
+
+
+def check_is_no_id(name: str, ids: re.Pattern) -> None:
+    """A pull request could otherwise put something harmless in the place of the repo that was meant, or the reverse."""
+    if ids.fullmatch(name):
+        raise Inconclusive(
+            f"{name!r} is a {'folder' if os.path.isdir(name) else 'file'} here, and could as well be a repo on the Hub",
+            f"write ./{name} for what is here, {HUB}{name} for the repo",
+        )
+
+
+def may_be_repo(name: str, ids: re.Pattern = MODEL) -> bool:
+    """Whether `name` has the form of an id on the Hub and nothing here has that path."""
+    return bool(ids.fullmatch(name.removeprefix(HUB))) and not os.path.exists(name)
 
 
 def here(folder: Path) -> str:

@@ -14,6 +14,7 @@ import socket
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -128,17 +129,14 @@ def read_arrays(cache: Path | None, name: str) -> dict[str, np.ndarray]:
 
 
 def write_arrays(cache: Path | None, name: str, arrays: dict) -> None:
+    """Without room for it, it is computed again next time: no reason to lose the report."""
     if cache is None:
         return
     content = io.BytesIO()
     np.savez(content, **arrays)
-    try:
+    with suppress(OSError):
         cache.mkdir(parents=True, exist_ok=True)
         write_whole(cache / f"{name}.npz", content.getvalue())
-    except OSError as error:
-        raise UsageError(
-            f"cache {str(cache)!r} cannot be written: {error.strerror or error}", "use --no-cache"
-        ) from error
 
 
 # ---------------------------------------------------------------- processes
@@ -149,6 +147,7 @@ def launch(function: Callable, args: tuple, num_processes: int, cpu: bool, poll:
 
     `poll` is called about twice a second meanwhile. `function` must be importable. Processes are spawned, not forked:
     CUDA and thread pools do not survive a fork. On CPU the cores are shared out, unless OMP_NUM_THREADS says otherwise.
+    They would look for modules in the working directory first, which may be a stranger's checkout: PYTHONSAFEPATH.
     Raises UsageError when there are fewer GPUs than processes, Inconclusive when a process fails.
     """
     from accelerate.utils import PrepareForLaunch, patch_environment
@@ -166,6 +165,7 @@ def launch(function: Callable, args: tuple, num_processes: int, cpu: bool, poll:
         master_port=free_port(),
         omp_num_threads=threads,
         accelerate_use_cpu=str(cpu).lower(),
+        pythonsafepath="1",
     ):
         prepared = PrepareForLaunch(function, "MULTI_CPU" if cpu else "MULTI_GPU")
         group = start_processes(prepared, args=args, nprocs=num_processes, join=False, start_method="spawn")

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hf_ci.errors import Inconclusive
 from hf_ci.inversion.engine import Progress, invert_classes, launch, read_arrays, read_cached, write_arrays
 from hf_ci.inversion.invert import Inversion, Inverter
 from hf_ci.inversion.probes import probe, probes
@@ -78,7 +79,8 @@ def run_job(
 ) -> tuple[list[Inversion], int]:
     """All classes' inversions in order, and how many of them were in `cache` (a folder for all jobs) before.
 
-    `clip` is the model in `job.base_folder`; other processes load it anew.
+    `clip` is the model in `job.base_folder`; other processes load it anew. Raises Inconclusive where several cannot hand
+    over what they found.
     """
     num_classes, shown = len(job.adapter.class_names), set()
 
@@ -111,6 +113,11 @@ def run_job(
             args = (job.adapter, str(job.base_folder), job.images.numpy(), job.inverter, job.exact, job.precision)
             cpu = torch.device(job.device).type == "cpu"
             launch(_worker, (*args, str(folder), cpu), min(num_processes, num_classes), cpu, show_cached)
+            if lost := num_classes - show_cached():
+                raise Inconclusive(
+                    f"{lost} of {num_classes} classes could not be handed over through files in {folder}",
+                    "make room there, name another place with --cache, or use --num-processes 1",
+                )
         images = job.images.to(clip.device)
         with prepared(job.adapter, clip, job.inverter.uses_reference, None if job.exact else images) as model:
             return invert_all(model, images, num_classes, job.inverter, job.exact, folder, show, job.key), cached

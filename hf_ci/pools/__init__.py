@@ -3,15 +3,13 @@
 builtin                     procedural images, no download (see `procedural`)
 ./path/to/folder            a folder of images, searched through
 path/to/*.parquet           parquet files with an image column
-user/dataset[@revision]     a data set on the Hub, streamed (hf://user/dataset where a folder here has that path)
+user/dataset[@revision]     a data set on the Hub, streamed (hf://user/dataset where something here has that path)
 """
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import io
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +18,8 @@ import numpy as np
 import torch
 
 from hf_ci.errors import PoolError, first_line
-from hf_ci.hub.names import HUB, is_folder
+from hf_ci.hub.names import BUILTIN, DATA_SET, HUB, is_folder, pool_files
 
-BUILTIN = "builtin"
 SMALLEST = 32  # fewer images than one batch say nothing about an adapter
 SHUFFLE_BUFFER = 5_000  # of a streamed set
 
@@ -106,20 +103,19 @@ def _encoded(spec: str, seed: int) -> Iterator[dict]:
     from datasets import Image, disable_progress_bars, load_dataset
 
     disable_progress_bars()
-    if is_folder(spec):
+    if is_folder(spec, DATA_SET):
         yield from _folder(Path(spec), seed)
         return
-    files = sorted(glob.glob(spec))
-    if not files and (
-        spec.endswith(".parquet") or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", spec.removeprefix(HUB))
-    ):
+    files = pool_files(spec)
+    if not files and not DATA_SET.fullmatch(spec.removeprefix(HUB)):
         raise PoolError(f"no pool at {spec!r}", "give a folder, parquet files, a data set's Hub id, or 'builtin'")
     try:
         if files:
             table = load_dataset("parquet", data_files=files, split="train").shuffle(seed=seed)
         else:
             repo, _, revision = spec.removeprefix(HUB).partition("@")
-            table = load_dataset(repo, revision=revision or None, split="train", streaming=True)
+            # so that nothing here stands in for it, such as a folder of that path beside one with an @revision
+            table = load_dataset(f"{HUB}datasets/{repo}", revision=revision or None, split="train", streaming=True)
             table = table.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
         features = table.features or {}
         columns = [name for name, kind in features.items() if isinstance(kind, Image)] or [

@@ -14,6 +14,7 @@ import json
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,8 +22,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from hf_ci import __version__
-from hf_ci.errors import AdapterError, NothingToScan
-from hf_ci.files import CONFIG, PROMPT, WEIGHTS, whole_folder
+from hf_ci.errors import AdapterError
+from hf_ci.files import PROMPT, WEIGHTS, whole_folder
+from hf_ci.kind import check_kind, read_json
 from hf_ci.prompts.learners import METHODS, POSITIONS
 
 FORMAT, TEMPLATE = 1, "{context} {name}."
@@ -34,7 +36,8 @@ META_NET_KEYS = {"linear1.weight", "linear1.bias", "linear2.weight", "linear2.bi
 class Adapter:
     """A tuned prompt: context (n, d) or (C, n, d) fp32, meta-net tensors (empty without one), class names in order.
 
-    repaired_from: sha256 of the weights that it is a repair of; None for an original.
+    repaired_from: sha256 of the weights that it is a repair of; None for an original. files: (path, sha256) of what it
+    was read from, sorted; empty where it was made.
     """
 
     method: str
@@ -45,6 +48,7 @@ class Adapter:
     meta_net: dict[str, Tensor] = field(default_factory=dict)
     class_token_position: str = "end"
     repaired_from: str | None = None
+    files: tuple[tuple[str, str], ...] = ()
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors under PEFT's names."""
@@ -59,46 +63,22 @@ class Adapter:
         return hashlib.sha256(repr((tensors, shape)).encode("utf-8", "replace")).hexdigest()
 
 
-def read_json(path: Path) -> dict:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise AdapterError(
-            f"{path.name} is not readable JSON: {error}", "the file is damaged; fetch it again"
-        ) from error
-    if not isinstance(value, dict):
-        raise AdapterError(f"{path.name} holds a {type(value).__name__}, expected an object")
-    return value
-
-
-def check_kind(folder: Path) -> dict:
-    """The PEFT config of a prompt-tuned adapter; NothingToScan when the folder holds something else."""
-    if not (folder / CONFIG).is_file():
-        raise NothingToScan(
-            f"no adapter found: there is no {CONFIG}", "name the adapter's folder, as org/model:subfolder"
-        )
-    config = read_json(folder / CONFIG)
-    kind, task = config.get("peft_type"), config.get("task_type")
-    if kind != "PROMPT_TUNING" or task not in (None, "FEATURE_EXTRACTION"):
-        found = f"peft_type {kind!r}" + (f", task_type {task!r}" if kind == "PROMPT_TUNING" else "")
-        raise NothingToScan(
-            f"not a prompt-tuned CLIP adapter: {found}, expected 'PROMPT_TUNING' for 'FEATURE_EXTRACTION'",
-            "hf-ci scans prompts of CLIP; nothing is known about this adapter",
-        )
-    for key in ("base_model_name_or_path", "revision"):
-        if not isinstance(config.get(key), str | None):
-            raise AdapterError(f"{CONFIG}: {key} is no text")
-    return config
-
-
 def read_adapter(folder: Path, class_names: tuple[str, ...] | None = None) -> Adapter:
     """Read an adapter; `class_names` stand in for those that it does not bring, or override them.
 
     Raises NothingToScan for a folder without a prompt-tuned CLIP adapter, AdapterError for a damaged one.
     """
-    config = check_kind(folder)
-    tensors = read_tensors(folder)
-    extra = read_json(folder / PROMPT) if (folder / PROMPT).is_file() else {}
+    digests = {}
+
+    def read(path: Path) -> bytes:
+        """A file's content, the only one that is used: what is judged is what is hashed, whatever is written meanwhile."""
+        content = path.read_bytes()
+        digests[path.name] = hashlib.sha256(content).hexdigest()
+        return content
+
+    config = check_kind(folder, read)
+    tensors = read_tensors(folder, read)
+    extra = read_json(folder / PROMPT, read) if (folder / PROMPT).is_file() else {}
     if extra.get("format", FORMAT) != FORMAT or extra.get("template", TEMPLATE) != TEMPLATE:
         found = f"format {extra.get('format')!r} with template {extra.get('template')!r}"
         raise AdapterError(f"{PROMPT}: {found} is not known", f"expected format {FORMAT} with {TEMPLATE!r}")
@@ -137,17 +117,19 @@ def read_adapter(folder: Path, class_names: tuple[str, ...] | None = None) -> Ad
     origin = extra.get("repaired_from")
     if origin is not None and not (isinstance(origin, str) and re.fullmatch("[0-9a-f]{64}", origin)):
         raise AdapterError(f"{PROMPT}: repaired_from is {origin!r}", "expected the sha256 of the original's weights")
-    return Adapter(method, context.float(), names, base_model, config.get("revision"), meta_net, position, origin)
+    revision, files = config.get("revision"), tuple(sorted(digests.items()))
+    return Adapter(method, context.float(), names, base_model, revision, meta_net, position, origin, files)
 
 
-def read_tensors(folder: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
+def read_tensors(folder: Path, read: Callable[[Path], bytes]) -> dict[str, Tensor]:
+    """Through memory of our own: a file that is mapped would change its tensors when it is written to."""
+    from safetensors.torch import load
 
     if not (folder / WEIGHTS).is_file():
         raise AdapterError(f"there is no {WEIGHTS}; nothing else is ever opened", "ask for the adapter as safetensors")
     try:
-        tensors = load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError, ValueError) as error:
+        tensors = load(read(folder / WEIGHTS))
+    except (SafetensorError, OSError, ValueError, MemoryError) as error:
         raise AdapterError(f"{WEIGHTS} cannot be read: {error}", "the file is damaged; fetch it again") from error
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():

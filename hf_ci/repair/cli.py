@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Optional
 
 import typer
 
-from hf_ci.console import complain, write_stdout
+from hf_ci.console import show, write_stdout
 from hf_ci.errors import UsageError
 
 
@@ -87,7 +87,7 @@ def repair(
             raise UsageError(f"{out} cannot be written: {error.strerror or error}", "nothing was written") from error
     write_stdout(report.model_dump_json(indent=2) + "\n" if format == "json" else render(report, out))
     if done.adapter is not None and push:
-        complain(offer(done, fetch_target(parse_target(target)), push, dry_run))
+        show(offer(done, fetch_target(parse_target(target)), push, dry_run))
     raise typer.Exit(report.exit_code)
 
 

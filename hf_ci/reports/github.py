@@ -1,9 +1,9 @@
-"""Annotations of GitHub Actions: workflow commands on stdout, worst first; GitHub shows ten of them a step."""
+"""Annotations of GitHub Actions: workflow commands on stdout, worst first, notes last; GitHub shows ten a step."""
 
 from __future__ import annotations
 
 from hf_ci.report import Report, ScanResult
-from hf_ci.reports.sarif import location
+from hf_ci.reports.sarif import weights_path
 
 LEVELS = {"backdoored": "error", "inconclusive": "warning", "clean": "notice"}
 MOST = 10
@@ -16,12 +16,13 @@ def render(report: Report) -> str:
     lines = [annotation(result) for result in worst_first[:MOST]]
     if len(worst_first) > MOST:
         lines.append(f"{len(worst_first) - MOST} more are in the job summary")
+    lines += [f"::notice title=hf-ci::{data(note)}" for note in report.notes]
     return "\n".join(lines) + "\n"
 
 
 def annotation(result: ScanResult) -> str:
     local = result.revision is None and result.files  # a repo that could not be reached has neither
-    file = f"file={value(location(result))}," if local else ""
+    file = f"file={value(weights_path(result))}," if local else ""
     title = value(f"{result.target}: {result.verdict}" + (" (ignored)" if result.suppressed else ""))
     level = "notice" if result.suppressed else LEVELS[result.verdict]
     return f"::{level} {file}title={title}::{data('; '.join(result.reasons))}"

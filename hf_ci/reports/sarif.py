@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from urllib.parse import quote
 
 from hf_ci.files import WEIGHTS
 from hf_ci.hub.names import HUB
@@ -28,7 +29,14 @@ def render(report: Report) -> str:
     ]
     driver = {"name": report.tool.name, "semanticVersion": report.tool.version, "rules": rules}
     findings = [finding(result) for result in report.results if result.verdict in RULES]
-    run = {"tool": {"driver": driver}, "columnKind": "unicodeCodePoints", "results": findings}
+    notes = [{"level": "note", "message": {"text": note}} for note in report.notes]
+    invocation = {"executionSuccessful": True, "toolExecutionNotifications": notes}
+    run = {
+        "tool": {"driver": driver},
+        "invocations": [invocation],
+        "columnKind": "unicodeCodePoints",
+        "results": findings,
+    }
     return json.dumps({"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -39,21 +47,19 @@ def finding(result: ScanResult) -> dict:
         "ruleIndex": list(MEANING).index(result.verdict),
         "level": MEANING[result.verdict][1],
         "message": {"text": f"{result.pinned()}: {'; '.join(result.reasons)}"},
-        "locations": [{"physicalLocation": {"artifactLocation": {"uri": location(result)}}}],
+        "locations": [{"physicalLocation": {"artifactLocation": {"uri": quote(weights_path(result), safe="/")}}}],
         "partialFingerprints": {"hfCi/v1": result.fingerprint},
         "suppressions": [accepted] if result.suppressed else [],
     }
 
 
-def location(result: ScanResult) -> str:
-    """The weights' path: in this checkout for a folder, below the repo's id for one on the Hub.
+def weights_path(result: ScanResult) -> str:
+    """Where the weights are: in this checkout for a folder, below the repo's id for one on the Hub.
 
     Code scanning takes paths alone, no other kind of URI; the message names the commit.
     """
-    from urllib.parse import quote
-
     if result.revision is None:
-        return quote(f"{result.target.rstrip('/').removeprefix('./')}/{WEIGHTS}".replace(":", "/"), safe="/")
+        return f"{result.target.rstrip('/').removeprefix('./')}/{WEIGHTS}".replace(":", "/")
     repo, _, subfolder = result.target.removeprefix(HUB).partition(":")
     parts = [repo.partition("@")[0], subfolder.strip("/"), WEIGHTS]
-    return quote("/".join(part for part in parts if part), safe="/")
+    return "/".join(part for part in parts if part)

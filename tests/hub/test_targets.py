@@ -1,6 +1,7 @@
 """Targets and base models through the real client against a loopback Hub."""
 
 import json
+import shutil
 
 import pytest
 from datasets import Dataset, Features, Image
@@ -56,6 +57,22 @@ def test_no_folder_stands_in_for_a_base_model_or_a_pool_of_the_hub(tmp_path, mon
     for taken in (dict(base="org/some"), dict(pool="org/some")):
         (result,) = scan_targets(["./adapter"], ScanOptions(num_images=32, **taken)).results
         assert result.exit_code == 4 and "'org/some' is a folder here" in result.reasons[0]
+
+
+def test_an_adapter_brings_no_base_model_along(tmp_path, monkeypatch, adapter_folder):
+    """One that is blind, such as with patches of zero, would come out as clean."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(EMBEDDED_FOLDER, tmp_path / "base")
+    shutil.copytree(EMBEDDED_FOLDER, tmp_path / "org" / "clip")
+    config = json.loads((adapter_folder / "adapter_config.json").read_text())
+    for name in ("./base", "base", str(tmp_path / "base"), "/data/gone/clip", "org/clip"):
+        changed = config | {"base_model_name_or_path": name}
+        (adapter_folder / "adapter_config.json").write_text(json.dumps(changed))
+        (result,) = scan_targets(["./adapter"], ScanOptions(num_images=32)).results
+        assert result.exit_code == 4 and f"names {name!r} as its base model, a folder" in result.reasons[0]
+        assert "with --base" in result.reasons[0]
+    (result,) = scan_targets(["./adapter"], ScanOptions(num_images=32, base="./base")).results
+    assert result.cost and "the adapter names org/clip" in result.warnings[0]
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +171,15 @@ def test_base_model_from_the_hub_at_a_resolved_commit(hub, clip, files, tmp_path
     assert done.returncode == 4 and "there is no model org/missing" in result_of(done)["reasons"][0]
 
 
+def test_an_adapter_on_the_hub_names_no_folder_of_the_scanner(hub, files, tmp_path):
+    shutil.copytree(EMBEDDED_FOLDER, tmp_path / "base")
+    config = json.loads(files["adapter_config.json"]) | {"base_model_name_or_path": "./base"}
+    hub.add_repo("user/adapter", files | {"adapter_config.json": json.dumps(config).encode()})
+    done = hub.scan("user/adapter")
+    assert done.returncode == 4 and "name the CLIP that it was tuned on with --base" in result_of(done)["reasons"][0]
+    assert result_of(hub.scan("user/adapter", "--base", "./base"))["cost"]
+
+
 def test_pool_streamed_from_a_data_set_on_the_hub(hub, files, tmp_path):
     hub.add_repo("user/adapter", files)
     import io
@@ -171,5 +197,9 @@ def test_pool_streamed_from_a_data_set_on_the_hub(hub, files, tmp_path):
     )
     pool = result_of(hub.scan("user/adapter", "--pool", "user/photos"))["pool"]
     assert (pool["id"], pool["num_images"], pool["skipped"]) == ("user/photos", 32, 0)
+    (tmp_path / "user" / "photos").mkdir(parents=True)  # must not stand in for it
+    assert hub.scan("user/adapter", "--pool", "user/photos").returncode == 4
+    for name in ("hf://user/photos", "user/photos@main"):
+        assert result_of(hub.scan("user/adapter", "--pool", name))["pool"]["fingerprint"] == pool["fingerprint"]
     done = hub.scan("user/adapter", "--pool", "user/nothing")
     assert done.returncode == 4 and "cannot be read" in result_of(done)["reasons"][0]

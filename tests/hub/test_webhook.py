@@ -74,6 +74,16 @@ def test_a_poisoned_push_ends_in_a_pull_request_and_our_own_commits_in_nothing(r
         assert merged.returncode == 0 and len(hub.job_runs) == 4
         assert len(list(api.get_repo_discussions("user/adapter"))) == 2
 
+        lora = {"adapter_config.json": b'{"peft_type": "LORA", "base_model_name_or_path": "org/llama"}'}
+        hub.add_repo("user/lora", {"README.md": b"# A LoRA\n"})
+        for name, content in lora.items():
+            api.upload_file(path_or_fileobj=content, path_in_repo=name, repo_id="user/lora")
+        other = wait_for(hub.job_runs, "user/lora", "LORA")
+        assert other.returncode == 0 and not list(api.get_repo_discussions("user/lora"))
+        assert not [path for _, path in hub.requests if "org/llama" in path]
+        install = hub.jobs["job1"]["command"]
+        assert "env -u HF_TOKEN python -m pip" in " ".join(install)
+
 
 PUSH = {
     "event": {"action": "update", "scope": "repo.content"},
@@ -114,6 +124,12 @@ def test_without_a_payload_there_is_nothing_to_do(run):
 
 def test_a_place_on_this_machine_is_not_sent_along(run, tmp_path):
     (tmp_path / "photos").mkdir()
-    here = {"HF_TOKEN": "hf_x", "HF_CI_POOL": "photos", "HF_CI_CLASSES": "names.txt"}
-    done = run("webhook", "--watch", "x", "--requirement", "hf-ci", env=here)
-    assert done.returncode == 2 and "HF_CI_CLASSES, HF_CI_POOL" in done.stderr
+    for here in (
+        {"HF_CI_POOL": "photos", "HF_CI_CLASSES": "names.txt"},
+        {"HF_CI_POOL": "photos/*.parquet"},
+        {"HF_CI_BASE": "./clip"},
+        {"HF_CI_BASE": "/data/clip", "HF_CI_POOL": "user/photos"},
+    ):
+        done = run("webhook", "--watch", "x", "--requirement", "hf-ci", env=here | {"HF_TOKEN": "hf_x"})
+        named = sorted(name for name in here if here[name] != "user/photos")
+        assert done.returncode == 2 and f"{', '.join(named)} names a place on this machine" in done.stderr

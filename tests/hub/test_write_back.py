@@ -130,6 +130,14 @@ def test_a_dry_run_shows_the_change_and_makes_none(hub, report):
         assert hub.command(command, REPO, "--dry-run").returncode == 2
 
 
+def test_a_difference_keeps_its_lines_and_commands_nothing(hub, report):
+    hub.commit(REPO, {"README.md": b"# Rewritten\n\n::error::forged\n"})
+    shown = hub.command("card", REPO, "--report", report, "--push", "main", "--dry-run").stdout
+    scanned = hub.command("scan", REPO, *QUICK, "--push", "pr", "--dry-run").stderr
+    for text in (shown, scanned):
+        assert " : :error::forged" in text.splitlines() and "+<!-- hf-ci:end -->" in text.splitlines()
+
+
 def test_other_weights_on_main_are_refused_other_files_are_not(hub, files, report):
     hub.commit(REPO, {"notes.txt": b"new", "README.md": b"# Rewritten\n"})
     assert hub.command("card", REPO, "--report", report, "--push", "pr").returncode == 0

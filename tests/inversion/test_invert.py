@@ -132,6 +132,16 @@ def test_a_damaged_cache_file_is_inverted_anew(tmp_path, junk):
     assert first[0].loss == again[0].loss
 
 
+def test_a_full_disk_costs_the_cache_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_ci.inversion.engine.write_whole", full)
+    found = invert_classes(Linear(), grey(), range(2), LinfInversion(), tmp_path / "cache")
+    assert [i.c for i in found] == [0, 1] and not list(tmp_path.rglob("*.npz"))
+
+
+def full(*_):
+    raise OSError(28, "No space left on device")
+
+
 class Greedy(Linear):
     """Runs out of memory on more than eight images at a time, as a device does."""
 

@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset, Features, Image
 from PIL import Image as PILImage
 
-from hf_ci.errors import PoolError
+from hf_ci.errors import Inconclusive, PoolError
 from hf_ci.hub.base import EMBEDDED_FOLDER
 from hf_ci.pools import load_pool
 from hf_ci.pools.procedural import images
@@ -36,6 +36,16 @@ def folder(tmp_path):
     (tmp_path / "cut.png").write_bytes((tmp_path / "part0" / "003.png").read_bytes()[:500])
     (tmp_path / "notes.txt").write_text("hello")
     return tmp_path
+
+
+@pytest.fixture
+def rows():
+    encoded = []
+    for i in range(40):
+        buffer = io.BytesIO()
+        picture(i).save(buffer, "png")
+        encoded.append({"bytes": buffer.getvalue(), "path": None})
+    return Dataset.from_dict({"image": encoded, "label": list(range(40))})
 
 
 def test_builtin_pool_depends_on_the_seed_alone(processor):
@@ -68,13 +78,8 @@ def test_num_images_is_a_seeded_sample(folder, processor):
 
 
 @pytest.mark.parametrize("with_features", [True, False])
-def test_parquet_with_and_without_image_features(tmp_path, processor, with_features):
-    rows = []
-    for i in range(40):
-        buffer = io.BytesIO()
-        picture(i).save(buffer, "png")
-        rows.append({"bytes": buffer.getvalue(), "path": None})
-    table = Dataset.from_dict({"image": rows, "label": list(range(40))})
+def test_parquet_with_and_without_image_features(tmp_path, processor, with_features, rows):
+    table = rows
     if with_features:
         table = table.cast(Features({"image": Image(), "label": table.features["label"]}))
     table.to_parquet(tmp_path / "photos.parquet")
@@ -107,6 +112,20 @@ def test_a_pool_that_says_nothing_is_refused(tmp_path, processor, make, message)
 def test_a_pool_that_is_not_there_is_refused(processor, spec):
     with pytest.raises(PoolError, match="no pool at"):
         load_pool(spec, 100, 0, processor)
+
+
+def test_nothing_here_stands_in_for_a_data_set_of_the_hub(processor, tmp_path, monkeypatch, rows):
+    """A pull request could otherwise bring photos along that hide its backdoor."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "user").mkdir()
+    (tmp_path / "cifar10").mkdir()
+    rows.to_parquet("user/photos")
+    for spec in ("user/photos", "cifar10"):
+        with pytest.raises(Inconclusive, match=f"write ./{spec} for what is here, hf://{spec} for the repo"):
+            load_pool(spec, 100, 0, processor)
+    rows.to_parquet("user/photos.parquet")
+    assert len(load_pool("./user/photos", 100, 0, processor)) == 40
+    assert len(load_pool("user/photos.parquet", 100, 0, processor)) == 40
 
 
 def test_parquet_without_images_is_refused(tmp_path, processor):

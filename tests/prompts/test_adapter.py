@@ -11,6 +11,7 @@ from transformers import CLIPModel
 
 from hf_ci.errors import AdapterError, NothingToScan
 from hf_ci.hub.base import EMBEDDED_FOLDER
+from hf_ci.hub.target import sha256
 from hf_ci.prompts import read_adapter, write_adapter
 
 
@@ -86,7 +87,6 @@ def test_no_adapter(tmp_path):
     "config, found",
     [
         ({"peft_type": "LORA", "task_type": "FEATURE_EXTRACTION"}, "'LORA'"),
-        ({"peft_type": "PROMPT_TUNING", "task_type": "CAUSAL_LM"}, "'CAUSAL_LM'"),
         ({"peft_type": "SOMETHING_NEW"}, "'SOMETHING_NEW'"),
         ({}, "None"),
     ],
@@ -95,6 +95,36 @@ def test_another_kind_of_adapter_is_nothing_to_scan(tmp_path, config, found):
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(NothingToScan, match=found):
         read_adapter(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "config, brings", [({"peft_type": "PROMPT_TUNING", "task_type": "TOKEN_CLS"}, False), ({"peft_type": "LORA"}, True)]
+)
+def test_what_may_be_a_prompt_of_clip_is_never_another_kind(tmp_path, config, brings):
+    """Somebody's loader may not look at the field by which it would be left out."""
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    if brings:
+        (tmp_path / "clip_prompt.json").write_text("{}")
+    with pytest.raises(AdapterError, match="not a prompt-tuned CLIP adapter"):
+        read_adapter(tmp_path)
+
+
+def test_a_prompt_without_a_config_is_no_empty_folder(tmp_path):
+    (tmp_path / "clip_prompt.json").write_text("{}")
+    with pytest.raises(AdapterError, match="no adapter_config.json"):
+        read_adapter(tmp_path)
+
+
+def test_what_was_read_does_not_change_with_the_file(adapter_folder):
+    weights = adapter_folder / "adapter_model.safetensors"
+    adapter = read_adapter(adapter_folder)
+    before = adapter.digest
+    with weights.open("r+b") as file:  # in place, as a mapped file would show
+        file.seek(-1000, 2)
+        file.write(bytes(1000))
+    assert adapter.digest == before != read_adapter(adapter_folder).digest
+    assert dict(adapter.files).keys() == {"adapter_config.json", "adapter_model.safetensors", "clip_prompt.json"}
+    assert dict(adapter.files)[weights.name] != sha256(weights)
 
 
 def edit_json(path, **changes):
