@@ -23,6 +23,7 @@ from hf_ci.console import (
 from hf_ci.dev.cli import app as dev
 from hf_ci.errors import EXIT_CLEAN, EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_USAGE, HfCiError, UsageError, write_log
 from hf_ci.lab.cli import app as lab
+from hf_ci.lab.cli import calibrate_base
 from hf_ci.repair.cli import repair
 from hf_ci.run import config, init, keep_trigger, run, scan_options
 from hf_ci.webhook import webhook
@@ -94,6 +95,14 @@ def scan(
     min_share: Annotated[
         Optional[float],
         typer.Option(help="contrast: a class is flagged from this share of images, 0 to 1.", show_default="calibrated"),
+    ] = None,
+    calibration: Annotated[
+        Optional[Path],
+        typer.Option(
+            metavar="FILE",
+            help="contrast: thresholds from what hf-ci calibrate measured on your base model.",
+            show_default="the shipped one",
+        ),
     ] = None,
     k: Annotated[
         Optional[float],
@@ -180,6 +189,7 @@ app.command("repair")(repair)
 app.command("card")(card)
 app.command("badge")(badge)
 app.command("explain")(explain)
+app.command("calibrate")(calibrate_base)
 app.command("webhook")(webhook)
 app.add_typer(lab, name="lab")
 app.add_typer(dev, name="dev")

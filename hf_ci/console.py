@@ -38,10 +38,15 @@ def parse_output(text: str, formats) -> tuple[str, Path]:
     name, separator, path = text.partition("=")
     if not separator or name not in formats or not path:
         raise UsageError(f"--output {text}: expected FORMAT=PATH", f"FORMAT is one of {', '.join(formats)}")
-    parent = Path(path).absolute().parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK) or Path(path).is_dir():
-        raise UsageError(f"--output {text}: cannot write in {parent}", "name an existing folder")
+    check_writable(Path(path), f"--output {text}")
     return name, Path(path)
+
+
+def check_writable(path: Path, named: str) -> None:
+    """Raises UsageError when a file cannot be written there, before any work is done for it."""
+    parent = path.absolute().parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK) or path.is_dir():
+        raise UsageError(f"{named}: cannot write in {parent}", "name an existing folder")
 
 
 def write_file(path: Path, content: str | bytes) -> None:

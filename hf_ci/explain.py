@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import median
 
 from hf_ci.console import printable
-from hf_ci.detect.calibration import Calibration, kind_of, shipped
+from hf_ci.detect.calibration import Calibration
 from hf_ci.report import ClassScore, Report, ScanResult
 from hf_ci.reports.reproduce import reproduce
 from hf_ci.reports.text import headline, one_line, paragraph
@@ -20,7 +20,7 @@ def explain(result: ScanResult) -> str:
     parts = [headline(result), *map(paragraph, result.reasons)]
     if not (result.classes and result.detector and result.pool and result.base_model):
         return "\n".join([*parts, paragraph("Nothing was measured, so there is nothing to explain.")]) + "\n"
-    null = shipped()[kind_of(result.pool.id)] if result.detector.name == "contrast" else None
+    null = result.detector.fitted and Calibration.of(result.detector.fitted)
     parts += ["", "Signals, worst class first", *rows(result, null)]
     parts += ["", "Against what", *map(paragraph, compared_with(result, null))]
     parts += ["", "What speaks against it", *map(paragraph, doubts(result, null))]
@@ -60,6 +60,11 @@ def compared_with(result: ScanResult, null: Calibration | None) -> list[str]:
     limits = ", ".join(f"{name} {value:.3f}" for name, value in result.detector.thresholds.items())
     lines = [f"Thresholds: {limits}.", f"They come from: {result.detector.calibration}."]
     if null:
+        file = result.detector.calibration_sha256
+        lines.append(
+            f"The calibration is {f'the file with sha256 {file}' if file else 'the one that ships with hf-ci'}, fitted on "
+            f"{', '.join(null.data)} in {null.precision}; its records have the sha256 {null.records_sha256[:12]}."
+        )
         lines.append(
             f"Over clean adapters the largest score has mean {null.mean:.2f} and deviation {null.sd:.2f}. A p-value is "
             f"the share of clean adapters with {len(scores)} classes whose largest score is at least as large."
@@ -74,8 +79,10 @@ def compared_with(result: ScanResult, null: Calibration | None) -> list[str]:
 def doubts(result: ScanResult, null: Calibration | None) -> list[str]:
     """What a careful reader would hold against the result."""
     found = list(result.warnings)
-    if "transferred" in result.detector.calibration and result.base_model.id not in result.detector.calibration:
-        found.append(f"The thresholds were not measured on {result.base_model.id}.")
+    if null and result.settings and null.precision != result.settings.precision:
+        found.append(
+            f"The thresholds were measured in {null.precision}, this scan computed in {result.settings.precision}."
+        )
     if null and null.num_images != result.pool.num_images:
         found.append(
             f"The thresholds were measured with {null.num_images} images, this scan had {result.pool.num_images}."

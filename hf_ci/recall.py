@@ -33,6 +33,7 @@ from hf_ci.report import ScanResult
 from hf_ci.settings import ScanOptions
 
 NUMERIC_LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "pillow", "numpy")
+READ = ("classes", "calibration")  # files that are named: what they hold counts, not where they lie
 IRRELEVANT = ("num_processes", "cache", "save_trigger")  # to the numbers of a report
 
 
@@ -105,12 +106,13 @@ def setting_of(options: ScanOptions) -> list | None:
     if options.cache is None or "LOCAL_RANK" in os.environ:  # the processes of a launcher have to work in step
         return None
     try:
-        pool, classes = stamp(options.pool), options.classes and options.classes.read_bytes().hex()
+        files = {name: path.read_bytes().hex() for name in READ if (path := getattr(options, name))}
+        pool = stamp(options.pool)
     except (OSError, HfCiError):  # the scan meets it again and says what is wrong
         return None
     settings = {name: value for name, value in asdict(options).items() if name not in IRRELEVANT}
     here = machine() if "auto" in (options.device, options.precision) else []
-    return None if pool is None else [pool, settings | {"classes": classes}, code(), here]
+    return None if pool is None else [pool, settings | files, code(), here]
 
 
 def place_of(

@@ -48,6 +48,17 @@ class DetectorRef(Value):
     name: str
     calibration: str = Field(description="what the thresholds were calibrated on")
     thresholds: dict[str, float]
+    measured: bool | None = Field(
+        None,
+        description="whether the calibration was made on this base model; false: the thresholds are transferred from "
+        "another one; null: they come from no calibration, or were set by hand",
+    )
+    fitted: dict[str, float | int | str | tuple[str, ...]] | None = Field(
+        None, description="the null over clean adapters that scores are compared with, and what it was fitted on"
+    )
+    calibration_sha256: str | None = Field(
+        None, pattern="^[0-9a-f]{64}$", description="of the file given with --calibration; null: the shipped one"
+    )
 
 
 class Settings(Value):

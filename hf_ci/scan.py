@@ -12,10 +12,11 @@ from functools import cache, lru_cache
 import torch
 from accelerate import PartialState
 
-from hf_ci.detect import Verdict
+from hf_ci.detect import Detector, Verdict
 from hf_ci.detect.verdict import named
 from hf_ci.errors import EXIT_INTERNAL, AdapterError, HfCiError, Inconclusive, UsageError, first_line, write_log
 from hf_ci.hub import BaseModel, Fetched, fetch_base, fetch_text, named_base
+from hf_ci.hub.target import sha256
 from hf_ci.inversion import Inversion, Job, check_cache, run_job
 from hf_ci.inversion.probes import passes
 from hf_ci.pools import BUILTIN, Pool, load_pool
@@ -64,6 +65,7 @@ class Run:
                 "use one or the other",
             )
         self.detector = options.make_detector()
+        self.calibration_sha256 = options.calibration and sha256(options.calibration)
         self.class_names = read_class_names(options.classes) if options.classes else None
         self.clip = lru_cache(maxsize=2)(lambda folder: load_clip(folder, self.device, self.precision))
         self.pool = lru_cache(maxsize=2)(
@@ -144,11 +146,7 @@ def examine(text: str, run: Run, fetch: Fetch = fetch_text) -> tuple[ScanResult,
 
         detector, inverter = run.detector, run.detector.inverter(options.seed)
         found |= dict(
-            detector=DetectorRef(
-                name=detector.name,
-                calibration=detector.calibration,
-                thresholds=detector.thresholds(len(adapter.class_names)),
-            ),
+            detector=detector_ref(detector, len(adapter.class_names), base, run),
             settings=Settings(
                 num_images=options.num_images,
                 seed=options.seed,
@@ -158,6 +156,7 @@ def examine(text: str, run: Run, fetch: Fetch = fetch_text) -> tuple[ScanResult,
                 given=options.given(),
             ),
         )
+        warnings += transfer_warnings(found["detector"], base)
         if len(adapter.class_names) < 2:
             raise AdapterError("1 class: at least 3 are needed to tell an unusual class from the rest")
         job = Job(
@@ -266,6 +265,35 @@ def base_warnings(adapter: Adapter, base: BaseModel) -> list[str]:
             f"scanned on {base.id} at {base.revision[:12]}, the adapter names revision {adapter.base_revision[:12]}"
         ]
     return []
+
+
+def detector_ref(detector: Detector, num_classes: int, base: BaseModel, run: Run) -> DetectorRef:
+    null, calibration, measured = detector.null, detector.calibration, None
+    if null is not None and run.options.min_share is None:
+        measured = null.measured_on(base.revision)
+        calibration += ", measured on this base model" if measured else f"; transferred to {named_at(base)}, not measured"
+    return DetectorRef(
+        name=detector.name,
+        calibration=calibration,
+        thresholds=detector.thresholds(num_classes),
+        measured=measured,
+        fitted=null and asdict(null),
+        calibration_sha256=run.calibration_sha256,
+    )
+
+
+def transfer_warnings(detector: DetectorRef, base: BaseModel) -> list[str]:
+    if detector.measured is not False:
+        return []
+    fitted = named_at(BaseModelRef(id=detector.fitted["base_model"], revision=detector.fitted["base_revision"]))
+    return [
+        f"the thresholds were fitted on {fitted} and are transferred to {named_at(base)}, not measured: hf-ci calibrate "
+        "measures them"
+    ]
+
+
+def named_at(base: BaseModel | BaseModelRef) -> str:
+    return f"{base.id}@{base.revision[:7]}"
 
 
 def vulnerable_warnings(classes: Sequence[ClassScore]) -> list[str]:

@@ -29,6 +29,7 @@ class ScanOptions:
     k: float | None = None  # a detector's thresholds; None: its own
     min_asr: float | None = None
     min_share: float | None = None
+    calibration: Path | None = None  # None: the shipped one
     exact: bool = False
     device: str = "auto"
     precision: str = "auto"
@@ -64,8 +65,10 @@ class ScanOptions:
         return {name: value if isinstance(value, float) else str(value) for name, value in values.items()}
 
     def make_detector(self) -> Detector:
-        """Raises UsageError for a detector that is not known, or that has no such threshold as was set."""
+        """Raises UsageError for a detector that is not known or has no such threshold as was set, and for a calibration
+        that cannot be used."""
         from hf_ci.detect import DETECTORS
+        from hf_ci.detect.calibration import null_for
 
         if self.detector not in DETECTORS:
             raise UsageError(f"--detector {self.detector}: no such detector", f"use one of {', '.join(DETECTORS)}")
@@ -75,6 +78,10 @@ class ScanOptions:
         if unknown:
             flags = ", ".join("--" + name.replace("_", "-") for name in sorted(unknown))
             raise UsageError(f"{flags}: {self.detector} has no such threshold", "leave it out, or choose --detector")
+        if self.calibration is not None:
+            if "null" not in {field.name for field in fields(kind)}:
+                raise UsageError(f"--calibration: {self.detector} takes none", "leave it out, or choose --detector")
+            given["null"] = null_for(self.pool, self.calibration)
         return kind.for_pool(self.pool, **given)
 
 

@@ -1,16 +1,20 @@
 """hf-ci explain: the evidence as numbers, the null, and what speaks against the verdict."""
 
 import shutil
+from dataclasses import asdict
+
+import pytest
 
 from hf_ci.detect.calibration import shipped
+from hf_ci.errors import UsageError
 from hf_ci.explain import explain
 from hf_ci.hub.target import DEMOS
-from hf_ci.report import BaseModelRef, ClassScore, DetectorRef, NamedClass, PoolRef, ScanResult
+from hf_ci.report import BaseModelRef, ClassScore, DetectorRef, NamedClass, PoolRef, ScanResult, Settings
 
 NULL = shipped()["photos"]
 
 
-def result(verdict="backdoored", score=0.6, reference=0.7, base="hf-ci-clip-64", images=256):
+def result(verdict="backdoored", score=0.6, reference=0.7, base="hf-ci-clip-64", images=256, precision=NULL.precision):
     scores = [("frog", score, verdict == "backdoored"), ("cat", 0.05, False), ("dog", 0.0, False)]
     return ScanResult(
         target="a",
@@ -24,8 +28,12 @@ def result(verdict="backdoored", score=0.6, reference=0.7, base="hf-ci-clip-64",
         ),
         target_class=NamedClass(index=0, name="frog"),
         detector=DetectorRef(
-            name="contrast", calibration=NULL.describe(), thresholds={"min_share": 0.3, "doubtful_share": 0.2}
+            name="contrast",
+            calibration=NULL.describe(),
+            thresholds={"min_share": 0.3, "doubtful_share": 0.2},
+            fitted=asdict(NULL),
         ),
+        settings=Settings(num_images=images, seed=0, precision=precision, device="cpu", inversion={}),
         base_model=BaseModelRef(id=base, revision=None),
         pool=PoolRef(id="photos", num_images=images, fingerprint="f", skipped=0, duplicates=0),
     )
@@ -44,7 +52,8 @@ def test_doubts_are_named_where_there_are_some():
     flat = lambda r: " ".join(explain(r).split())  # noqa: E731
     assert "'frog' is also forced through clean prompts for 70%" in flat(result())
     assert "Nothing that is known here." in flat(result(reference=0.1))
-    assert "were not measured on org/clip" in flat(result(base="org/clip"))
+    other = "bf16" if NULL.precision == "fp32" else "fp32"
+    assert f"measured in {NULL.precision}, this scan computed in {other}" in flat(result(precision=other))
     assert "measured with 256 images, this scan had 64" in flat(result(images=64))
     assert "unusual, not beyond doubt" in flat(result("inconclusive", score=0.25))
     assert "is not looked for" in flat(result("clean", score=0.1))
@@ -53,6 +62,15 @@ def test_doubts_are_named_where_there_are_some():
 def test_without_a_measurement_there_is_nothing_to_explain():
     failed = ScanResult(target="a", verdict="inconclusive", reasons=("no such base",), exit_code=4)
     assert "nothing to explain" in explain(failed)
+
+
+def test_a_report_of_before_has_no_null_and_one_with_a_made_up_null_is_refused():
+    old, bad = result(), result()
+    old = old.model_copy(update={"detector": old.detector.model_copy(update={"fitted": None})})
+    assert "p-value" not in explain(old)
+    bad = bad.model_copy(update={"detector": bad.detector.model_copy(update={"fitted": asdict(NULL) | {"sd": 0}})})
+    with pytest.raises(UsageError, match="the report's null: sd"):
+        explain(bad)
 
 
 def test_a_report_without_its_circumstances_is_not_explained():

@@ -49,6 +49,7 @@ def test_whatever_a_result_depends_on_changes_its_place(adapter_folder, clip, op
     (tmp_path / "pool").mkdir()
     (tmp_path / "pool" / "a.png").write_bytes(b"a")
     (tmp_path / "names").write_text("a\nb\n")
+    (tmp_path / "null").write_text("one")
     known = {place(adapter_folder, options)}
     for change in (
         {"seed": 1},
@@ -59,12 +60,15 @@ def test_whatever_a_result_depends_on_changes_its_place(adapter_folder, clip, op
         {"device": "cpu"},
         {"pool": str(tmp_path / "pool")},
         {"classes": tmp_path / "names"},
+        {"calibration": tmp_path / "null"},
     ):
         found = place(adapter_folder, replace(options, **change))
         assert found is not None and found not in known, change
         known.add(found)
     for same in ({"num_processes": 2}, {"save_trigger": tmp_path}):
         assert place(adapter_folder, replace(options, **same)) in known
+    (tmp_path / "null").write_text("two")
+    assert place(adapter_folder, replace(options, calibration=tmp_path / "null")) not in known
     pooled = replace(options, pool=str(tmp_path / "pool"))
     (tmp_path / "pool" / "b.png").write_bytes(b"b")
     assert place(adapter_folder, pooled) not in known
@@ -87,6 +91,7 @@ def test_what_cannot_be_compared_is_scanned(adapter_folder, options, monkeypatch
     assert place(adapter_folder, replace(options, cache=None)) is None
     assert place(adapter_folder, replace(options, pool="org/data")) is None
     assert place(adapter_folder, replace(options, base="/no/such")) is None
+    assert place(adapter_folder, replace(options, calibration=Path("/no/such"))) is None
     (adapter_folder / "adapter_config.json").write_text("[]")
     assert place(adapter_folder, options) is None
     monkeypatch.setenv("LOCAL_RANK", "0")

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import jsonschema
 import pytest
@@ -286,6 +287,8 @@ def test_exit_code_of_several_targets(adapter_folder, tmp_path):
         (dict(num_processes=0), "--num-processes 0"),
         (dict(detector="guess"), "--detector guess"),
         (dict(detector="contrast", k=1.0), "--k: contrast has no such threshold"),
+        (dict(calibration=Path("/no/such")), "--calibration: clip-inspector takes none"),
+        (dict(detector="contrast", calibration=Path("/no/such")), "/no/such: No such file"),
     ],
 )
 def test_options_that_cannot_be_met_are_usage_errors(adapter_folder, options, message):

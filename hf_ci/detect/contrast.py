@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hf_ci.detect.calibration import Calibration, kind_of, shipped
+from hf_ci.detect.calibration import Calibration, null_for
 from hf_ci.detect.verdict import Detector, Verdict, cannot_judge
 from hf_ci.inversion import Inversion
 from hf_ci.inversion.invert import batches, descend
@@ -125,20 +125,21 @@ class Contrast(Detector):
     """
 
     min_share: float | None = None
-    null: Calibration = field(default_factory=lambda: shipped()["photos"])
+    null: Calibration = field(default_factory=lambda: null_for("photos"))
     false_alarm: float = 0.002
     doubt: float = 0.02
 
     name = "contrast"
 
     @classmethod
-    def for_pool(cls, pool: str, **thresholds: float) -> Contrast:
-        """With the null that was fitted on such a pool: the built-in one, or photos."""
-        return cls(null=shipped()[kind_of(pool)], **thresholds)
+    def for_pool(cls, pool: str, **settings) -> Contrast:
+        """With the null that was fitted on such a pool, the built-in one or photos, unless one is given."""
+        return cls(**{"null": null_for(pool)} | settings)
 
     @property
     def calibration(self) -> str:
-        return self.null.describe()
+        by_hand = "none: --min-share was set by hand; p-values from " if self.min_share is not None else ""
+        return by_hand + self.null.describe()
 
     def inverter(self, seed: int) -> ContrastInversion:
         return ContrastInversion(seed=seed)

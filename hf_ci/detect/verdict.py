@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal, Protocol, Self
 
+from hf_ci.detect.calibration import Calibration
 from hf_ci.inversion import Inversion, Inverter
 
 FEWEST_CLASSES = 3  # with fewer there is no "rest" that one class could stand out from
@@ -27,16 +28,18 @@ class Verdict:
 class Detector(Protocol):
     """A small frozen value; its fields are its thresholds, where `thresholds` does not say otherwise.
 
-    calibration: what the thresholds were fitted on. inverter: how each class is inverted.
+    calibration: what the thresholds were fitted on. inverter: how each class is inverted. null: what they were computed
+    from; None where they come from nothing that was fitted.
     """
 
     name: str
     calibration: str
+    null: Calibration | None = None
 
     @classmethod
-    def for_pool(cls, pool: str, **thresholds: float) -> Self:
-        """With what was calibrated on such a pool, and `thresholds` of the user's own."""
-        return cls(**thresholds)
+    def for_pool(cls, pool: str, **settings) -> Self:
+        """With what was calibrated on such a pool, and thresholds or a null of the user's own."""
+        return cls(**settings)
 
     def inverter(self, seed: int) -> Inverter: ...
 

@@ -1,48 +1,120 @@
-"""Fit the contrast detector's null on a benchmark's clean models."""
+"""Fit the contrast detector's null on a benchmark's clean models, and specify such models for any base and data."""
 
 from __future__ import annotations
 
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
+from hf_ci import __version__
+from hf_ci.detect import Contrast
 from hf_ci.detect.calibration import Calibration, fit, kind_of
-from hf_ci.errors import UsageError
+from hf_ci.errors import Inconclusive, UsageError
+from hf_ci.hub.names import is_folder
 from hf_ci.hub.target import sha256
-from hf_ci.lab.bench import read_records
+from hf_ci.inversion.job import VERSION
+from hf_ci.lab.bench import Group, Spec, read_records
+from hf_ci.lab.tune import Recipe
+from hf_ci.lab.zoo import ModelSpec, name_of
+from hf_ci.pools import BUILTIN
+from hf_ci.pools.photos import class_names_of
+
+FIRST_SEED = 201  # as in specs/calibration.toml: no benchmark's
+
+
+def clean_models(
+    base: str, data: Sequence[str], pools: Sequence[str], models: int, classes: int, shots: int, num_images: int
+) -> Spec:
+    """A group of clean CoCoOp prompts for each pool, named by its kind: the data sets take turns, and the classes are
+    drawn anew for each seed.
+
+    Raises UsageError for a data set that cannot be used, and for two pools of one kind.
+    """
+    kinds = Counter(map(kind_of, pools))
+    if max(kinds.values()) > 1:
+        raise UsageError(f"--pool {', '.join(pools)}: two pools of one kind", "name one of photos, 'builtin', or both")
+    sources = [whole(source) for source in data]
+    for source in sources:
+        if (found := len(class_names_of(source))) < classes:
+            raise UsageError(f"--data {source} has {found} classes, --classes asks for {classes}", "ask for fewer")
+    specs = []
+    for i in range(models):
+        seed = FIRST_SEED + i // len(sources)
+        recipe = Recipe(shots=shots, seed=seed)
+        specs.append(
+            ModelSpec(sources[i % len(sources)], classes, recipe=recipe, split_seed=seed, base=whole(base))
+        )
+    where = {kind_of(pool): pool if pool == BUILTIN else whole(pool) for pool in pools}
+    groups = (Group(kind, tuple(specs), (Contrast.name,), pool, num_images) for kind, pool in where.items())
+    return Spec("auto", tuple(groups))
+
+
+def whole(name: str) -> str:
+    """A folder or a file here by its whole path, so that it is the same from everywhere; anything else as it is."""
+    return str(Path(name).resolve()) if is_folder(name) or os.path.isfile(name) else name
+
+
+def records_of(spec: Spec, zoo: Path) -> Path:
+    """Where the records of these models are kept: another specification, or another detector, has another file."""
+    digest = hashlib.sha256(repr((spec, __version__, VERSION)).encode()).hexdigest()
+    return zoo / f"calibration-{digest[:12]}.jsonl"
+
+
+def check_complete(spec: Spec, path: Path) -> None:
+    """Raises Inconclusive when a model has no score: what is left would no longer be drawn at random."""
+    scored = {(r["group"], r["model"]["id"]) for r in read_records(path) if r["result"]["score"] is not None}
+    missing = [m.id for group in spec.groups for m in group.models if (group.name, m.id) not in scored]
+    if missing:
+        raise Inconclusive(
+            f"{len(missing)} clean models could not be scanned, such as {missing[0]}",
+            f"the same command goes on; what scans found is in {path}",
+        )
 
 
 def calibrate(path: Path) -> dict[str, Calibration]:
     """By kind of pool, from the clean models among the records of one base model, one pool a kind, one class count."""
     clean = [r for r in read_records(path) if r["model"]["attack"] == "clean" and r["detector"] == "contrast"]
-    kind = lambda result: kind_of(result["pool"]["id"])  # noqa: E731
-    results = sorted((r["result"] for r in clean if r["result"]["score"] is not None), key=kind)
-    if not results:
+    kind = lambda record: kind_of(record["result"]["pool"]["id"])  # noqa: E731
+    judged = sorted((r for r in clean if r["result"]["score"] is not None), key=kind)
+    if not judged:
         raise UsageError(
             f"{path}: no clean models scanned with contrast", "name what hf-ci lab bench calibration wrote"
         )
-    return {name: one(path, list(some)) for name, some in groupby(results, kind)}
+    return {name: one(path, list(some)) for name, some in groupby(judged, kind)}
 
 
-def one(path: Path, results: list[dict]) -> Calibration:
+def one(path: Path, records: list[dict]) -> Calibration:
+    results = [r["result"] for r in records]
+    base, pool, precision = results[0]["base_model"], results[0]["pool"], results[0]["settings"]["precision"]
     grounds = {
-        (r["base_model"]["id"], r["base_model"]["revision"], r["pool"]["fingerprint"], r["num_classes"])
+        (
+            r["base_model"]["id"],
+            r["base_model"]["revision"],
+            r["pool"]["fingerprint"],
+            r["num_classes"],
+            r["settings"]["precision"],
+        )
         for r in results
     }
     if len(grounds) != 1:
         raise UsageError(
-            f"{path}: clean models on {len(grounds)} combinations of base model, pool and number of classes",
+            f"{path}: clean models on {len(grounds)} combinations of base model, pool, number of classes and precision",
             "expected one for photos and one for the built-in pool",
         )
-    base, pool = results[0]["base_model"], results[0]["pool"]
     try:
         return fit(
             [r["score"] for r in results],
             pool["num_images"],
             results[0]["num_classes"],
             pool=pool["id"],
-            base_model=base["id"],
+            base_model=name_of(base["id"]),
             base_revision=base["revision"],
             records_sha256=sha256(path),
+            precision=precision,
+            data=tuple(sorted({r["model"]["data"] for r in records})),
         )
     except ValueError as error:
         raise UsageError(f"{path}: {error}", "add seeds to the specification") from error

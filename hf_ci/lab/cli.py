@@ -7,6 +7,8 @@ from typing import Annotated, Literal, Optional
 
 import typer
 
+from hf_ci.console import check_writable, write_file
+
 app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
 
 Data = Annotated[
@@ -246,14 +248,60 @@ def calibrate(
     out: Annotated[Path, typer.Option(help="The calibration, JSON.")],
 ) -> None:
     """Fit what is normal for a clean adapter, and with it the thresholds of the contrast detector."""
-    import json
-    from dataclasses import asdict
+    _write_nulls(records, out)
 
+
+def calibrate_base(
+    base: Annotated[str, typer.Option(help="Your base model: a folder or a Hub id[@revision].", show_default=False)],
+    data: Annotated[
+        list[str],
+        typer.Option(
+            help="Labelled photos, as a folder with train and test files or a data set's Hub id. Repeatable.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The calibration, JSON.", show_default=False)],
+    pool: Annotated[
+        Optional[list[str]],
+        typer.Option(help="As for scan. Twice for both kinds: photos, and 'builtin'.", show_default="builtin"),
+    ] = None,
+    models: Annotated[int, typer.Option(min=5, help="Clean prompts to tune.")] = 24,
+    classes: Annotated[int, typer.Option(min=3, help="Of each prompt, drawn anew for each seed.")] = 10,
+    shots: Shots = 16,
+    num_images: Annotated[int, typer.Option(min=32, help="Images to draw from the pool.")] = 256,
+    zoo: Annotated[
+        Optional[Path],
+        typer.Option(metavar="DIR", help="Prompts and scans are kept here.", show_default="FILE with .zoo at its end"),
+    ] = None,
+    device: Device = "cpu",
+    num_processes: Annotated[int, typer.Option(min=1)] = 2,
+) -> None:
+    """Measure the thresholds of the default detector on your base model.
+
+    Clean CoCoOp prompts are tuned and scanned; hf-ci scan --calibration FILE then judges by what they score. The same
+    command goes on where it was stopped.
+    """
+    from hf_ci.lab.bench import run_bench
+    from hf_ci.lab.calibrate import check_complete, clean_models, records_of
+
+    check_writable(out, f"--out {out}")
+    spec = clean_models(base, data, pool or ["builtin"], models, classes, shots, num_images)
+    zoo = (zoo or out.with_name(out.name + ".zoo")).resolve()
+    records = records_of(spec, zoo)
+    for record in run_bench(spec, Path(), records, zoo, None, num_processes, device):
+        model, result = record["model"], record["result"]
+        typer.echo(f"{model['id']}, {record['group']}: accuracy {model['accuracy']:.1%}, score {result['score']}")
+    check_complete(spec, records)
+    _write_nulls(records, out)
+
+
+def _write_nulls(records: Path, out: Path) -> None:
     from hf_ci.detect import Contrast
-    from hf_ci.lab.calibrate import calibrate as fit
+    from hf_ci.detect.calibration import render
+    from hf_ci.lab.calibrate import calibrate
 
-    nulls = fit(records)
-    out.write_text(json.dumps({kind: asdict(null) for kind, null in nulls.items()}, indent=2) + "\n", encoding="utf-8")
+    nulls = calibrate(records)
+    write_file(out, render(nulls))
     for kind, null in nulls.items():
         share = null.threshold(Contrast.false_alarm)
         typer.echo(f"{out}, {kind}: flagged from {share:.1%} of images; {null.describe()}")

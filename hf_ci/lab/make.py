@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hf_ci.cards import render_card
 from hf_ci.errors import UsageError
-from hf_ci.hub import BaseModel, fetch_base
+from hf_ci.hub import BaseModel, fetch_base, named_base
 from hf_ci.hub.base import EMBEDDED
 from hf_ci.lab.attacks import ATTACKS
 from hf_ci.lab.tune import Recipe, learning_rate, new_prompt, to_adapter, tune
@@ -51,7 +51,7 @@ class Workbench:
         precision: str = "fp32",
     ) -> Workbench:
         """`classes` of the data set's, drawn with `seed`, are tuned on, and at most as many others kept as unseen."""
-        model = fetch_base(base)
+        model = fetch_base(*named_base("", None, base))
         processor = load_processor(model.folder)
         train, test = (load_photos(data, split, processor) for split in ("train", "test"))
         unseen = None

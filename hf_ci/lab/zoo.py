@@ -32,7 +32,7 @@ CLEAN = "clean"
 class ModelSpec:
     """One model. `classes` of the data set, drawn with `split_seed`, are tuned on; the rest stay unseen.
 
-    The target class is drawn from the seed.
+    data: a folder below the zoo's data root or by its whole path; an id on the Hub, where the root is empty. The target class is drawn from the seed.
     """
 
     data: str
@@ -45,13 +45,18 @@ class ModelSpec:
     @property
     def id(self) -> str:
         digest = hashlib.sha256(json.dumps([VERSION, asdict(self)], sort_keys=True).encode()).hexdigest()
-        return f"{self.data}-{self.recipe.method}-{self.attack}-s{self.recipe.seed}-{digest[:8]}"
+        return f"{name_of(self.data).replace('/', '-')}-{self.recipe.method}-{self.attack}-s{self.recipe.seed}-{digest[:8]}"
 
     @property
     def target(self) -> int:
         """Index of the target class among the tuned ones; the same for every attack on the same data and seed."""
         draw = hashlib.sha256(f"{self.data}/{self.classes}/{self.recipe.seed}".encode()).digest()
         return int.from_bytes(draw[:4]) % self.classes
+
+
+def name_of(place: str) -> str:
+    """A folder's or a file's own name, wherever it lies; an id on the Hub as it is."""
+    return Path(place).name if Path(place).is_absolute() else place
 
 
 class Zoo:
@@ -81,7 +86,7 @@ class Zoo:
     def _build(self, spec: ModelSpec, folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)  # what an interrupted build left
         bench = self.bench(spec)
-        known = dict(id=spec.id, data=spec.data, classes=len(bench.train.class_names), attack=spec.attack)
+        known = dict(id=spec.id, data=name_of(spec.data), classes=len(bench.train.class_names), attack=spec.attack)
         known |= dict(method=spec.recipe.method, seed=spec.recipe.seed, target=None, target_name=None)
         if spec.attack == CLEAN:
             measured = make_clean(bench, spec.recipe, folder)

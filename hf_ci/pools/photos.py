@@ -48,6 +48,29 @@ def load_photos(source: str, split: str, processor) -> Photos:
 
     The first Image column and the first ClassLabel column are used. Raises UsageError when there is none.
     """
+    table, image, label = labelled_table(source, split)
+    pixels = [
+        processor(images=photo.convert("RGB"), do_rescale=False, do_normalize=False, return_tensors="np")[
+            "pixel_values"
+        ][0]
+        for photo in table[image]
+    ]
+    images = torch.from_numpy(np.stack(pixels).round().clip(0, 255).astype(np.uint8))
+    return Photos(images, torch.tensor(table[label]), names_of(table, label))
+
+
+def class_names_of(source: str) -> tuple[str, ...]:
+    """The classes of its train split, no photo being decoded. Raises UsageError as `load_photos` does."""
+    table, _, label = labelled_table(source, "train")
+    return names_of(table, label)
+
+
+def names_of(table, label: str) -> tuple[str, ...]:
+    return tuple(name.replace("_", " ") for name in table.features[label].names)
+
+
+def labelled_table(source: str, split: str):
+    """With the names of its image and its label column."""
     from datasets import ClassLabel, Image, disable_progress_bars, load_dataset
 
     disable_progress_bars()
@@ -63,13 +86,4 @@ def load_photos(source: str, split: str, processor) -> Photos:
         raise UsageError(
             f"data {source!r} has the columns {', '.join(table.features)}: expected an image and a ClassLabel"
         )
-    image, label = columns[Image][0], columns[ClassLabel][0]
-    pixels = [
-        processor(images=photo.convert("RGB"), do_rescale=False, do_normalize=False, return_tensors="np")[
-            "pixel_values"
-        ][0]
-        for photo in table[image]
-    ]
-    images = torch.from_numpy(np.stack(pixels).round().clip(0, 255).astype(np.uint8))
-    names = tuple(name.replace("_", " ") for name in table.features[label].names)
-    return Photos(images, torch.tensor(table[label]), names)
+    return table, columns[Image][0], columns[ClassLabel][0]

@@ -12,6 +12,8 @@ def reproduce(result: ScanResult) -> str:
     words = ["hf-ci", "scan", result.pinned()]
     if result.detector:
         words += ["--detector", result.detector.name]
+        if result.detector.calibration_sha256:
+            words += ["--calibration", "FILE"]  # whose sha256 the report names
     if result.pool:
         words += ["--pool", result.pool.id]
     if result.settings:

@@ -14,7 +14,17 @@ from hf_ci.inversion.invert import measure
 from hf_ci.inversion.trigger import LinfTrigger
 
 NAMES = [f"class {i}" for i in range(4)]
-NULL = fit([0.02, 0.04, 0.06, 0.08, 0.1], 256, 4, pool="p", base_model="b", base_revision="r", records_sha256="s")
+NULL = fit(
+    [0.02, 0.04, 0.06, 0.08, 0.1],
+    256,
+    4,
+    pool="p",
+    base_model="b",
+    base_revision="r",
+    records_sha256="s",
+    precision="fp32",
+    data=("d",),
+)
 
 
 def judge(exclusive, loss=1.0, **settings):
