@@ -9,7 +9,7 @@ needs neither labels nor a tuned prompt for comparison.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -57,28 +57,14 @@ class ContrastInversion:
         return replace(self, steps=1)
 
     def __call__(self, model: nn.Module, images: Tensor, c: int, micro_batch: int) -> Inversion:
-        nearest = getattr(model, "nearest", None)  # (N, R)
-
-        def margins(x: Tensor) -> tuple[Tensor, Tensor]:
-            z, references = model(x)
-            return margin(z, c), margin(references, c).amin(dim=1)  # (B,), (B,)
-
-        def losses(x: Tensor, rows: Tensor) -> Tensor:
-            if nearest is None:
-                m, r = margins(x)
-            else:
-                z, references = model(x, with_first(c, nearest[rows.to(nearest.device)]))  # (B, R)
-                m, r = margin(z, 0), margin(references, c).amin(dim=1)
-            return torch.maximum(m, -r)
-
-        order = list(batches(len(images), c, self.seed, self.batch, self.epochs))
+        order = list(batches(len(images), c, self.seed, self.batch, self.epochs, images.device))
         taken, seen = order[: self.steps], images
         if self.steps is not None:
-            seen = images[order[self.steps % len(order)].to(images.device)]
-        trigger = descend(self, images, taken, micro_batch, losses)
+            seen = images[order[self.steps % len(order)]]
+        trigger = descend(self, images, taken, micro_batch, self.losses(model, c))
         with torch.no_grad():
-            pairs = [margins(trigger(part.float() / 255)) for part in seen.split(micro_batch)]
-        m, r = (torch.cat([pair[i] for pair in pairs]).cpu().double() for i in (0, 1))  # (N,), (N,)
+            pairs = [margins(model, trigger(part.float() / 255), c) for part in seen.split(micro_batch)]
+        m, r = (torch.cat(found).cpu().double() for found in zip(*pairs))  # (N,), (N,)
         share = lambda hits: hits.double().mean().item()  # noqa: E731
         passes = sum(map(len, taken))
         return Inversion(
@@ -92,6 +78,23 @@ class ContrastInversion:
             forward=passes + len(seen),
             backward=passes,
         )
+
+    def losses(self, model: nn.Module, c: int) -> Callable[[Tensor, Tensor], Tensor]:
+        """What `descend` makes small."""
+        nearest = getattr(model, "nearest", None)  # (N, R)
+        rivals = None if nearest is None else with_first(c, nearest)
+
+        def losses(x: Tensor, rows: Tensor) -> Tensor:
+            m, r = margins(model, x, c, None if rivals is None else rivals[rows])
+            return torch.maximum(m, -r)
+
+        return losses
+
+
+def margins(model: nn.Module, x: Tensor, c: int, classes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """m_c and r_c, each (B,); m_c against all rivals, or against each image's `classes` (B, R), the first of which is c."""
+    z, references = model(x) if classes is None else model(x, classes)
+    return margin(z, c if classes is None else 0), margin(references, c).amin(dim=1)
 
 
 def with_first(c: int, classes: Tensor) -> Tensor:

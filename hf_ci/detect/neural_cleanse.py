@@ -92,7 +92,7 @@ class MaskInversion:
         adam = torch.optim.Adam(trigger.parameters(), lr=self.step, betas=(0.5, 0.9))
         cost = DynamicCost(self.cost, self.up, self.down, self.patience, self.first_cost)
         best, smallest, stagnant, seen = trigger.state_dict(), None, 0, 0
-        for rows in batches(len(images), c, self.seed, self.batch, self.epochs):
+        for rows in batches(len(images), c, self.seed, self.batch, self.epochs, images.device):
             before, hits = {k: v.clone() for k, v in trigger.state_dict().items()}, 0
             for part in rows.split(micro_batch):
                 logits = model(trigger(pixels(images, part)))

@@ -79,7 +79,7 @@ class LinfInversion:
 
     def __call__(self, model: nn.Module, images: Tensor, c: int, micro_batch: int) -> Inversion:
         objective = OBJECTIVES[self.objective]
-        order = batches(len(images), c, self.seed, self.batch, self.epochs)
+        order = batches(len(images), c, self.seed, self.batch, self.epochs, images.device)
         trigger = descend(self, images, order, micro_batch, lambda x, _: objective(model(x), c))
         loss, asr = measure(model, images, trigger, c, micro_batch)
         passes = self.epochs * len(images)
@@ -92,7 +92,8 @@ def descend(
 ) -> LinfTrigger:
     """Minimise the mean of `losses`, pixels (B, 3, H, W) with the trigger and their rows (B,) -> (B,), over the ball by Adam.
 
-    `schedule` has epsilon and step, as `LinfInversion` does; order: rows of `images`, a batch a step.
+    `schedule` has epsilon and step, as `LinfInversion` does; order: rows of `images`, a batch a step, on their device.
+    Nothing in a step waits for the device.
     """
     trigger = LinfTrigger(images.shape[-1], schedule.epsilon).to(images.device)
     adam = torch.optim.Adam(trigger.parameters(), lr=schedule.step)
@@ -108,22 +109,22 @@ def descend(
 @torch.no_grad()
 def measure(model: nn.Module, images: Tensor, trigger: nn.Module, c: int, micro_batch: int) -> tuple[float, float]:
     """Mean margin loss, and ASR = share of images with the trigger that are classified as c."""
-    total, hits = 0.0, 0
-    for part in images.split(micro_batch):
-        m = margin(model(trigger(part.float() / 255)), c)
-        total, hits = total + m.cpu().double().sum().item(), hits + int((m < 0).sum())
-    return total / len(images), hits / len(images)
+    m = torch.cat([margin(model(trigger(part.float() / 255)), c) for part in images.split(micro_batch)])
+    m = m.cpu().double()  # (N,)
+    return m.mean().item(), (m < 0).double().mean().item()
 
 
 def pixels(images: Tensor, rows: Tensor) -> Tensor:
-    return images[rows.to(images.device)].float() / 255
+    return images[rows].float() / 255
 
 
-def batches(n: int, c: int, seed: int, batch: int, epochs: int) -> Iterator[Tensor]:
-    """Row indices of every batch of all epochs."""
+def batches(
+    n: int, c: int, seed: int, batch: int, epochs: int, device: torch.device | str = "cpu"
+) -> Iterator[Tensor]:
+    """Row indices of every batch of all epochs; drawn on the CPU, so that every device has the same, and moved once."""
     generator = generator_for(c, seed)
     for _ in range(epochs):
-        yield from torch.randperm(n, generator=generator).split(batch)
+        yield from torch.randperm(n, generator=generator).to(device).split(batch)
 
 
 def generator_for(c: int, seed: int) -> torch.Generator:

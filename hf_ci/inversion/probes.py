@@ -33,38 +33,38 @@ OPACITY = 0.3
 DEGREES = (30, 60, 90, 180, 270)
 
 
-def wave(size: int, periods: int, direction: tuple[int, int]) -> Probe:
+def wave(size: int, periods: int, direction: tuple[int, int], device: torch.device | str = "cpu") -> Probe:
     """x + a sin(2 pi f (u i + v j) / H), as SIG's but of any direction."""
     at = torch.arange(size) / size
     phase = direction[0] * at[:, None] + direction[1] * at[None]  # (H, W)
-    delta = AMPLITUDE * torch.sin(2 * math.pi * periods * phase)
-    return lambda x: (x + delta.to(x.device)).clamp(0, 1)
+    delta = (AMPLITUDE * torch.sin(2 * math.pi * periods * phase)).to(device)
+    return lambda x: (x + delta).clamp(0, 1)
 
 
-def cast(colour: tuple[int, int, int]) -> Probe:
+def cast(colour: tuple[int, int, int], device: torch.device | str = "cpu") -> Probe:
     """A flat colour laid over the picture."""
-    pattern = torch.tensor(colour, dtype=torch.float32)[:, None, None]
-    return lambda x: (1 - OPACITY) * x + OPACITY * pattern.to(x.device)
+    pattern = torch.tensor(colour, dtype=torch.float32)[:, None, None].to(device)
+    return lambda x: (1 - OPACITY) * x + OPACITY * pattern
 
 
-def turn(size: int, degrees: int) -> Probe:
+def turn(size: int, degrees: int, device: torch.device | str = "cpu") -> Probe:
     """The picture turned about its middle; corners are filled with its border."""
     a = math.radians(degrees)
     matrix = torch.tensor([[math.cos(a), -math.sin(a), 0.0], [math.sin(a), math.cos(a), 0.0]])
-    grid = F.affine_grid(matrix[None], [1, 3, size, size], align_corners=True)
+    grid = F.affine_grid(matrix[None], [1, 3, size, size], align_corners=True).to(device)
     return lambda x: F.grid_sample(
-        x, grid.to(x.device).expand(len(x), -1, -1, -1), padding_mode="border", align_corners=True
+        x, grid.expand(len(x), -1, -1, -1), padding_mode="border", align_corners=True
     ).clamp(0, 1)
 
 
-def probes(size: int) -> dict[str, Probe]:
-    """By a name that a report can use: "a ... drives images into the class"."""
+def probes(size: int, device: torch.device | str = "cpu") -> dict[str, Probe]:
+    """For images on `device`, by a name that a report can use: "a ... drives images into the class"."""
     waves = {
-        f"wave of {f} periods, {name}": wave(size, f, direction)
+        f"wave of {f} periods, {name}": wave(size, f, direction, device)
         for f, (name, direction) in product(PERIODS, DIRECTIONS.items())
     }
-    casts = {f"{name} cast": cast(colour) for name, colour in COLOURS.items()}
-    turns = {f"turn by {degrees} degrees": turn(size, degrees) for degrees in DEGREES}
+    casts = {f"{name} cast": cast(colour, device) for name, colour in COLOURS.items()}
+    turns = {f"turn by {degrees} degrees": turn(size, degrees, device) for degrees in DEGREES}
     return waves | casts | turns
 
 
@@ -80,7 +80,7 @@ def probe(
 
     model: pixels -> logits (B, C) through the adapter and (B, K, C) through the references.
     """
-    known, n = probes(images.shape[-1]), len(images[:NUM_IMAGES])
+    known, n = probes(images.shape[-1], images.device), len(images[:NUM_IMAGES])
     triggers = {name: known[name] for name in (known if names is None else names)}
     hits = dict.fromkeys(triggers, 0)
     for part in images[:NUM_IMAGES].split(micro_batch):
@@ -91,7 +91,7 @@ def probe(
             moved = F.one_hot(z.argmax(-1), z.shape[-1]).bool() & (z.argmax(-1) != before)[:, None]  # (B, C)
             other = F.one_hot(references.argmax(-1), z.shape[-1]).bool().any(1)  # (B, C)
             hits[name] = hits[name] + (moved & ~other).sum(0)
-    return {name: (count / n).cpu() for name, count in hits.items()}
+    return dict(zip(hits, (torch.stack(list(hits.values())) / n).cpu()))
 
 
 def passes(num_images: int) -> int:

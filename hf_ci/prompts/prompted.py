@@ -78,6 +78,7 @@ class PromptedCLIP(nn.Module):
 # which a small perturbation can imitate on the frozen encoders, and such a reference would withstand too little.
 REFERENCES = ("a photo of a", "a", "an image of the", "a close-up of one", "a picture showing some")
 NEAREST = 7  # a class that a trigger aims at, and six rivals
+NEAREST_BATCH = 8  # images at a time, as the texts of all classes are encoded for each
 
 
 class BesideReferences(nn.Module):
@@ -99,12 +100,16 @@ class BesideReferences(nn.Module):
             texts = torch.cat([reference.text_features(torch.empty(0)) for reference in references])  # (K, C, D)
         self.register_buffer("texts", texts, persistent=False)
         many = len(names) > 2 * NEAREST and not adapted.prompt.static
-        self.nearest = self._nearest(pool) if many and pool is not None else None
+        self.pool = pool if many else None
 
-    @torch.no_grad()
-    def _nearest(self, pool: Tensor, batch: int = 8) -> Tensor:
-        parts = (self.adapted(part.float() / 255) for part in pool.split(batch))
-        return torch.cat([logits.topk(NEAREST).indices for logits in parts])
+    @cached_property
+    def nearest(self) -> Tensor | None:
+        """Found when first asked for: whoever has all inversions in the cache never asks."""
+        if self.pool is None:
+            return None
+        with torch.no_grad():
+            parts = (self.adapted(part.float() / 255) for part in self.pool.split(NEAREST_BATCH))
+            return torch.cat([logits.topk(NEAREST).indices for logits in parts])
 
     def forward(self, pixels: Tensor, classes: Tensor | None = None) -> tuple[Tensor, Tensor]:
         clip = self.adapted.clip

@@ -13,6 +13,7 @@ after an EOT is encoded at all.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -88,19 +89,25 @@ class ShortTrees:
         self.slot = table[..., 1]  # (C, L)
         self.eot = torch.tensor([len(text) - 1 for text in texts], device=clip.device)  # (C,)
         self.dtype = clip.dtype
+        self.layout = cache(self._layout)
 
     def of(self, classes: Tensor) -> ShortTree:
         """classes: (B, R)."""
-        p, own = self.shared, self.slot.shape[1] - self.shared
+        p = self.shared
         join = lambda values: torch.cat([values[classes[:, 0], :p], values[classes, p:].flatten(1, 2)], dim=1)  # noqa: E731
-        at = torch.arange(p + classes.shape[1] * own, device=classes.device)
+        position, mask, start = self.layout(classes.shape[1])
+        return ShortTree(join(self.base), join(self.slot), position, mask, self.eot[classes] + start)
+
+    def _layout(self, num_classes: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Positions (T,), mask (1, 1, T, T), and how far each place's tokens stand from where one class's would (R,)."""
+        p, own, device = self.shared, self.slot.shape[1] - self.shared, self.slot.device
+        at = torch.arange(p + num_classes * own, device=device)
         place, position = (at - p).div(own, rounding_mode="floor").clamp(min=-1), (at - p) % own + p
         position = torch.where(place < 0, at, position)
         seen = (position[None] <= position[:, None]) & ((place[None] < 0) | (place[None] == place[:, None]))
-        mask = torch.zeros(seen.shape, dtype=self.dtype, device=classes.device)
+        mask = torch.zeros(seen.shape, dtype=self.dtype, device=device)
         mask = mask.masked_fill(~seen, torch.finfo(self.dtype).min)[None, None]
-        eot = self.eot[classes] + own * torch.arange(classes.shape[1], device=classes.device)
-        return ShortTree(join(self.base), join(self.slot), position, mask, eot)
+        return position, mask, own * torch.arange(num_classes, device=device)
 
 
 def build_trees(

@@ -153,7 +153,7 @@ def triggers(examined: Examined, flagged: set[int], run: Run) -> list[Probe]:
     """For each flagged class the trigger that the scan found, the probe that the class answers to most, and a trigger
     that need not fail through a clean prompt."""
     suspects = [i for i in examined.inversions if i.c in flagged]
-    known = probes(examined.clip.image_size)
+    known = probes(examined.clip.image_size, examined.clip.device)
     found = [adder(i.delta) for i in suspects] + [known[i.probe] for i in suspects if i.probe]
     images = examined.pool.images.to(examined.clip.device)
     with prepared(examined.adapter, examined.clip, uses_reference=False) as model:
@@ -175,7 +175,7 @@ def tuned(
     model = clean_start(examined.adapter, clip)
     clean = encode(clip, images)
     triggered = [encode(clip, images, trigger) for trigger in found]
-    probed = [encode(clip, images, probe) for probe in probes(clip.image_size).values()]
+    probed = [encode(clip, images, probe) for probe in probes(clip.image_size, clip.device).values()]
     wanted = wanted_from_answers(answer(original, clean), answer(model, clean), suspects)
     if photos:
         labels = photos.labels.to(clean.device)

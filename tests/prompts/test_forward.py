@@ -7,7 +7,7 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPM
 
 from hf_ci.errors import AdapterError, BaseModelError
 from hf_ci.hub.base import EMBEDDED_FOLDER
-from hf_ci.prompts import Adapter, PromptedCLIP, load_clip
+from hf_ci.prompts import Adapter, BesideReferences, PromptedCLIP, load_clip
 from hf_ci.prompts.learners import CoOp
 from hf_ci.prompts.text import LONGEST_TREE, build_trees
 
@@ -243,3 +243,13 @@ def test_a_few_classes_of_each_image_equal_the_same_ones_of_all(clip, position):
     with torch.no_grad():
         every, few = model.logits_from_features(features), model.logits_from_features(features, classes)
     torch.testing.assert_close(few, every.gather(1, classes), atol=1e-4, rtol=1e-4)
+
+
+def test_nearest_classes_are_found_when_they_are_asked_for(clip):
+    names = tuple(f"thing {i}" for i in range(15))
+    pool = torch.randint(0, 256, (9, 3, 64, 64), dtype=torch.uint8)
+    model = BesideReferences(PromptedCLIP.from_adapter(made_adapter(clip, names=names), clip), pool)
+    assert "nearest" not in vars(model)
+    with torch.no_grad():
+        assert torch.equal(model.nearest[:, 0], model(pool.float() / 255)[0].argmax(-1))
+    assert model.nearest.shape == (9, 7)
