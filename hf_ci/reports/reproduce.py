@@ -19,6 +19,8 @@ def reproduce(result: ScanResult) -> str:
     if result.settings:
         words += ["--num-images", str(result.settings.num_images), "--seed", str(result.settings.seed)]
         words += ["--precision", result.settings.precision]
+        if result.settings.inversion.get("exact"):
+            words.append("--exact")
         for name, value in result.settings.given.items():
             words += ["--" + name.replace("_", "-"), str(value)]
     return "".join(c if c.isascii() and c.isprintable() and c != "`" else "?" for c in shlex.join(words))
