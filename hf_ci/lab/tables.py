@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from statistics import mean, median
 
 from hf_ci.cards import render_card
@@ -132,6 +133,13 @@ def over_all(records: list[dict]) -> dict[str, dict]:
     return overall
 
 
+def of_this_version(record: dict) -> bool:
+    """Whether the default detector scanned as it does now."""
+    now = asdict(Contrast().inverter(0))
+    then = record["result"]["settings"]["inversion"]
+    return all(then.get(name, "missing") == value for name, value in now.items() if name != "seed")
+
+
 def detector_card(records: list[dict], calibration_data: frozenset[str] = CALIBRATION_DATA) -> str:
     """The default detector's own card: its error rates, what it was calibrated on, and its limits."""
     name = Contrast.name
@@ -158,6 +166,8 @@ def detector_card(records: list[dict], calibration_data: frozenset[str] = CALIBR
         detector=Contrast(),
         pools=pools,
         calibrations=shipped(),
+        outdated=sum(not of_this_version(r) for r in mine),
+        num_scans=len(mine),
         datasets=", ".join(sorted(calibration_data)),
         base=one["base_model"],
         precision=one["settings"]["precision"],
