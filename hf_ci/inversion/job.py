@@ -48,7 +48,8 @@ class Job:
 
     @property
     def in_rounds(self) -> bool:
-        return not self.exact and self.inverter.screening is not None
+        num_classes = len(self.adapter.class_names)
+        return not self.exact and self.inverter.screening is not None and round_size(num_classes) < num_classes
 
     @property
     def num_inversions(self) -> int:
@@ -139,7 +140,7 @@ def invert_all(
         place = folder if how == inverter else folder and folder / SCREENING
         return invert_classes(model, images, classes, how, place, show, tag)
 
-    if exact or inverter.screening is None:
+    if exact or inverter.screening is None or round_size(num_classes) == num_classes:  # all of them in one round
         inversions = invert(range(num_classes), inverter)
     else:
         inversions = in_rounds(invert, num_classes, inverter)
