@@ -146,7 +146,8 @@ def run_bench(
         for model in sorted(group.models, key=lambda m: m.data):  # decoding a set's photos takes longer than a model
             missing = tuple(name for name in group.detectors if (group.name, model.id, name) not in done)
             if missing:
-                tasks.append(Task(group.name, model, missing, pooled))
+                # a base that is a folder here is not taken on the adapter's word
+                tasks.append(Task(group.name, model, missing, replace(pooled, base=model.base)))
     threads = os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // num_processes)
     with ExitStack() as stack:
         stack.enter_context(alone(zoo))

@@ -29,7 +29,14 @@ def draw(spec: Spec, data_root: Path, out: Path, zoo: Path, group: str) -> int:
     (chosen,) = spec.chosen([group])
     models = [model for model in chosen.models if model.attack != CLEAN]
     pool, scans = pool_of(chosen, data_root), zoo / "scans"
-    options = ScanOptions(pool=pool, num_images=chosen.num_images, precision=spec.precision, device="cpu", cache=scans)
+    options = ScanOptions(
+        base=models[0].base,
+        pool=pool,
+        num_images=chosen.num_images,
+        precision=spec.precision,
+        device="cpu",
+        cache=scans,
+    )
     run = Run(options, Silent())
     picture = Image.new("RGB", (LABEL + len(COLUMNS) * (CELL + GAP), 24 + len(models) * (CELL + GAP)), "white")
     pen = ImageDraw.Draw(picture)

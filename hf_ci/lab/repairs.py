@@ -40,7 +40,12 @@ def run_repairs(
         for group in spec.chosen(groups):
             pool = pool_of(group, data_root)
             options = ScanOptions(
-                num_images=group.num_images, precision=spec.precision, device=device, cache=zoo / "scans", pool=pool
+                base=group.models[0].base,
+                num_images=group.num_images,
+                precision=spec.precision,
+                device=device,
+                cache=zoo / "scans",
+                pool=pool,
             )
             run = runs.setdefault(pool, Run(options, Silent()))
             for model in group.models:
