@@ -98,7 +98,7 @@ def test_a_scan_takes_the_file_from_flag_environment_and_configuration(calibrate
     (tmp_path / ".hf-ci.yaml").write_text(f"scan: {{calibration: {calibrated}}}\nadapters: ['demo:clean']\n")
     assert f'calibration: "{calibrated}"  # .hf-ci.yaml' in run("config").stdout
     shown = run("config", env={"HF_CI_CALIBRATION": "/no/such"}).stdout
-    assert "calibration: /no/such  # environment" in shown
+    assert 'calibration: "/no/such"  # environment' in shown
     refused = run(*for_others)
     assert refused.returncode == 2 and f"{calibrated} holds a null for builtin" in refused.stderr
     refused = run("run", env={"HF_CI_CALIBRATION": "/no/such"})
