@@ -4,7 +4,8 @@
     adapter_model.safetensors   prompt_embeddings (n, d), or (C * n, d) when class-specific; base_model.meta_net.*
     clip_prompt.json            what PEFT has no field for: method, class names, class-token position, version
 
-Only safetensors are read.
+Only safetensors are read. Weights of the base model, there or in a model.safetensors beside it, are no part of the
+adapter; `hf_ci.prompts.encoders` compares them.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from safetensors import SafetensorError
 from torch import Tensor
 
 from hf_ci import __version__
 from hf_ci.errors import AdapterError, NothingToScan
 from hf_ci.files import CONFIG, PROMPT, WEIGHTS, whole_folder
+from hf_ci.prompts.encoders import base_name, opened
 from hf_ci.prompts.learners import METHODS, POSITIONS
 
 FORMAT, TEMPLATE = 1, "{context} {name}."
@@ -141,14 +142,11 @@ def read_adapter(folder: Path, class_names: tuple[str, ...] | None = None) -> Ad
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
+    """The prompt's: tensors of the base model's encoders among them are left to `check_encoders`."""
     if not (folder / WEIGHTS).is_file():
         raise AdapterError(f"there is no {WEIGHTS}; nothing else is ever opened", "ask for the adapter as safetensors")
-    try:
-        tensors = load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise AdapterError(f"{WEIGHTS} cannot be read: {error}", "the file is damaged; fetch it again") from error
+    with opened(folder / WEIGHTS) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys() if base_name(name) is None}
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
             raise AdapterError(f"{name!r} holds {tensor.dtype}, expected floating point numbers")
