@@ -14,6 +14,8 @@ CONFIG, WEIGHTS, PROMPT = (
     "clip_prompt.json",
 )  # the first two: PEFT's
 FILES = (CONFIG, WEIGHTS, PROMPT)
+ENCODERS = "model.safetensors"  # a whole model: no part of an adapter, but read where it lies beside one
+SCANNED = (*FILES, ENCODERS)
 
 
 def write_whole(path: Path, write: bytes | Callable[[Path], None]) -> None:

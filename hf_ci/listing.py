@@ -13,7 +13,7 @@ from pathlib import Path
 
 from hf_ci.config import Organisation
 from hf_ci.errors import HfCiError, HubError, NothingToScan, UsageError
-from hf_ci.files import CONFIG, FILES
+from hf_ci.files import CONFIG, FILES, SCANNED
 from hf_ci.hub import parse_target
 from hf_ci.hub.client import api, in_our_words
 from hf_ci.hub.names import HUB, here
@@ -117,18 +117,18 @@ def may_differ(target: str, differing: set[Path]) -> bool:
         folder in differing
         or ".." in folder.parts
         or any(path.is_symlink() or (path / ".git").exists() for path in on_the_way)
-        or any((folder / name).is_symlink() for name in FILES)
+        or any((folder / name).is_symlink() for name in SCANNED)
     )
 
 
 def differing_folders(ref: str) -> set[Path]:
-    """Folders below the working directory in which a file of an adapter's is not what it is in `ref`, or is a symbolic
+    """Folders below the working directory in which a file that a scan reads is not what it is in `ref`, or is a symbolic
     link: what it points to may be another.
 
     git runs here, never in an adapter's folder: one that is a bare repository would bring its own settings along, and
     with them programs to run.
     """
-    files = [f":(glob)**/{name}" for name in FILES]
+    files = [f":(glob)**/{name}" for name in SCANNED]
     try:
         commit = git("rev-parse", "--verify", "--end-of-options", f"{ref}^{{commit}}").strip()
         if not re.fullmatch("[0-9a-f]+", commit):  # ^REF excludes a commit

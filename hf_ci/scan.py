@@ -15,14 +15,16 @@ from accelerate import PartialState
 from hf_ci.detect import Detector, Verdict
 from hf_ci.detect.verdict import named
 from hf_ci.errors import EXIT_INTERNAL, AdapterError, HfCiError, Inconclusive, UsageError, first_line, write_log
+from hf_ci.files import FILES, SCANNED
 from hf_ci.hub import BaseModel, Fetched, fetch_base, fetch_text, named_base
-from hf_ci.hub.target import sha256
+from hf_ci.hub.target import hashes, sha256
 from hf_ci.inversion import Inversion, Job, check_cache, run_job
 from hf_ci.inversion.probes import passes
 from hf_ci.pools import BUILTIN, Pool, load_pool
 from hf_ci.progress import Silent
 from hf_ci.prompts import Adapter, FrozenCLIP, load_clip, read_adapter
 from hf_ci.prompts.clip import load_processor
+from hf_ci.prompts.encoders import check_encoders
 from hf_ci.prompts.prompted import check_fits
 from hf_ci.report import (
     BaseModelRef,
@@ -119,8 +121,7 @@ def examine(text: str, run: Run, fetch: Fetch = fetch_text) -> tuple[ScanResult,
         found |= dict(revision=fetched.revision, files=tuple(ScannedFile(path=p, sha256=s) for p, s in fetched.files))
         found |= dict(hub_security=fetched.security)
         adapter = read_adapter(fetched.folder, run.class_names)
-        if adapter.files != fetched.files:
-            raise Inconclusive("its files changed while they were read", "scan it again")
+        check_unchanged(fetched, adapter.files, FILES)
         found |= dict(method=adapter.method, num_classes=len(adapter.class_names), repaired_from=adapter.repaired_from)
         check_finite(adapter)
 
@@ -130,6 +131,7 @@ def examine(text: str, run: Run, fetch: Fetch = fetch_text) -> tuple[ScanResult,
         warnings += base_warnings(adapter, base)
         clip = run.clip(base.folder)
         check_fits(adapter, clip)
+        warnings += encoder_warnings(fetched, base)
 
         progress.step(f"{text}: drawing {options.num_images} images from pool {options.pool}")
         pool = run.pool(base.folder)
@@ -250,6 +252,21 @@ def cost_of(inversions: Sequence[Inversion], adapter: Adapter, num_images: int) 
 # ---------------------------------------------------------------- what the walk stands on
 
 
+def check_unchanged(fetched: Fetched, read: Sequence[tuple[str, str]], names: Sequence[str]) -> None:
+    """Raises Inconclusive when of the files called `names` something else was read than was fetched."""
+    if dict(read) != {name: digest for name, digest in fetched.files if name in names}:
+        raise Inconclusive("its files changed while they were read", "scan it again")
+
+
+def encoder_warnings(fetched: Fetched, base: BaseModel) -> list[str]:
+    """Raises AdapterError where the adapter brings encoders that are not the base model's."""
+    count = check_encoders(fetched.folder, base.folder)
+    if not count:
+        return []
+    check_unchanged(fetched, hashes(fetched.folder), SCANNED)
+    return [f"brings {count} encoder tensors, equal to the base's"]
+
+
 def check_finite(adapter: Adapter) -> None:
     bad = [name for name, tensor in adapter.tensors().items() if not torch.isfinite(tensor).all()]
     if bad:
@@ -271,7 +288,9 @@ def detector_ref(detector: Detector, num_classes: int, base: BaseModel, run: Run
     null, calibration, measured = detector.null, detector.calibration, None
     if null is not None and run.options.min_share is None:
         measured = null.measured_on(base.revision)
-        calibration += ", measured on this base model" if measured else f"; transferred to {named_at(base)}, not measured"
+        calibration += (
+            ", measured on this base model" if measured else f"; transferred to {named_at(base)}, not measured"
+        )
     return DetectorRef(
         name=detector.name,
         calibration=calibration,

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from hf_ci.errors import AdapterError, NothingToScan
-from hf_ci.files import FILES
+from hf_ci.files import CONFIG, FILES, SCANNED
 from hf_ci.hub.client import download, read_file, resolve
 from hf_ci.hub.names import HUB, here, is_folder
 
@@ -98,7 +98,7 @@ def fetch_target(target: Target) -> Fetched:
     if target.kind == "hub":
         snapshot = resolve(target.location, target.revision)
         revision, security, prefix = snapshot.sha, snapshot.security, target.prefix
-        wanted = [prefix + name for name in FILES if prefix + name in snapshot.paths]
+        wanted = [prefix + name for name in to_scan(lambda name: prefix + name in snapshot.paths)]
         if not wanted:
             raise NothingToScan(
                 f"no adapter found in {target.text}: it holds no {prefix}{FILES[0]}",
@@ -112,7 +112,12 @@ def fetch_target(target: Target) -> Fetched:
 
 
 def hashes(folder: Path) -> tuple[tuple[str, str], ...]:
-    return tuple((name, sha256(folder / name)) for name in sorted(FILES) if (folder / name).is_file())
+    return tuple((name, sha256(folder / name)) for name in sorted(to_scan(lambda name: (folder / name).is_file())))
+
+
+def to_scan(present: Callable[[str], bool]) -> list[str]:
+    """The files that a scan reads, of those that are there; a whole model counts only beside an adapter."""
+    return [name for name in (SCANNED if present(CONFIG) else FILES) if present(name)]
 
 
 def fetch_text(text: str) -> Fetched:

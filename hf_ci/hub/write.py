@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from hf_ci.errors import HubMoved
-from hf_ci.files import FILES
+from hf_ci.files import SCANNED
 from hf_ci.hub.client import api, blobs, in_our_words
 from hf_ci.hub.target import Fetched
 
@@ -151,7 +151,7 @@ def check_unmoved(fetched: Fetched, head: str, branch: str) -> None:
     if head == fetched.revision:
         return
     target = fetched.target
-    paths = [target.prefix + name for name in FILES]
+    paths = [target.prefix + name for name in SCANNED]
     if blobs(target.location, head, paths) != blobs(target.location, fetched.revision, paths):
         raise HubMoved(
             f"{target.location}: the adapter on {branch} ({head[:7]}) is not the one that was scanned "

@@ -44,9 +44,7 @@ def clean_models(
     for i in range(models):
         seed = FIRST_SEED + i // len(sources)
         recipe = Recipe(shots=shots, seed=seed)
-        specs.append(
-            ModelSpec(sources[i % len(sources)], classes, recipe=recipe, split_seed=seed, base=whole(base))
-        )
+        specs.append(ModelSpec(sources[i % len(sources)], classes, recipe=recipe, split_seed=seed, base=whole(base)))
     where = {kind_of(pool): pool if pool == BUILTIN else whole(pool) for pool in pools}
     groups = (Group(kind, tuple(specs), (Contrast.name,), pool, num_images) for kind, pool in where.items())
     return Spec("auto", tuple(groups))

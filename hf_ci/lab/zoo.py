@@ -32,7 +32,8 @@ CLEAN = "clean"
 class ModelSpec:
     """One model. `classes` of the data set, drawn with `split_seed`, are tuned on; the rest stay unseen.
 
-    data: a folder below the zoo's data root or by its whole path; an id on the Hub, where the root is empty. The target class is drawn from the seed.
+    data: a folder below the zoo's data root or by its whole path; an id on the Hub, where the root is empty. The target
+    class is drawn from the seed.
     """
 
     data: str

@@ -4,7 +4,8 @@
     adapter_model.safetensors   prompt_embeddings (n, d), or (C * n, d) when class-specific; base_model.meta_net.*
     clip_prompt.json            what PEFT has no field for: method, class names, class-token position, version
 
-Only safetensors are read.
+Only safetensors are read. Weights of the base model, there or in a model.safetensors beside it, are no part of the
+adapter; `hf_ci.prompts.encoders` compares them.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from hf_ci import __version__
 from hf_ci.errors import AdapterError
 from hf_ci.files import PROMPT, WEIGHTS, whole_folder
 from hf_ci.kind import check_kind, read_json
+from hf_ci.prompts.encoders import base_name
 from hf_ci.prompts.learners import METHODS, POSITIONS
 
 FORMAT, TEMPLATE = 1, "{context} {name}."
@@ -122,13 +124,16 @@ def read_adapter(folder: Path, class_names: tuple[str, ...] | None = None) -> Ad
 
 
 def read_tensors(folder: Path, read: Callable[[Path], bytes]) -> dict[str, Tensor]:
-    """Through memory of our own: a file that is mapped would change its tensors when it is written to."""
+    """The prompt's; tensors of the base model's encoders among them are left to `check_encoders`.
+
+    Through memory of our own: a file that is mapped would change its tensors when it is written to.
+    """
     from safetensors.torch import load
 
     if not (folder / WEIGHTS).is_file():
         raise AdapterError(f"there is no {WEIGHTS}; nothing else is ever opened", "ask for the adapter as safetensors")
     try:
-        tensors = load(read(folder / WEIGHTS))
+        tensors = {k: v for k, v in load(read(folder / WEIGHTS)).items() if base_name(k) is None}
     except (SafetensorError, OSError, ValueError, MemoryError) as error:
         raise AdapterError(f"{WEIGHTS} cannot be read: {error}", "the file is damaged; fetch it again") from error
     for name, tensor in tensors.items():

@@ -11,7 +11,9 @@ from hf_ci.detect.calibration import SHIPPED, fit, kind_of, null_for, read, rend
 from hf_ci.errors import UsageError
 from hf_ci.hub.base import EMBEDDED, fetch_base
 
-KNOWN = dict(num_classes=10, pool="p", base_model="b", base_revision="r", records_sha256="s", precision="fp32", data=("d",))
+KNOWN = dict(
+    num_classes=10, pool="p", base_model="b", base_revision="r", records_sha256="s", precision="fp32", data=("d",)
+)
 RECORDS = Path(__file__).parents[2] / "cards" / "calibration.jsonl"
 
 
@@ -96,6 +98,7 @@ def test_a_file_that_cannot_be_relied_on_is_a_usage_error(tmp_path, text, messag
     with pytest.raises(UsageError, match="c.json: ") as error:
         read(tmp_path / "c.json")
     assert message in str(error.value)
+
 
 def test_shipped_calibration_is_that_of_the_shipped_records():
     from hf_ci.lab.calibrate import calibrate

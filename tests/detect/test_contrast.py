@@ -169,6 +169,9 @@ class Many(Pair):
 
 def test_rivals_come_from_the_nearest_classes_and_the_measure_from_all():
     model = Many(1.5)
-    found, plain = ContrastInversion(epochs=5)(model, grey(), 0, 32), ContrastInversion(epochs=5)(Pair(1.5), grey(), 0, 32)
+    found, plain = (
+        ContrastInversion(epochs=5)(model, grey(), 0, 32),
+        ContrastInversion(epochs=5)(Pair(1.5), grey(), 0, 32),
+    )
     assert all(classes[:, 0].eq(0).all() and classes[:, 1].eq(1).all() for classes in model.asked) and model.asked
     assert torch.equal(found.delta, plain.delta) and found.loss == plain.loss

@@ -116,6 +116,17 @@ def test_subfolder(hub, files):
     assert done.returncode == 3 and "as org/model:subfolder" in result_of(done)["reasons"][0]
 
 
+def test_a_whole_model_beside_the_adapter_is_fetched_and_compared_and_elsewhere_is_not(hub, files):
+    whole = (EMBEDDED_FOLDER / "model.safetensors").read_bytes()
+    hub.add_repo("user/both", files | {"model.safetensors": whole[:-1] + bytes([whole[-1] ^ 1])})
+    done = hub.scan("user/both")
+    assert done.returncode == 4 and "brings its own encoders: 1 of" in result_of(done)["reasons"][0]
+    assert "model.safetensors" in {f["path"] for f in result_of(done)["files"]}
+    hub.add_repo("user/model", {"model.safetensors": whole})
+    assert hub.scan("user/model").returncode == 3
+    assert not [path for _, path in hub.requests if "user/model/resolve" in path and path.endswith("model.safetensors")]
+
+
 def test_offline_a_fetched_adapter_is_scanned_and_another_is_inconclusive(hub, files):
     sha = hub.add_repo("user/adapter", files)
     hub.scan("user/adapter")

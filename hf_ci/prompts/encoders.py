@@ -1,0 +1,95 @@
+"""Encoder weights that an adapter brings along: they have to be the base model's own, or no verdict holds.
+
+A scan takes the encoders for frozen, so that only the prompt can hide anything. What else was tuned PEFT writes among the
+adapter's tensors (`modules_to_save`), and a whole model may lie beside them. Nothing of that is ever used, but whoever
+loads the folder elsewhere would use it. It is compared tensor by tensor: whatever the files' size, two are in memory.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from hf_ci.errors import AdapterError
+from hf_ci.files import ENCODERS, WEIGHTS
+
+ENCODER_TENSOR = re.compile(
+    r"(?:base_model\.)?(?:model\.)?"
+    r"((?:vision_model|text_model|visual_projection|text_projection)\..+|logit_scale)",
+    re.DOTALL,
+)
+FLOATS = {"F64", "F32", "F16", "BF16"}
+
+
+def base_name(tensor: str) -> str | None:
+    """What the base model calls a tensor of its encoders that stands in an adapter's file; None for any other."""
+    match = ENCODER_TENSOR.fullmatch(tensor)
+    return match and match[1]
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[safe_open]:
+    """A safetensors file, of which only the header is read. Raises AdapterError for a damaged one."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError, ValueError) as error:
+        raise AdapterError(f"{path.name} cannot be read: {error}", "the file is damaged; fetch it again") from error
+
+
+def check_encoders(folder: Path, base: Path) -> int:
+    """How many encoder tensors the adapter in `folder` brings, all equal to those of the base model in `base`.
+
+    Equal: the base model's, in the precision in which they are brought. Raises AdapterError where some are not, and where
+    the whole model beside the adapter holds anything else.
+    """
+    with ExitStack() as stack:
+        brought = []  # (file, name there, name in the base model)
+        for path in (folder / WEIGHTS, folder / ENCODERS):
+            if path.is_file():
+                file = stack.enter_context(opened(path))
+                found = [(file, name, base_name(name)) for name in file.keys()]
+                brought += [each for each in found if each[2] or path.name == ENCODERS]
+        if not brought:
+            return 0
+        theirs = {}  # name -> file
+        for path in weights_of(base):
+            file = stack.enter_context(opened(path))
+            theirs |= dict.fromkeys(file.keys(), file)
+        if unknown := [name for _, name, known in brought if known not in theirs]:
+            raise AdapterError(
+                f"unexpected tensors: {some(unknown)}", "expected a prompt and, at most, tensors of the base model"
+            )
+        other = [name for file, name, known in brought if not same(file, name, theirs[known], known)]
+    if other:
+        raise AdapterError(
+            f"brings its own encoders: {len(other)} of {len(brought)} tensors differ from the base model's, {some(other)}; "
+            "where the encoders are not frozen, a backdoor may lie in them, and a scan of the prompt says nothing of it",
+            "if they belong to another base model, name it with --base",
+        )
+    return len(brought)
+
+
+def weights_of(base: Path) -> list[Path]:
+    """The files that `transformers` loads: a whole one before shards."""
+    return [base / ENCODERS] if (base / ENCODERS).is_file() else sorted(base.glob("model-*.safetensors"))
+
+
+def same(file: safe_open, name: str, base: safe_open, known: str) -> bool:
+    """Shape and type are compared first: a tensor of another size is never loaded."""
+    ours, theirs = file.get_slice(name), base.get_slice(known)
+    types = {ours.get_dtype(), theirs.get_dtype()}
+    if ours.get_shape() != theirs.get_shape() or (len(types) > 1 and not types <= FLOATS):
+        return False
+    tensor = file.get_tensor(name)
+    return torch.equal(tensor, base.get_tensor(known).to(tensor.dtype))
+
+
+def some(names: list[str], most: int = 3, letters: int = 100) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(repr(name[:letters]) for name in sorted(names)[:most]) + more
