@@ -18,7 +18,13 @@ from hf_ci.files import SCANNED
 
 IMAGE = "python:3.12"
 MAIN = "refs/heads/main"
-PATHS = ("HF_CI_CONFIG", "HF_CI_CACHE", "HF_CI_SAVE_TRIGGER", "HF_CI_CLASSES")  # of this machine, not of a Job's
+PATHS = (
+    "HF_CI_CONFIG",
+    "HF_CI_CACHE",
+    "HF_CI_SAVE_TRIGGER",
+    "HF_CI_CLASSES",
+    "HF_CI_CALIBRATION",
+)  # of this machine, not of a Job's
 
 
 def webhook(

@@ -36,9 +36,9 @@ class ContrastInversion:
     m_c = max_{j != c} z_j - z_c is the margin of CLIP-Inspector through the adapter, r_c = min_k r_c^k that through the
     most willing of K references. The maximum is negative exactly where the adapter answers c and no reference does.
     Where the model knows each image's nearest classes (`BesideReferences.nearest`), the descent takes its rivals from
-    these alone; the result is measured with all. Schedule as in `LinfInversion`; with `steps`, only so many are taken, and one more batch measures what they led to.
-    The result's `loss` is E_c; `asr` counts through the adapter, `reference_asr` where
-    any reference answers c, `exclusive_asr` where the adapter alone does.
+    these alone; the result is measured with all. Schedule as in `LinfInversion`; with `steps`, only so many are taken, and
+    one more batch measures what they led to. The result's `loss` is E_c; `asr` counts through the adapter,
+    `reference_asr` where any reference answers c, `exclusive_asr` where the adapter alone does.
 
     model: pixels -> logits (B, C) through the adapter, and (B, K, C) through the references.
     """

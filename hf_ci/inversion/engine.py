@@ -156,14 +156,13 @@ def launch(function: Callable, args: tuple, num_processes: int, cpu: bool, poll:
 
     if not cpu and num_processes > torch.accelerator.device_count():
         raise UsageError(f"--num-processes {num_processes}: there are {torch.accelerator.device_count()} GPUs")
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // num_processes))
     with patch_environment(
         world_size=num_processes,
         local_world_size=num_processes,
         node_rank=0,
         master_addr="127.0.0.1",
         master_port=free_port(),
-        omp_num_threads=threads,
+        omp_num_threads=threads_each(num_processes),
         accelerate_use_cpu=str(cpu).lower(),
         pythonsafepath="1",
     ):
@@ -182,6 +181,11 @@ def launch(function: Callable, args: tuple, num_processes: int, cpu: bool, poll:
                 raise Inconclusive(f"one of {num_processes} processes failed: {last}", "try fewer") from error
             raise
     poll()
+
+
+def threads_each(num_processes: int) -> str:
+    """The cores shared out, unless OMP_NUM_THREADS says otherwise."""
+    return os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // num_processes))
 
 
 def free_port() -> str:

@@ -48,6 +48,7 @@ class Job:
 
     @property
     def in_rounds(self) -> bool:
+        """Whether classes are screened first, and rivals taken from each image's nearest classes."""
         num_classes = len(self.adapter.class_names)
         return not self.exact and self.inverter.screening is not None and round_size(num_classes) < num_classes
 
@@ -111,7 +112,7 @@ def run_job(
         complete = cached == num_classes and (read_arrays(folder, PROBES) or not job.inverter.uses_reference)
         if num_processes > 1 and not complete:
             # numpy, because tensors travel to a new process through shared memory, which containers keep small
-            args = (job.adapter, str(job.base_folder), job.images.numpy(), job.inverter, job.exact, job.precision)
+            args = (job.adapter, str(job.base_folder), job.images.numpy(), job.inverter, job.in_rounds, job.precision)
             cpu = torch.device(job.device).type == "cpu"
             launch(_worker, (*args, str(folder), cpu), min(num_processes, num_classes), cpu, show_cached)
             if lost := num_classes - show_cached():
@@ -120,8 +121,8 @@ def run_job(
                     "make room there, name another place with --cache, or use --num-processes 1",
                 )
         images = job.images.to(clip.device)
-        with prepared(job.adapter, clip, job.inverter.uses_reference, None if job.exact else images) as model:
-            return invert_all(model, images, num_classes, job.inverter, job.exact, folder, show, job.key), cached
+        with prepared(job.adapter, clip, job.inverter.uses_reference, images if job.in_rounds else None) as model:
+            return invert_all(model, images, num_classes, job.inverter, job.in_rounds, folder, show, job.key), cached
 
 
 def invert_all(
@@ -129,7 +130,7 @@ def invert_all(
     images: Tensor,
     num_classes: int,
     inverter: Inverter,
-    exact: bool,
+    rounds: bool,
     folder: Path | None,
     show: Progress = lambda inversion: None,
     tag: str = "",
@@ -140,10 +141,10 @@ def invert_all(
         place = folder if how == inverter else folder and folder / SCREENING
         return invert_classes(model, images, classes, how, place, show, tag)
 
-    if exact or inverter.screening is None or round_size(num_classes) == num_classes:  # all of them in one round
-        inversions = invert(range(num_classes), inverter)
-    else:
+    if rounds:
         inversions = in_rounds(invert, num_classes, inverter)
+    else:
+        inversions = invert(range(num_classes), inverter)
     return beside_probes(inversions, model, images, folder) if inverter.uses_reference else inversions
 
 
@@ -189,7 +190,7 @@ def _worker(
     base_folder: str,
     images: np.ndarray,
     inverter: Inverter,
-    exact: bool,
+    rounds: bool,
     precision: str,
     folder: str,
     cpu: bool,
@@ -200,6 +201,6 @@ def _worker(
     state = PartialState(cpu=cpu)
     clip = load_clip(Path(base_folder), state.device, precision)
     pool = torch.from_numpy(images).to(state.device)
-    with prepared(adapter, clip, inverter.uses_reference, None if exact else pool) as model:
-        invert_all(model, pool, len(adapter.class_names), inverter, exact, Path(folder))
+    with prepared(adapter, clip, inverter.uses_reference, pool if rounds else None) as model:
+        invert_all(model, pool, len(adapter.class_names), inverter, rounds, Path(folder))
     torch.distributed.destroy_process_group()

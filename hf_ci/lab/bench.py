@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 
 from hf_ci.errors import EXIT_INTERNAL, UsageError
 from hf_ci.hub.base import EMBEDDED
+from hf_ci.inversion.engine import threads_each
 from hf_ci.lab.tune import Recipe
 from hf_ci.lab.zoo import ModelSpec, Zoo
 from hf_ci.settings import ScanOptions
@@ -44,6 +45,9 @@ class Group:
 
 @dataclass(frozen=True)
 class Spec:
+    """base: of every model."""
+
+    base: str
     precision: str
     groups: tuple[Group, ...]
 
@@ -92,7 +96,7 @@ def read_spec(path: Path) -> Spec:
             pool = entry.get("pool", table["pool"])
             num_images = entry.get("num_images", table["num_images"])
             groups.append(Group(entry["name"], models, tuple(entry["detectors"]), pool, num_images))
-        return Spec(table.get("precision", "auto"), tuple(groups))
+        return Spec(base, table.get("precision", "auto"), tuple(groups))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UsageError(
             f"{path}: not a benchmark's specification: {error!r}", f"see {SPECS / 'paper.toml'}"
@@ -103,6 +107,18 @@ def pool_of(group: Group, data_root: Path) -> str:
     """What --pool takes: the group's pool below the data root, or as it is named."""
     below = data_root / group.pool
     return str(below) if below.exists() else group.pool
+
+
+def scan_options(spec: Spec, group: Group, data_root: Path, zoo: Path, device: str) -> ScanOptions:
+    """How a group's models are scanned. A base that is a folder here is not taken on the adapter's word."""
+    return ScanOptions(
+        base=spec.base,
+        pool=pool_of(group, data_root),
+        num_images=group.num_images,
+        precision=spec.precision,
+        device=device,
+        cache=zoo / "scans",
+    )
 
 
 def read_records(path: Path) -> list[dict]:
@@ -139,19 +155,16 @@ def run_bench(
     from accelerate.utils import patch_environment
 
     done = {(record["group"], record["model"]["id"], record["detector"]) for record in read_records(out)}
-    options = ScanOptions(precision=spec.precision, device=device, cache=zoo / "scans")
     tasks = []
     for group in spec.chosen(groups) if groups else spec.groups:
-        pooled = replace(options, pool=pool_of(group, data_root), num_images=group.num_images)
+        options = scan_options(spec, group, data_root, zoo, device)
         for model in sorted(group.models, key=lambda m: m.data):  # decoding a set's photos takes longer than a model
             missing = tuple(name for name in group.detectors if (group.name, model.id, name) not in done)
             if missing:
-                # a base that is a folder here is not taken on the adapter's word
-                tasks.append(Task(group.name, model, missing, replace(pooled, base=model.base)))
-    threads = os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // num_processes)
+                tasks.append(Task(group.name, model, missing, options))
     with ExitStack() as stack:
         stack.enter_context(alone(zoo))
-        stack.enter_context(patch_environment(omp_num_threads=threads))
+        stack.enter_context(patch_environment(omp_num_threads=threads_each(num_processes)))
         append = stack.enter_context(appending(out))
         workers = ProcessPoolExecutor(num_processes, get_context("spawn"), leave_with, (os.getpid(),))
         stack.callback(workers.shutdown, wait=False, cancel_futures=True)

@@ -8,13 +8,12 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from hf_ci.lab.bench import Spec, pool_of
+from hf_ci.lab.bench import Spec, scan_options
 from hf_ci.lab.triggers import read_trigger
 from hf_ci.lab.zoo import CLEAN, Zoo
 from hf_ci.progress import Silent
 from hf_ci.reports.trigger import amplified
 from hf_ci.scan import Run, examine
-from hf_ci.settings import ScanOptions
 
 CELL, GAP, LABEL = 96, 6, 260
 COLUMNS = ("a test photo", "with the trigger", "what it changes", "recovered")
@@ -28,16 +27,7 @@ def draw(spec: Spec, data_root: Path, out: Path, zoo: Path, group: str) -> int:
     known = Zoo(zoo, data_root)
     (chosen,) = spec.chosen([group])
     models = [model for model in chosen.models if model.attack != CLEAN]
-    pool, scans = pool_of(chosen, data_root), zoo / "scans"
-    options = ScanOptions(
-        base=models[0].base,
-        pool=pool,
-        num_images=chosen.num_images,
-        precision=spec.precision,
-        device="cpu",
-        cache=scans,
-    )
-    run = Run(options, Silent())
+    run = Run(scan_options(spec, chosen, data_root, zoo, "cpu"), Silent())
     picture = Image.new("RGB", (LABEL + len(COLUMNS) * (CELL + GAP), 24 + len(models) * (CELL + GAP)), "white")
     pen = ImageDraw.Draw(picture)
     for column, text in enumerate(COLUMNS):

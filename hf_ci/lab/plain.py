@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_ci.prompts import PromptedCLIP
-from hf_ci.prompts.text import class_text
+from hf_ci.prompts.text import before_name, class_text
 
 
 class PlainPromptedCLIP(nn.Module):
@@ -21,7 +21,7 @@ class PlainPromptedCLIP(nn.Module):
         super().__init__()
         self.clip, self.prompt = model.clip, model.prompt
         n = self.prompt.ctx.shape[-2]
-        half = {"end": n, "middle": n // 2, "front": 0}[model.position]
+        half = before_name(n, model.position)
         length, pad = self.clip.max_length, self.clip.tokenizer.eos_token_id
         texts = [class_text(self.clip, name, n, half) for name in model.class_names]
         self.eot = torch.tensor([len(text) - 1 for text in texts], device=self.clip.device)  # (C,)

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from hf_ci.detect.contrast import ContrastInversion
-from hf_ci.lab.bench import Spec, appending, pool_of, read_records
+from hf_ci.lab.bench import Spec, appending, pool_of, read_records, scan_options
 from hf_ci.lab.make import Workbench, accuracy, attack_success_rate
 from hf_ci.lab.triggers import read_trigger
 from hf_ci.lab.zoo import Zoo
@@ -23,7 +23,6 @@ from hf_ci.prompts import Adapter, PromptedCLIP, read_adapter
 from hf_ci.repair.engine import RepairOptions, adder, repair, triggers, tuned
 from hf_ci.repair.unlearn import Schedule
 from hf_ci.scan import Run, examine
-from hf_ci.settings import ScanOptions
 
 SHOTS_SEED = 7919  # added to a model's seed: the repairer's photos are not those that the adapter was tuned on
 CONTROLS = ("clean only", "random noise", "another class")
@@ -39,15 +38,7 @@ def run_repairs(
     with appending(out) as append:
         for group in spec.chosen(groups):
             pool = pool_of(group, data_root)
-            options = ScanOptions(
-                base=group.models[0].base,
-                num_images=group.num_images,
-                precision=spec.precision,
-                device=device,
-                cache=zoo / "scans",
-                pool=pool,
-            )
-            run = runs.setdefault(pool, Run(options, Silent()))
+            run = runs.setdefault(pool, Run(scan_options(spec, group, data_root, zoo, device), Silent()))
             for model in group.models:
                 if model.target is None or model.attack == "clean":
                     continue

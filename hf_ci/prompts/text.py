@@ -79,7 +79,7 @@ class ShortTrees:
     """Makes `ShortTree`s; a context that is shared by all classes is taken for granted."""
 
     def __init__(self, clip, class_names: tuple[str, ...], num_context: int, position: str):
-        half = {"end": num_context, "middle": num_context // 2, "front": 0}[position]
+        half = before_name(num_context, position)
         self.shared = 1 + half
         texts = [class_text(clip, name, num_context, half) for name in class_names]
         length, pad = max(map(len, texts)), (clip.tokenizer.eos_token_id, -1)
@@ -110,6 +110,11 @@ class ShortTrees:
         return position, mask, own * torch.arange(num_classes, device=device)
 
 
+def before_name(num_context: int, position: str) -> int:
+    """How many context vectors stand before the class name."""
+    return {"end": num_context, "middle": num_context // 2, "front": 0}[position]
+
+
 def build_trees(
     clip, class_names: tuple[str, ...], num_context: int, position: str, class_specific: bool
 ) -> list[TextTree]:
@@ -118,7 +123,7 @@ def build_trees(
     `position` of the class name: at the end, in the middle of the context, or in front of it. As in the CoOp code,
     underscores become blanks and a full stop follows. Raises ValueError when a name leaves no room in the text tower.
     """
-    half = {"end": num_context, "middle": num_context // 2, "front": 0}[position]
+    half = before_name(num_context, position)
     shared = 1 if class_specific else 1 + half
     trees: list[TextTree] = []
     texts = [class_text(clip, name, num_context, half) for name in class_names]
