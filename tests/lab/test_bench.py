@@ -262,14 +262,6 @@ def test_commands_refuse_records_that_hold_nothing(run, tmp_path):
         assert done.returncode == 2 and "none.jsonl" in done.stderr and not (tmp_path / "out").exists()
 
 
-def test_speed_is_a_ratio_within_one_run(run, tmp_path):
-    done = run("lab", "speed", "--classes", "4", "--repeats", "1", "--out", tmp_path / "s.jsonl")
-    assert done.returncode == 0, done.stderr
-    records = read_records(tmp_path / "s.jsonl")
-    assert {r["method"] for r in records} == {"coop", "cocoop"} and all(r["scan_ratio"] > 1 for r in records)
-    assert (tmp_path / "s.md").read_text().count("| cocoop |") == len(records) / 2
-
-
 def test_the_detectors_card_and_the_curves_are_those_of_the_shipped_records():
     records = read_records(CARDS / "benchmark.jsonl")
     assert detector_card(records) == (CARDS / "detector.md").read_text(encoding="utf-8")
