@@ -13,7 +13,7 @@ ALL_RIVALS = (
     "Screened and inverted classes are descended against each image's nearest classes, but measured against all of "
     "them: that measure grows with the square of the number of classes."
 )
-WHY = {  # a word on a target that was missed, by its name
+WHY = {  # a word on a target that was missed, by its name: from how a scan is built, not from a measurement
     "CoCoOp, 50 classes": ALL_RIVALS,
     "CoCoOp, 200 classes": ALL_RIVALS,
     "CoOp": f"Without texts to save, only classes are: at least {FEWEST} are inverted whole, and the probes cost the "
