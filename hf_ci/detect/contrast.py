@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from hf_ci.detect.calibration import Calibration, null_for
 from hf_ci.detect.verdict import Detector, Verdict, cannot_judge
 from hf_ci.inversion import Inversion
-from hf_ci.inversion.invert import batches, descend
+from hf_ci.inversion.invert import batches, descend, pixels
 from hf_ci.inversion.objective import margin
 
 PROBE_WEIGHT = 0.75  # clean adapters answer to probes by up to a third more than to the triggers reconstructed for them
@@ -37,7 +37,7 @@ class ContrastInversion:
     most willing of K references. The maximum is negative exactly where the adapter answers c and no reference does.
     Where the model knows each image's nearest classes (`BesideReferences.nearest`), the descent takes its rivals from
     these alone; the result is measured with all. Schedule as in `LinfInversion`; with `steps`, only so many are taken, and
-    one more batch measures what they led to. The result's `loss` is E_c; `asr` counts through the adapter,
+    one more batch, with these rivals, measures what they led to. The result's `loss` is E_c; `asr` counts through the adapter,
     `reference_asr` where any reference answers c, `exclusive_asr` where the adapter alone does.
 
     model: pixels -> logits (B, C) through the adapter, and (B, K, C) through the references.
@@ -58,12 +58,15 @@ class ContrastInversion:
 
     def __call__(self, model: nn.Module, images: Tensor, c: int, micro_batch: int) -> Inversion:
         order = list(batches(len(images), c, self.seed, self.batch, self.epochs, images.device))
-        taken, seen = order[: self.steps], images
-        if self.steps is not None:
-            seen = images[order[self.steps % len(order)]]
-        trigger = descend(self, images, taken, micro_batch, self.losses(model, c))
+        rivals = nearest_rivals(model, c)
+        if self.steps is None:
+            taken, rows, measured_against = order, torch.arange(len(images), device=images.device), None
+        else:
+            taken, rows, measured_against = order[: self.steps], order[self.steps % len(order)], rivals
+        trigger = descend(self, images, taken, micro_batch, losses(model, c, rivals))
         with torch.no_grad():
-            pairs = [margins(model, trigger(part.float() / 255), c) for part in seen.split(micro_batch)]
+            parts = rows.split(micro_batch)
+            pairs = [margins(model, trigger(pixels(images, part)), c, measured_against, part) for part in parts]
         m, r = (torch.cat(found).cpu().double() for found in zip(*pairs))  # (N,), (N,)
         share = lambda hits: hits.double().mean().item()  # noqa: E731
         passes = sum(map(len, taken))
@@ -75,26 +78,32 @@ class ContrastInversion:
             reference_asr=share(r < 0),
             exclusive_asr=share((m < 0) & (r >= 0)),
             screened=self.steps is not None,
-            forward=passes + len(seen),
+            forward=passes + len(rows),
             backward=passes,
         )
 
-    def losses(self, model: nn.Module, c: int) -> Callable[[Tensor, Tensor], Tensor]:
-        """What `descend` makes small."""
-        nearest = getattr(model, "nearest", None)  # (N, R)
-        rivals = None if nearest is None else with_first(c, nearest)
 
-        def losses(x: Tensor, rows: Tensor) -> Tensor:
-            m, r = margins(model, x, c, None if rivals is None else rivals[rows])
-            return torch.maximum(m, -r)
+def losses(model: nn.Module, c: int, rivals: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:
+    """What `descend` makes small; rivals as in `margins`."""
 
-        return losses
+    def loss(x: Tensor, rows: Tensor) -> Tensor:
+        m, r = margins(model, x, c, rivals, rows)
+        return torch.maximum(m, -r)
+
+    return loss
 
 
-def margins(model: nn.Module, x: Tensor, c: int, classes: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """m_c and r_c, each (B,); m_c against all rivals, or against each image's `classes` (B, R), the first of which is c."""
-    z, references = model(x) if classes is None else model(x, classes)
-    return margin(z, c if classes is None else 0), margin(references, c).amin(dim=1)
+def margins(model: nn.Module, x: Tensor, c: int, rivals: Tensor | None, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """m_c and r_c of the images in `rows`, each (B,); m_c against all classes, or against each image's `rivals` (N, R), the
+    first of which is c."""
+    z, references = model(x) if rivals is None else model(x, rivals[rows])
+    return margin(z, c if rivals is None else 0), margin(references, c).amin(dim=1)
+
+
+def nearest_rivals(model: nn.Module, c: int) -> Tensor | None:
+    """(N, R), for each image of the pool: c and the classes nearest to it; None where all classes are rivals."""
+    nearest = getattr(model, "nearest", None)  # (N, R)
+    return None if nearest is None else with_first(c, nearest)
 
 
 def with_first(c: int, classes: Tensor) -> Tensor:

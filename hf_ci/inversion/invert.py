@@ -118,9 +118,7 @@ def pixels(images: Tensor, rows: Tensor) -> Tensor:
     return images[rows].float() / 255
 
 
-def batches(
-    n: int, c: int, seed: int, batch: int, epochs: int, device: torch.device | str = "cpu"
-) -> Iterator[Tensor]:
+def batches(n: int, c: int, seed: int, batch: int, epochs: int, device: torch.device | str = "cpu") -> Iterator[Tensor]:
     """Row indices of every batch of all epochs; drawn on the CPU, so that every device has the same, and moved once."""
     generator = generator_for(c, seed)
     for _ in range(epochs):

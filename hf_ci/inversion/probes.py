@@ -52,9 +52,9 @@ def turn(size: int, degrees: int, device: torch.device | str = "cpu") -> Probe:
     a = math.radians(degrees)
     matrix = torch.tensor([[math.cos(a), -math.sin(a), 0.0], [math.sin(a), math.cos(a), 0.0]])
     grid = F.affine_grid(matrix[None], [1, 3, size, size], align_corners=True).to(device)
-    return lambda x: F.grid_sample(
-        x, grid.expand(len(x), -1, -1, -1), padding_mode="border", align_corners=True
-    ).clamp(0, 1)
+    return lambda x: F.grid_sample(x, grid.expand(len(x), -1, -1, -1), padding_mode="border", align_corners=True).clamp(
+        0, 1
+    )
 
 
 def probes(size: int, device: torch.device | str = "cpu") -> dict[str, Probe]:

@@ -223,21 +223,24 @@ def triggers(
 
 @app.command("speed")
 def speed(
-    out: Annotated[Path, typer.Option(help="JSON lines, written anew; a card goes beside it.")],
+    out: Annotated[
+        Path, typer.Option(help="JSON lines; what is in it already is not done again. A card goes beside it.")
+    ],
+    parts: Annotated[Optional[list[str]], typer.Option("--part", help="Only scan, encoders, ... Repeatable.")] = None,
     classes: Annotated[Optional[list[int]], typer.Option(min=3, help="Numbers of classes. Repeatable.")] = None,
     base: Base = "hf-ci-clip-64",
     device: Device = "cpu",
-    repeats: Annotated[int, typer.Option(min=1, help="Steps of each kind whose median is taken.")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of each kind whose median is taken.")] = 3,
+    images: Annotated[int, typer.Option(min=32, help="Of a scan's pool.")] = 256,
 ) -> None:
-    """Time the scan against the paper's recipe and against the bare encoders, as ratios within one run."""
-    from hf_ci.cards import render_card
+    """Time the scan against the paper's recipe, the rivals and the bare encoders, as ratios within one run."""
     from hf_ci.lab.bench import read_records
+    from hf_ci.lab.performance import performance
     from hf_ci.lab.speed import measure_speed
 
-    for r in measure_speed(out, classes or [10, 50, 200], base, device, repeats):
-        typer.echo(f"{r['method']}, {r['precision']}, {r['classes']} classes: {r['scan_ratio']} times faster")
-    found = read_records(out)
-    out.with_suffix(".md").write_text(render_card("performance.md.j2", records=found, one=found[0]), encoding="utf-8")
+    for record in measure_speed(out, classes or [10, 50, 200], parts, base, device, repeats, images):
+        typer.echo(", ".join(f"{name} {value}" for name, value in record.items()))
+    out.with_suffix(".md").write_text(performance(read_records(out)), encoding="utf-8")
 
 
 @app.command("calibrate")

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from hf_ci.prompts import PromptedCLIP
 from hf_ci.prompts.text import before_name, class_text
 
+PAPER_IMAGES = 1000  # one epoch over them for each class
+
 
 class PlainPromptedCLIP(nn.Module):
     """pixels (B, 3, H, W) in [0, 1] -> logits (B, C), equal to those of `model`."""

@@ -1,90 +1,122 @@
 """What a scan costs, as ratios measured in one run: absolute times drift from machine to machine, ratios hardly do.
 
 plain   the paper's recipe: every class, 1,000 images, 77 tokens a text, all rivals (`PlainPromptedCLIP`)
-ours    the default scan: every class, 256 images, one tree of texts an image
-bare    the frozen encoders alone, forward and back to the pixels, on the images and tokens of `ours`
+exact   every class inverted whole against all rivals, 256 images, one tree of texts an image
+ours    the default scan: screening, rounds, probes, each image's nearest classes
+bare    the frozen encoders alone, forward and back to the pixels, on the images and tokens of a step of ours
 
-A step is one batch of 32 images, forward and backward. Steps of what is compared are timed in turn, and medians taken.
+What is compared is timed in turn, and medians are taken. A record a measurement; what is in the file already, from a
+machine of the same description, is not measured again.
 """
 
 from __future__ import annotations
 
-import json
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
+from itertools import cycle
 from pathlib import Path
 from statistics import median
 
 import torch
 
-from hf_ci.hub import fetch_base
+from hf_ci.detect import DETECTORS, Contrast
+from hf_ci.detect.contrast import losses, nearest_rivals
+from hf_ci.errors import UsageError
+from hf_ci.hub import BaseModel, fetch_base
 from hf_ci.hub.base import EMBEDDED
-from hf_ci.inversion import LinfInversion
+from hf_ci.inversion import Inversion, LinfInversion, run_job
+from hf_ci.inversion.invert import descend
 from hf_ci.inversion.objective import margin
-from hf_ci.inversion.trigger import LinfTrigger
-from hf_ci.lab.plain import PlainPromptedCLIP
-from hf_ci.lab.tune import Recipe, new_prompt
+from hf_ci.inversion.probes import probe
+from hf_ci.lab import scale
+from hf_ci.lab.alone import Alone, in_a_process, job_of, untuned
+from hf_ci.lab.bench import appending, read_records
+from hf_ci.lab.counting import BATCH, Shape
+from hf_ci.lab.plain import PAPER_IMAGES, PlainPromptedCLIP
+from hf_ci.lab.profiling import marked, shares
 from hf_ci.pools import load_pool
-from hf_ci.prompts import FrozenCLIP, PromptedCLIP, load_clip
+from hf_ci.prompts import BesideReferences, FrozenCLIP, PromptedCLIP, load_clip, write_adapter
 from hf_ci.prompts.clip import load_processor
-from hf_ci.prompts.learners import CoCoOp
 from hf_ci.settings import ScanOptions, pick_device, pick_precision
 
-BATCH = LinfInversion.batch
-PAPER_IMAGES = 1000
-OURS_IMAGES = ScanOptions.num_images
+METHODS = ("cocoop", "coop")
+RIVALS = ("neural-cleanse", "pixel-backdoor")
 PLAIN_TEXTS = 400  # texts of the plain way at a time: they are kept for the way back
+TOGETHER = 10  # adapters that are scanned in one run
+
+Case = tuple[dict, Callable[[], dict]]  # what is measured, and how
+Ways = dict[str, Callable[[], object]]
 
 
-def measure_speed(out: Path, sizes: list[int], base: str = EMBEDDED, device: str = "cpu", repeats: int = 3) -> Iterator:
-    """Yields a record for each method, precision and number of classes, after it was written to `out`."""
-    model, where = fetch_base(base), pick_device(device)
-    images = load_pool("builtin", BATCH, 0, load_processor(model.folder)).images.to(where)
-    with out.open("w", encoding="utf-8") as file:
-        for precision in dict.fromkeys(("fp32", pick_precision("auto", where))):
-            clip = load_clip(model.folder, where, precision)
-            for method in ("cocoop", "coop"):
-                for num_classes in sizes:
-                    record = one(clip, images, method, num_classes, repeats)
-                    record |= dict(
-                        precision=precision, base=model.id, device=where.type, threads=torch.get_num_threads()
-                    )
-                    file.write(json.dumps(record) + "\n")
-                    file.flush()
-                    yield record
+@dataclass(frozen=True)
+class Bench:
+    """What all parts share. images: of our scan's pool; repeats: how often each way is timed."""
+
+    base: BaseModel
+    device: torch.device
+    sizes: tuple[int, ...]
+    repeats: int = 3
+    images: int = ScanOptions.num_images
+
+    @cached_property
+    def pool(self) -> torch.Tensor:
+        """The built-in one, on the device; what the paper takes, and first of all what we do."""
+        return self.drawn(PAPER_IMAGES).to(self.device)
+
+    def drawn(self, num_images: int) -> torch.Tensor:
+        return load_pool("builtin", num_images, ScanOptions.seed, load_processor(self.base.folder)).images
+
+    @property
+    def precision(self) -> str:
+        return pick_precision("auto", self.device)
+
+    def asked(self, method: str, classes: int, **more) -> Alone:
+        return Alone(self.base.id, method, classes, self.precision, self.device.type, self.images, **more)
+
+    @lru_cache(maxsize=1)  # noqa: B019
+    def clip(self, precision: str) -> FrozenCLIP:
+        return load_clip(self.base.folder, self.device, precision)
+
+    def prompted(self, method: str, classes: int, precision: str) -> PromptedCLIP:
+        clip = self.clip(precision)
+        return PromptedCLIP.from_adapter(untuned(clip, self.base.id, method, classes), clip)
+
+    def scan(self, method: str, classes: int) -> list[Inversion]:
+        """The whole of it, from nothing."""
+        clip, images = self.clip(self.precision), self.pool[: self.images].cpu()
+        return run_job(job_of(self.asked(method, classes), clip, self.base.folder, images), clip)[0]
 
 
-def one(clip: FrozenCLIP, images: torch.Tensor, method: str, num_classes: int, repeats: int) -> dict:
-    names = tuple(f"thing number {i}" for i in range(num_classes))
-    prompted = new_prompt(clip, names, Recipe(method=method)).requires_grad_(False)
-    plain = PlainPromptedCLIP(prompted)
-    with prompted.frozen_prompt():
-        small = max(1, PLAIN_TEXTS // num_classes) if method == "cocoop" else BATCH
-        ways = {
-            "plain": lambda: step(plain, images, small),
-            "ours": lambda: step(prompted, images, BATCH),
-            "bare": lambda: bare(prompted, images),
-        }
-        seconds = timed(ways, repeats)
-    tokens = sum(len(tree.position) for tree in prompted.trees)
-    counted = {
-        "plain": flop(clip, PAPER_IMAGES, PAPER_IMAGES * num_classes * clip.max_length if method == "cocoop" else 0),
-        "ours": flop(clip, OURS_IMAGES, OURS_IMAGES * tokens if method == "cocoop" else 0),
-    }
-    per_class = {"plain": seconds["plain"] * PAPER_IMAGES / BATCH, "ours": seconds["ours"] * OURS_IMAGES / BATCH}
-    return dict(
-        method=method,
-        classes=num_classes,
-        step_seconds={name: round(value, 5) for name, value in seconds.items()},
-        step_ratio=round(seconds["plain"] / seconds["ours"], 2),
-        scan_ratio=round(per_class["plain"] / per_class["ours"], 2),
-        scan_ratio_counted=round(counted["plain"] / counted["ours"], 2),
-        of_the_bare_encoders=round(seconds["bare"] / seconds["ours"], 3),
-        scan_seconds=round(per_class["ours"] * num_classes, 2),
-    )
+def measure_speed(
+    out: Path,
+    sizes: Sequence[int],
+    parts: Sequence[str] | None = None,
+    base: str = EMBEDDED,
+    device: str = "cpu",
+    repeats: int = 3,
+    images: int = ScanOptions.num_images,
+) -> Iterator[dict]:
+    """Yields each new record after it was written to `out`. Raises UsageError for a part that is none."""
+    if unknown := set(parts or ()) - PARTS.keys():
+        raise UsageError(f"--part {', '.join(sorted(unknown))}: no such part", f"there are {', '.join(PARTS)}")
+    bench = Bench(fetch_base(base), pick_device(device), tuple(sizes), repeats, images)
+    where = dict(base=bench.base.id, device=bench.device.type, threads=torch.get_num_threads(), images=images)
+    known = read_records(out)
+    with appending(out) as append:
+        for part in parts or PARTS:
+            for key, measure in PARTS[part](bench):
+                key = dict(part=part) | key | ({} if part == "scale" else where)  # nothing of this machine is in that
+                if not any(key.items() <= record.items() for record in known):
+                    yield append(key | measure())
 
 
-def timed(ways: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
+def timed(ways: Ways, repeats: int) -> dict[str, float]:
     """Seconds of each, in turn, so that all see the same machine; the first round warms up and is not counted."""
     found: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repeats + 1):
@@ -97,30 +129,232 @@ def timed(ways: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]
     return {name: median(times[1:]) for name, times in found.items()}
 
 
-def step(model: torch.nn.Module, images: torch.Tensor, micro_batch: int) -> None:
-    trigger = LinfTrigger(images.shape[-1], LinfInversion.epsilon).to(images.device)
-    adam = torch.optim.Adam(trigger.parameters(), lr=LinfInversion.step)
-    for part in images.split(micro_batch):
-        (margin(model(trigger(part.float() / 255)), 0).sum() / len(images)).backward()
-    adam.step()
-    trigger.project()
+def rounded(values: dict[str, float], digits: int = 4) -> dict[str, float]:
+    return {name: round(value, digits) for name, value in values.items()}
 
 
-def bare(model: PromptedCLIP, images: torch.Tensor) -> None:
+# ---------------------------------------------------------------- steps
+
+
+def plain_step(model: PlainPromptedCLIP, images: torch.Tensor) -> Callable[[], object]:
+    small = BATCH if model.prompt.static else max(1, PLAIN_TEXTS // len(model.eot))
+    order = [torch.arange(len(images), device=images.device)]
+    return lambda: descend(LinfInversion(), images, order, small, lambda x, _: margin(model(x), 0))
+
+
+def our_step(model: BesideReferences, images: torch.Tensor) -> Callable[[], object]:
+    inverter, order = Contrast().inverter(0), [torch.arange(len(images), device=images.device)]
+    loss = losses(model, 0, nearest_rivals(model, 0))
+    return lambda: descend(inverter, images, order, BATCH, loss)
+
+
+def bare_step(model: BesideReferences, images: torch.Tensor) -> Callable[[], object]:
     """Both towers on the same images and tokens, and back, with nothing between or around them."""
-    pixels = (images.float() / 255).requires_grad_()
-    features = model.clip.image_features(pixels)
-    total = features.sum()
-    if isinstance(model.prompt, CoCoOp):
-        for tree in model.trees:
-            tokens = torch.zeros(len(images), len(tree.position), model.clip.token_dim, device=images.device)
-            total = total + model.clip.text_features(tokens.requires_grad_(), tree).sum()
-    total.backward()
+    adapted, clip = model.adapted, model.adapted.clip
+    trees = [] if adapted.prompt.static else adapted.trees
+    if model.nearest is not None:
+        trees = [adapted.short_trees.of(model.nearest)]
+    tokens = [torch.zeros(len(images), len(tree.position), clip.token_dim, device=images.device) for tree in trees]
+    pixels = images.float() / 255
+
+    def step() -> None:
+        total = clip.image_features(pixels.clone().requires_grad_()).sum()
+        for tree, embeds in zip(trees, tokens):
+            total = total + clip.text_features(embeds.clone().requires_grad_(), tree).sum()
+        total.backward()
+
+    return step
 
 
-def flop(clip: FrozenCLIP, images: int, tokens: int) -> float:
-    """Of the linear layers, forward and back to the inputs: 4 a weight and token. Attention itself is left out."""
-    weights = lambda module: sum(p.numel() for n, p in module.named_parameters() if p.ndim == 2 and "embed" not in n)  # noqa: E731
-    vision, text = clip.model.vision_model, clip.model.text_model
-    patches = (clip.image_size // clip.model.config.vision_config.patch_size) ** 2 + 1
-    return 4.0 * (images * patches * weights(vision) + tokens * weights(text))
+# ---------------------------------------------------------------- parts
+
+
+def scans(bench: Bench) -> Iterator[Case]:
+    """The whole scan, timed whole; the paper's recipe and the exact scan by their steps and classes."""
+
+    def measure(method: str, classes: int) -> dict:
+        model, kept = bench.prompted(method, classes, bench.precision), {}
+        with model.frozen_prompt():
+            beside, images, turn = BesideReferences(model), bench.pool[: bench.images], cycle(range(classes))
+            inverter = Contrast().inverter(0)
+            ways = {
+                "plain": plain_step(PlainPromptedCLIP(model), bench.pool[:BATCH]),
+                "exact class": lambda: inverter(beside, images, next(turn), BATCH),
+                "probes": lambda: probe(beside, images),
+                "ours": lambda: kept.update(found=bench.scan(method, classes)),
+            }
+            one = timed(ways, bench.repeats)
+        whole, shape = sum(not i.screened for i in kept["found"]), Shape.of(model)
+        seconds = dict(
+            plain=one["plain"] * PAPER_IMAGES / BATCH * classes,
+            exact=one["exact class"] * classes + one["probes"],
+            ours=one["ours"],
+        )
+        steps = shape.steps(bench.images, whole)
+        return dict(
+            seconds=rounded(seconds),
+            ratio=rounded({name: seconds["plain"] / seconds[name] for name in ("exact", "ours")}, 2),
+            counted=rounded(
+                {
+                    "exact": shape.plain() / shape.scan_exact(bench.images),
+                    "ours": shape.plain() / sum(steps.values()),
+                },
+                2,
+            ),
+            steps=rounded({name: cost / sum(steps.values()) for name, cost in steps.items()}, 3),
+            whole=whole,
+        )
+
+    for method in METHODS:
+        for classes in bench.sizes:
+            yield dict(method=method, classes=classes, precision=bench.precision), partial(measure, method, classes)
+
+
+def encoders(bench: Bench) -> Iterator[Case]:
+    """A step of the inversion against the bare encoders."""
+
+    def measure(method: str, classes: int, precision: str) -> dict:
+        model, images = bench.prompted(method, classes, precision), bench.pool[:BATCH]
+        with model.frozen_prompt():
+            beside = BesideReferences(model, images)
+            ways = {"ours": our_step(beside, images), "bare": bare_step(beside, images)}
+            seconds = timed(ways, 3 * bench.repeats)
+        return dict(seconds=rounded(seconds, 5), share=round(seconds["bare"] / seconds["ours"], 3))
+
+    for precision in dict.fromkeys(("fp32", bench.precision)):
+        for method in METHODS:
+            for classes in bench.sizes:
+                key = dict(method=method, classes=classes, precision=precision)
+                yield key, partial(measure, **key)
+
+
+def growth(bench: Bench) -> Iterator[Case]:
+    """Whole scans, each in a fresh process: time, and the peak of memory."""
+
+    def measure(method: str, classes: int) -> dict:
+        runs = [in_a_process(bench.asked(method, classes)) for _ in range(bench.repeats)]
+        mean = {name: median(run[name] for run in runs) for name in ("seconds", "before", "peak")}
+        return dict(seconds=round(mean["seconds"], 2), before=mean["before"], peak=mean["peak"], whole=runs[0]["whole"])
+
+    for method in METHODS:
+        for classes in bench.sizes:
+            yield dict(method=method, classes=classes, precision=bench.precision), partial(measure, method, classes)
+
+
+def processes(bench: Bench) -> Iterator[Case]:
+    """Two processes, a core each, against one on one core."""
+
+    def measure(classes: int) -> dict:
+        one, two = [], []
+        for _ in range(bench.repeats):
+            for runs, num in ((one, 1), (two, 2)):
+                runs.append(in_a_process(bench.asked("cocoop", classes, num_processes=num), OMP_NUM_THREADS="1"))
+        seconds = {"one": median(r["seconds"] for r in one), "two": median(r["seconds"] for r in two)}
+        start_up = median(r["start_up"] for r in two)
+        return dict(
+            seconds=rounded(seconds | {"start_up": start_up}, 2),
+            speedup=round(seconds["one"] / seconds["two"], 2),
+            speedup_started=round(seconds["one"] / (seconds["two"] - start_up), 2),
+            equal=len({run["digest"] for run in one + two}) == 1,
+        )
+
+    for classes in bench.sizes:
+        yield dict(method="cocoop", classes=classes, precision=bench.precision), partial(measure, classes)
+
+
+def rivals(bench: Bench) -> Iterator[Case]:
+    """One class of a rival at its stated budget, times the classes; through our forward pass, and the plain one."""
+
+    def measure(detector: str, classes: int) -> dict:
+        model, turn = bench.prompted("cocoop", classes, bench.precision), cycle(range(classes))
+        inverter, images = DETECTORS[detector]().inverter(0), bench.pool[:BATCH]
+        order = [torch.arange(BATCH, device=images.device)]
+        one = timed(
+            {
+                "theirs": lambda: inverter(model, bench.pool, next(turn), BATCH),
+                "ours": lambda: bench.scan("cocoop", classes),
+                "plain step": plain_step(PlainPromptedCLIP(model), images),
+                "step": lambda: descend(LinfInversion(), images, order, BATCH, lambda x, _: margin(model(x), 0)),
+            },
+            bench.repeats,
+        )
+        theirs = one["theirs"] * classes
+        seconds = dict(plain=theirs * one["plain step"] / one["step"], shared=theirs, ours=one["ours"])
+        ratio = {name: seconds[name] / seconds["ours"] for name in ("plain", "shared")}
+        return dict(seconds=rounded(seconds, 2), ratio=rounded(ratio, 1))
+
+    for detector in RIVALS:
+        for classes in sorted(bench.sizes)[:2]:
+            key = dict(detector=detector, classes=classes)
+            yield key | dict(precision=bench.precision), partial(measure, **key)
+
+
+def recalled(bench: Bench) -> Iterator[Case]:
+    """An unchanged adapter a second time; ten adapters in one run against one. From start to exit of the program."""
+
+    def program(*args: str | Path) -> None:
+        command = [sys.executable, "-m", "hf_ci", "scan", *map(str, args), "--device", bench.device.type]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode not in (0, 1, 4):  # verdicts
+            raise RuntimeError(done.stderr)
+
+    def again() -> dict:
+        with tempfile.TemporaryDirectory() as cache:
+            started = time.perf_counter()
+            program("demo:clean", "--cache", cache)
+            first = time.perf_counter() - started
+            second = timed({"again": lambda: program("demo:clean", "--cache", cache)}, bench.repeats)["again"]
+        return dict(seconds=rounded(dict(first=first, again=second), 2))
+
+    def together() -> dict:
+        clip, classes = bench.clip(bench.precision), min(bench.sizes)
+        with tempfile.TemporaryDirectory() as place:
+            folders = [Path(place) / f"adapter-{seed}" for seed in range(TOGETHER)]
+            for seed, folder in enumerate(folders):
+                write_adapter(untuned(clip, bench.base.id, "cocoop", classes, seed), folder)
+            options = ("--no-cache", "--base", bench.base.id, "--num-images", str(bench.images))
+            ways = {"one": lambda: program(folders[0], *options), "ten": lambda: program(*folders, *options)}
+            seconds = timed(ways, bench.repeats)
+        return dict(seconds=rounded(seconds, 2), ratio=round(seconds["ten"] / seconds["one"], 2), classes=classes)
+
+    yield dict(what="unchanged"), again
+    yield dict(what="ten adapters"), together
+
+
+def profiles(bench: Bench) -> Iterator[Case]:
+    """Where the time of a step goes, before and after."""
+
+    def measure(method: str, classes: int, way: str, precision: str) -> dict:
+        model, images = bench.prompted(method, classes, precision), bench.pool[:BATCH]
+        with ExitStack() as stack:
+            stack.enter_context(model.frozen_prompt())
+            plain = PlainPromptedCLIP(model)
+            step = plain_step(plain, images) if way == "plain" else our_step(BesideReferences(model, images), images)
+            stack.enter_context(marked(model.clip, "image_features", "image encoder"))
+            stack.enter_context(marked(plain if way == "plain" else model, "text_features", "text encoder"))
+            return dict(shares=rounded(shares(step, ["image encoder", "text encoder"]), 3))
+
+    for method in METHODS:
+        for way in ("plain", "ours"):
+            key = dict(method=method, classes=sorted(bench.sizes)[len(bench.sizes) // 2], way=way)
+            key |= dict(precision=bench.precision)
+            yield key, partial(measure, **key)
+
+
+def scaled(bench: Bench) -> Iterator[Case]:
+    """The plan for many GPUs, simulated."""
+    for record in scale.simulate():
+        key = {name: record[name] for name in ("plan", "classes", "processes", "way") if name in record}
+        yield key, lambda record=record: record
+
+
+PARTS: dict[str, Callable[[Bench], Iterator[Case]]] = {
+    "scan": scans,
+    "encoders": encoders,
+    "growth": growth,
+    "processes": processes,
+    "rivals": rivals,
+    "cache": recalled,
+    "profile": profiles,
+    "scale": scaled,
+}

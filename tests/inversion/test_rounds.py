@@ -35,8 +35,8 @@ class Known:
         ]
 
 
-@pytest.mark.parametrize("classes, expected", [(3, 3), (5, 5), (10, 5), (100, 5), (101, 6), (200, 10)])
-def test_a_round_is_five_classes_or_a_twentieth(classes, expected):
+@pytest.mark.parametrize("classes, expected", [(3, 3), (5, 5), (10, 5), (200, 5), (201, 6), (400, 10)])
+def test_a_round_is_five_classes_or_a_fortieth(classes, expected):
     assert round_size(classes) == expected
 
 

@@ -12,12 +12,15 @@ from hf_ci import ScanOptions
 from hf_ci import scan_targets as scan
 from hf_ci.errors import UsageError
 from hf_ci.hub.target import sha256
-from hf_ci.lab.bench import alone, read_records, read_spec, run_bench
+from hf_ci.lab.bench import alone, read_records, read_spec, run_bench, scan_options
 from hf_ci.lab.make import Workbench
 from hf_ci.lab.metrics import Outcome, auroc, bootstrap, rates, roc_points, wilson
+from hf_ci.lab.repairs import measured, run_repairs
 from hf_ci.lab.tables import ablations, benchmark, detector_card, repair_row, repairs, roc
 from hf_ci.lab.tune import Recipe
 from hf_ci.lab.zoo import ModelSpec, Zoo
+from hf_ci.progress import Silent
+from hf_ci.scan import Run
 
 SPEC = """
 pool = "builtin"
@@ -232,6 +235,28 @@ def test_the_card_of_repairs_is_that_of_its_records():
     assert repairs(read_records(CARDS / "repair.jsonl")) == (CARDS / "repair.md").read_text(encoding="utf-8")
 
 
+def test_repairs_are_measured_with_controls_and_clean_adapters_are_tuned_all_the_same(bench_run, data, tmp_path):
+    folder, spec, _ = bench_run
+    out = tmp_path / "repairs.jsonl"
+    found = list(run_repairs(spec, data.parent, out, folder / "zoo", ["table"], shots=4))
+    assert read_records(out) == found and not list(
+        run_repairs(spec, data.parent, out, folder / "zoo", ["table"], shots=4)
+    )
+    clean = [r for r in found if r["model"]["attack"] == "clean"]
+    assert [r["mode"] for r in clean] == ["without labels", "with labels"]
+    assert all(r["outcome"] == "nothing to repair" and 0 <= r["after"]["accuracy"] <= 1 for r in clean)
+
+    group = spec.groups[0]
+    model = next(m for m in group.models if m.attack == "blended")  # whether or not so short a tuning plants anything
+    zoo = Zoo(folder / "zoo", data.parent)
+    adapter, facts = zoo.get(model)
+    run = Run(scan_options(spec, group, data.parent, folder / "zoo", "cpu"), Silent())
+    controls = list(measured(adapter, facts, zoo.bench(model), run, 4, ["clean only", "another class"]))
+    assert [r["mode"] for r in controls] == ["clean only", "another class"]
+    assert all(r["before"]["asr"] == pytest.approx(facts["asr"], abs=1e-3) for r in controls)
+    assert controls[0]["after"] != controls[0]["before"]
+
+
 def test_a_row_of_repairs_counts_what_was_given_out():
     model = dict(id="m", attack="badclip", asr=0.9, asr_on_clean=0.05, clean_twin_accuracy=0.8, target=1)
     made = dict(
@@ -260,14 +285,6 @@ def test_commands_refuse_records_that_hold_nothing(run, tmp_path):
     for command in ("table", "calibrate", "repair-table"):
         done = run("lab", command, tmp_path / "none.jsonl", "--out", tmp_path / "out")
         assert done.returncode == 2 and "none.jsonl" in done.stderr and not (tmp_path / "out").exists()
-
-
-def test_speed_is_a_ratio_within_one_run(run, tmp_path):
-    done = run("lab", "speed", "--classes", "4", "--repeats", "1", "--out", tmp_path / "s.jsonl")
-    assert done.returncode == 0, done.stderr
-    records = read_records(tmp_path / "s.jsonl")
-    assert {r["method"] for r in records} == {"coop", "cocoop"} and all(r["scan_ratio"] > 1 for r in records)
-    assert (tmp_path / "s.md").read_text().count("| cocoop |") == len(records) / 2
 
 
 def test_the_detectors_card_and_the_curves_are_those_of_the_shipped_records():
