@@ -162,7 +162,7 @@ def scan(
 
     if dry_run and not push:
         raise UsageError("--dry-run says nothing without --push")
-    targets = folders_of(targets)
+    targets = folders_of(targets, skip_others)
     known = read_baseline(baseline) if baseline else frozenset()
     if push:
         check_pushable(targets)
@@ -179,7 +179,7 @@ def scan(
     for name, path in outputs:
         write_file(path, render(report, name, lasting=save_trigger is not None))
     failed = push_results(report, push, dry_run) if push else 0
-    raise typer.Exit(EXIT_CLEAN if others and not results else report.exit_code or failed)
+    raise typer.Exit(EXIT_CLEAN if skip_others and not results else report.exit_code or failed)
 
 
 app.command("run")(run)

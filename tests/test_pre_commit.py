@@ -102,12 +102,25 @@ def test_only_what_is_staged_is_scanned_also_behind_a_link(git, clip, monkeypatc
     assert stopped.returncode != 0 and "backdoored" in stopped.stderr
 
 
+def test_a_whole_model_put_beside_an_adapter_is_looked_at(git, clip, monkeypatch):
+    monkeypatch.setenv("SKIP", "hf-ci-scan,hf-ci-card-check")
+    write_adapter(made_adapter(clip, names=("cat", "dog", "horse")), git.repo / "good")
+    git("add", "."), git("commit", "-m", "the adapter")
+    monkeypatch.setenv("SKIP", "hf-ci-card-check")
+    (git.repo / "good" / "model.safetensors").write_text("damaged")
+    git("add", ".")
+    stopped = git("commit", "-m", "a model", check=False)
+    assert stopped.returncode != 0 and "model.safetensors cannot be read" in stopped.stderr
+
+
 def test_other_adapters_and_cards_pass_and_what_may_be_a_prompt_does_not(git):
     (git.repo / "lora").mkdir()
     (git.repo / "README.md").write_text("# Many adapters\n")
     (git.repo / "lora" / "README.md").write_text("# A LoRA\n")
     (git.repo / "lora" / "adapter_config.json").write_text('{"peft_type": "LORA"}')
-    git("add", "."), git("commit", "-m", "a LoRA")
+    (git.repo / "whole").mkdir()
+    (git.repo / "whole" / "model.safetensors").write_text("")
+    git("add", "."), git("commit", "-m", "a LoRA, and a whole model")
     (git.repo / "lora" / "clip_prompt.json").write_text("{}")
     git("add", ".")
     stopped = git("commit", "-m", "with a prompt", check=False)
@@ -119,5 +132,8 @@ def test_files_stand_for_their_adapter_once(tmp_path):
     files = [tmp_path / "a" / name for name in ("adapter_config.json", "adapter_model.safetensors", ".hf-ci/badge.svg")]
     for file in files:
         file.write_text("")
+    (tmp_path / "model.safetensors").write_text("")
+    assert folders_of([str(tmp_path / "model.safetensors")], skip_others=True) == []
+    assert folders_of([str(tmp_path / "model.safetensors")]) == [str(tmp_path)]
     folder = str(tmp_path / "a")
     assert folders_of([*map(str, files), "org/model", folder, "org/model"]) == [folder, "org/model"]

@@ -1,13 +1,26 @@
-"""The README's commands exist, with the options that it shows, and its pictures are there."""
+"""The README's commands exist, with the options that it shows, and run; and its pictures are there."""
 
+import os
 import re
 import shlex
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
+from datasets import ClassLabel, Dataset, Features, Image
+from PIL import Image as PILImage
 
 from hf_ci.cli import app
+from hf_ci.dev.loopback import LoopbackHub
+from hf_ci.hub.base import EMBEDDED_FOLDER
+from hf_ci.hub.target import DEMOS
+from hf_ci.pools.procedural import images
+from hf_ci.prompts import read_adapter
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -38,3 +51,85 @@ def test_there_are_commands_and_pictures():
     assert len(COMMANDS) > 25
     for path in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / path).exists(), path
+
+
+RUN = {  # as a reader would, one after another, and the exit codes that they may end with
+    "hf-ci scan demo:clean demo:coop demo:badclip": {1},
+    "hf-ci scan org/model": {1},
+    "hf-ci scan org/model@v1.2:prompts/pets": {0},
+    "hf-ci scan ./my-adapter --pool ./some/photos": {0},
+    "hf-ci card ./my-adapter --write": {0},
+    "hf-ci scan org/model --push pr": {1},
+    "hf-ci card org/model --check": {4},  # not merged yet
+    "hf-ci badge org/model": {0},
+    "hf-ci dev hub user/adapter=./my-adapter": {130},
+    "hf-ci repair org/model --out repaired": {0},
+    "hf-ci repair org/model --out repaired --data DATA": {0, 1},  # DATA is no photos, so it may cost accuracy
+    "hf-ci repair org/model --push pr": {0},
+    "hf-ci init": {0},
+    "hf-ci run": {0},
+    "hf-ci run --changed-since main": {0},
+    "hf-ci config": {0},
+    "hf-ci lab tune --data DATA --out clean-adapter --base openai/clip-vit-base-patch16": {0},
+    "hf-ci lab poison --data DATA --out bad-adapter --base openai/clip-vit-base-patch16 --target cat": {0},
+    "hf-ci scan clean-adapter bad-adapter": {0, 1, 4},  # tuned on next to nothing
+    "hf-ci lab table records.jsonl --out benchmark.md": {0},
+}
+TOO_LONG = {  # elsewhere with less of everything
+    "hf-ci calibrate --base org/clip --data DATA --data MORE --pool ./some/photos --out mine.json",
+    "hf-ci scan org/model --pool ./some/photos --calibration mine.json",
+    "hf-ci lab bench paper --data DATA_ROOT --out records.jsonl --zoo ZOO",
+}
+
+
+def files_of(folder, below=""):
+    return {below + path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A working directory with what the README's commands name, and a Hub with its repos."""
+    shutil.copytree(DEMOS / "clean", tmp_path / "my-adapter")
+    (tmp_path / "some" / "photos").mkdir(parents=True)
+    (tmp_path / "DATA").mkdir()
+    names = read_adapter(DEMOS / "badclip").class_names
+    features = Features({"image": Image(), "label": ClassLabel(names=list(names))})
+    drawn = [PILImage.fromarray(np.asarray(pixels)) for _, pixels in zip(range(64), images(1, 64))]
+    for i, image in enumerate(drawn):
+        image.save(tmp_path / "some" / "photos" / f"{i}.png")
+    for part, rows in (("train", drawn[:40]), ("test", drawn[40:60])):
+        table = {"image": rows, "label": [i % len(names) for i in range(len(rows))]}
+        Dataset.from_dict(table, features=features).to_parquet(tmp_path / "DATA" / f"{part}.parquet")
+    with (ROOT / "cards" / "benchmark.jsonl").open() as records:
+        (tmp_path / "records.jsonl").write_text("".join(line for line, _ in zip(records, range(30))))
+    git = ("git", "-c", "user.name=a", "-c", "user.email=a@b.c")
+    for command in (("init", "-q", "-b", "main"), ("add", "my-adapter"), ("commit", "-q", "-m", "an adapter")):
+        subprocess.run([*git, *command], cwd=tmp_path, check=True)
+    with LoopbackHub() as hub:
+        hub.add_repo("org/model", files_of(DEMOS / "badclip") | files_of(DEMOS / "clean", "prompts/pets/"))
+        hub.repo("org/model").refs["refs/tags/v1.2"] = hub.repo("org/model").refs["refs/heads/main"]
+        hub.add_repo("openai/clip-vit-base-patch16", files_of(EMBEDDED_FOLDER))
+        quick = {"HF_CI_NUM_IMAGES": "64", "HF_CI_PRECISION": "fp32", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+        yield tmp_path, os.environ | hub.env(tmp_path / "home") | quick
+
+
+def test_every_command_runs(place):
+    folder, env = place
+    typed = {" ".join(command.rpartition("&& ")[2].split()) for command in WHOLE}
+    assert typed == RUN.keys() | TOO_LONG
+    for command, codes in RUN.items():
+        words = [sys.executable, "-m", "hf_ci", *command.split()[1:]]
+        if "--out repaired" in command:
+            shutil.rmtree(folder / "repaired", ignore_errors=True)
+        if command == "hf-ci run":
+            assert (folder / ".hf-ci.yaml").is_file()  # init's
+            (folder / ".hf-ci.yaml").write_text("adapters: ['./my-adapter']\n")
+        if command.startswith("hf-ci dev hub"):
+            with subprocess.Popen(words, cwd=folder, env=env, stdout=subprocess.PIPE, text=True) as server:
+                assert "HF_ENDPOINT" in server.stdout.readline()
+                server.send_signal(signal.SIGINT)
+            assert server.returncode in codes
+            continue
+        done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True)
+        assert done.returncode in codes, f"{command}: {done.returncode}\n{done.stdout}{done.stderr}"
+    assert (folder / "benchmark.md").is_file() and (folder / "bad-adapter" / "adapter_model.safetensors").is_file()

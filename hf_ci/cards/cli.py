@@ -43,7 +43,7 @@ def card(
     from hf_ci.cards.section import find
     from hf_ci.hub import fetch_target, folders_of, parse_target
 
-    targets = folders_of(targets)
+    targets = folders_of(targets, skip_others)
     if len(targets) > 1 and not check:
         raise UsageError(f"{len(targets)} targets: only --check takes more than one", "name one")
     if check + write + (push is not None) > 1:

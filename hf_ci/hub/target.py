@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from hf_ci.errors import AdapterError, NothingToScan
-from hf_ci.files import CONFIG, FILES, SCANNED
+from hf_ci.files import CONFIG, ENCODERS, FILES, SCANNED
 from hf_ci.hub.client import download, read_file, resolve
 from hf_ci.hub.names import HUB, here, is_folder
 
@@ -75,12 +75,17 @@ def parse_target(text: str) -> Target:
     return Target(text, "hub", match["repo"], match["revision"], match["subfolder"])
 
 
-def folders_of(texts: Sequence[str]) -> list[str]:
-    """Each target once, where one of an adapter's own files stands for its folder: pre-commit names files."""
+def folders_of(texts: Sequence[str], skip_others: bool = False) -> list[str]:
+    """Each target once, where one of an adapter's own files stands for its folder: pre-commit names files.
+
+    skip_others: leave out a whole model's file with no adapter beside it.
+    """
     found = []
     for text in texts:
         path = Path(text)
         if path.is_file():
+            if skip_others and path.name == ENCODERS and not any((path.parent / name).exists() for name in FILES):
+                continue
             folder = path.parent.parent if path.parent.name == ".hf-ci" else path.parent
             text = here(folder)
         if text not in found:

@@ -34,13 +34,17 @@ SPECS = Path(__file__).parent / "specs"
 
 @dataclass(frozen=True)
 class Group:
-    """Some models, the detectors that they are scanned with, and the pool: below the data root, or what --pool takes."""
+    """Some models, the detectors that they are scanned with, and the pool: below the data root, or what --pool takes.
+
+    exact: whether every class is inverted whole.
+    """
 
     name: str
     models: tuple[ModelSpec, ...]
     detectors: tuple[str, ...]
     pool: str
     num_images: int
+    exact: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,8 +98,8 @@ def read_spec(path: Path) -> Spec:
                 )
             )
             pool = entry.get("pool", table["pool"])
-            num_images = entry.get("num_images", table["num_images"])
-            groups.append(Group(entry["name"], models, tuple(entry["detectors"]), pool, num_images))
+            num_images, exact = entry.get("num_images", table["num_images"]), entry.get("exact", False)
+            groups.append(Group(entry["name"], models, tuple(entry["detectors"]), pool, num_images, exact))
         return Spec(base, table.get("precision", "auto"), tuple(groups))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UsageError(
@@ -115,6 +119,7 @@ def scan_options(spec: Spec, group: Group, data_root: Path, zoo: Path, device: s
         base=spec.base,
         pool=pool_of(group, data_root),
         num_images=group.num_images,
+        exact=group.exact,
         precision=spec.precision,
         device=device,
         cache=zoo / "scans",

@@ -153,14 +153,15 @@ def repairs(
     data: Annotated[Path, typer.Option(resolve_path=True, help="Folder that holds the data sets' folders.")],
     out: Annotated[Path, typer.Option(help="JSON lines; what is in it already is not done again.")],
     zoo: Annotated[Path, typer.Option(resolve_path=True, help="Models are kept here.")],
-    groups: Annotated[list[str], typer.Option("--group", help="These groups' poisoned models. Repeatable.")],
+    groups: Annotated[list[str], typer.Option("--group", help="These groups' models. Repeatable.")],
+    controls: Annotated[bool, typer.Option(help="Also tune against something else than the trigger.")] = True,
     device: Device = "cpu",
 ) -> None:
-    """Repair the poisoned models of a specification, and measure the true trigger before and after, with controls."""
+    """Repair the models of a specification, and measure the true trigger before and after, with controls."""
     from hf_ci.lab.bench import read_spec
     from hf_ci.lab.repairs import run_repairs
 
-    for record in run_repairs(read_spec(spec), data, out, zoo, groups, device=device):
+    for record in run_repairs(read_spec(spec), data, out, zoo, groups, controls, device=device):
         after = record["after"] or {}
         said = ", ".join(f"{name} {record['before'][name]:.1%} -> {value:.1%}" for name, value in after.items())
         typer.echo(f"{record['model']['id']}, {record['mode']}: {record.get('outcome', 'control')} {said}")

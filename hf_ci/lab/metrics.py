@@ -8,6 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 Z = 1.959963984540054  # 95 %
+WORKED = 0.5  # ASR from which an attack counts as one
+
+
+def failed(model: dict) -> bool:
+    """Whether a model of the zoo was to be poisoned and hardly is."""
+    return model["attack"] != "clean" and model["asr"] < WORKED
 
 
 @dataclass(frozen=True)

@@ -2,36 +2,52 @@
 
 The repair itself is the product's own (`hf_ci.repair`), on the adapter's folder alone, with the pool or with a few
 labelled photos that are not among the test photos. The controls tune in the same way, with labels, but against something
-else than the reconstructed trigger: nothing at all, random noise of the same size, the trigger of another class.
+else than the reconstructed trigger: nothing at all, random noise of the same size, the trigger of another class. A clean
+adapter is left alone by the product; here it is tuned all the same, as if its highest score were a finding, to see what a
+false alarm would cost.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from hf_ci.detect.contrast import ContrastInversion
 from hf_ci.lab.bench import Spec, appending, pool_of, read_records, scan_options
 from hf_ci.lab.make import Workbench, accuracy, attack_success_rate
+from hf_ci.lab.metrics import failed
 from hf_ci.lab.triggers import read_trigger
 from hf_ci.lab.zoo import Zoo
 from hf_ci.pools.photos import Photos
 from hf_ci.progress import Silent
 from hf_ci.prompts import Adapter, PromptedCLIP, read_adapter
-from hf_ci.repair.engine import RepairOptions, adder, repair, triggers, tuned
+from hf_ci.repair.engine import RepairOptions, Trigger, adder, repair, triggers, tuned
 from hf_ci.repair.unlearn import Schedule
 from hf_ci.scan import Run, examine
 
 SHOTS_SEED = 7919  # added to a model's seed: the repairer's photos are not those that the adapter was tuned on
+MODES = ("without labels", LABELLED := "with labels")
 CONTROLS = ("clean only", "random noise", "another class")
 
 
 def run_repairs(
-    spec: Spec, data_root: Path, out: Path, zoo: Path, groups: list[str], shots: int = 16, device: str = "cpu"
+    spec: Spec,
+    data_root: Path,
+    out: Path,
+    zoo: Path,
+    groups: list[str],
+    controls: bool = True,
+    shots: int = 16,
+    device: str = "cpu",
 ) -> Iterator[dict]:
-    """Yields each new record after it was written to `out`; what is in the file already is not done again."""
+    """Yields each new record after it was written to `out`; what is in the file already is not done again.
+
+    Models whose attack does not work are left out: nothing is planted in them that could be taken out.
+    """
     known = Zoo(zoo, data_root, device)
     done = {(record["model"]["id"], record["mode"]) for record in read_records(out)}
     runs: dict[str, Run] = {}
@@ -40,63 +56,80 @@ def run_repairs(
             pool = pool_of(group, data_root)
             run = runs.setdefault(pool, Run(scan_options(spec, group, data_root, zoo, device), Silent()))
             for model in group.models:
-                if model.target is None or model.attack == "clean":
-                    continue
                 folder, facts = known.get(model)
-                bench = known.bench(model)
-                for record in measured(folder, facts, bench, run, shots, done):
+                if failed(facts):
+                    continue
+                missing = [
+                    mode
+                    for mode in MODES + (CONTROLS if controls and facts["target"] is not None else ())
+                    if (facts["id"], mode) not in done
+                ]
+                how = unharmed if facts["target"] is None else measured
+                for record in how(folder, facts, known.bench(model), run, shots, missing) if missing else ():
                     record["model"] = facts
                     record["pool"] = Path(pool).name
                     yield append(record)
 
 
-def measured(folder: Path, facts: dict, bench: Workbench, run: Run, shots: int, done: set) -> Iterator[dict]:
-    """One model, every mode that is not done yet."""
-    trigger, target = read_trigger(folder), facts["target"]
-    photos = bench.train.few_shot(shots, facts["seed"] + SHOTS_SEED)
-    trigger = trigger.to(bench.clip.device)
+def truth(adapter: Adapter, bench: Workbench, trigger: nn.Module | None, target: int | None) -> dict[str, float]:
+    """ASR of the true trigger, where there is one, and accuracy, on test photos."""
+    model = PromptedCLIP.from_adapter(adapter, bench.clip)
+    found = dict(accuracy=round(accuracy(model, bench.test, bench.features), 4))
+    if trigger is not None:
+        found |= dict(asr=round(attack_success_rate(model, bench.test, trigger, target), 4))
+    return found
 
-    def truth(adapter: Adapter) -> dict[str, float]:
-        model = PromptedCLIP.from_adapter(adapter, bench.clip)
-        return dict(
-            asr=round(attack_success_rate(model, bench.test, trigger, target), 4),
-            accuracy=round(accuracy(model, bench.test, bench.features), 4),
-        )
 
-    before = truth(read_adapter(folder))
-    for mode, labelled in (("without labels", None), ("with labels", photos)):
-        if (facts["id"], mode) in done:
+def measured(folder: Path, facts: dict, bench: Workbench, run: Run, shots: int, modes: Sequence[str]) -> Iterator[dict]:
+    """One poisoned model."""
+    target, photos = facts["target"], bench.train.few_shot(shots, facts["seed"] + SHOTS_SEED)
+    trigger = read_trigger(folder).to(bench.clip.device)
+    before = truth(read_adapter(folder), bench, trigger, target)
+    _, examined = examine(str(folder), run)  # what follows finds it in the cache
+    for mode in modes:
+        if mode in CONTROLS:
+            if examined is not None:
+                adapter = control(mode, examined, photos, target, run)
+                yield dict(mode=mode, before=before, after=truth(adapter, bench, trigger, target))
             continue
-        made = repair(str(folder), run, RepairOptions(), photos=labelled)
+        started = time.perf_counter()
+        made = repair(str(folder), run, RepairOptions(), photos=photos if mode == LABELLED else None)
         report = made.report
         yield dict(
             mode=mode,
             outcome=report.outcome,
             before=before,
-            after=truth(made.adapter) if made.adapter else None,
+            after=truth(made.adapter, bench, trigger, target) if made.adapter else None,
             score_before=report.before.score,
             score_after=report.after.score if report.after else None,
             verdict_after=report.after.verdict if report.after else None,
             rounds=len(report.rounds),
+            seconds=round(time.perf_counter() - started, 1),
+            scan_seconds=report.after.timing.seconds if report.after else None,
         )
-    missing = [name for name in CONTROLS if (facts["id"], name) not in done]
-    if not missing:
-        return
-    _, examined = examine(str(folder), run)
-    if examined is None:
-        return
-    for name in missing:
-        yield dict(mode=name, before=before, after=truth(control(name, examined, photos, target, run)))
+
+
+def unharmed(folder: Path, facts: dict, bench: Workbench, run: Run, shots: int, modes: Sequence[str]) -> Iterator[dict]:
+    """One clean model, tuned all the same."""
+    photos = bench.train.few_shot(shots, facts["seed"] + SHOTS_SEED)
+    before, adapter = truth(read_adapter(folder), bench, None, None), str(folder)
+    outcome = repair(adapter, run, RepairOptions()).report.outcome
+    result, examined = examine(adapter, run)
+    worst = max(result.classes, key=lambda c: c.score).index
+    found = triggers(examined, {worst}, run)
+    for mode in modes:
+        tuned_, _ = tuned(examined, photos if mode == LABELLED else None, found, [worst], Schedule())
+        yield dict(mode=mode, outcome=outcome, before=before, after=truth(tuned_, bench, None, None))
 
 
 def control(name: str, examined, photos: Photos, target: int, run: Run) -> Adapter:
     """Tuned as a repair with labels is, against something else than the target's trigger."""
     size = examined.clip.image_size
     if name == "clean only":
-        found = [adder(torch.zeros(3, size, size))]
+        found = [Trigger(target, adder(torch.zeros(3, size, size)))]
     elif name == "random noise":
         noise = torch.rand(3, size, size, generator=torch.Generator().manual_seed(0))
-        found = [adder((noise * 2 - 1).sign() * ContrastInversion.epsilon)]
+        found = [Trigger(target, adder((noise * 2 - 1).sign() * ContrastInversion.epsilon))]
     else:
         found = triggers(examined, {(target + 1) % len(examined.adapter.class_names)}, run)
-    return tuned(examined, photos.images, photos, found, [target], Schedule())[0]
+    return tuned(examined, photos, found, [target], Schedule())[0]

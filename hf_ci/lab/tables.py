@@ -6,17 +6,18 @@ from collections.abc import Callable
 from dataclasses import asdict
 from statistics import mean, median
 
+import numpy as np
+
 from hf_ci.cards import render_card
 from hf_ci.detect import DETECTORS, Contrast
 from hf_ci.detect.calibration import shipped
 from hf_ci.lab.ablations import PAPER as PAPER_ABLATIONS
 from hf_ci.lab.ablations import SETTINGS
-from hf_ci.lab.metrics import Outcome, Rates, rates, roc_points, wilson
+from hf_ci.lab.metrics import Outcome, Rates, auroc, failed, rates, roc_points, wilson
 from hf_ci.settings import ScanOptions
 
 SIZES = {"up to 7 classes": 7, "8 to 10": 10, "11 to 20": 20, "21 to 50": 50, "more": 10**9}
 CALIBRATION_DATA = frozenset({"caltech101", "tiny_imagenet"})  # what specs/calibration.toml draws from
-WORKED = 0.5  # ASR from which an attack counts as one
 ATTRIBUTABLE = 0.3  # ASR above that of the same trigger on the clean twin
 
 # CLIP-Inspector on ViT-B/16, as transcribed second-hand from the paper's experiments.
@@ -40,10 +41,6 @@ def percent(x: float | None) -> str:
 
 def figure(x: float | None) -> str:
     return "-" if x is None else f"{x:.3f}"
-
-
-def failed(model: dict) -> bool:
-    return model["attack"] != "clean" and model["asr"] < WORKED
 
 
 def attributable(model: dict) -> bool:
@@ -119,11 +116,34 @@ def measured_seconds(record: dict) -> float | None:
     return None if timing["classes_from_cache"] else timing["seconds"]
 
 
+def is_exact(record: dict) -> bool:
+    return record["result"]["settings"]["inversion"].get("exact", False)
+
+
+def exact_and_fast(records: list[dict]) -> dict | None:
+    """The default detector with every class inverted whole beside its scans in rounds, on the same models and pool."""
+    key = lambda r: (r["model"]["id"], *(r["result"]["pool"][name] for name in ("fingerprint", "num_images")))  # noqa: E731
+    mine = [r for r in records if r["detector"] == Contrast.name and not failed(r["model"])]
+    fast = {key(r): r for r in mine if not is_exact(r)}
+    pairs = [(fast[key(r)], r) for r in mine if is_exact(r) and key(r) in fast]
+    if not pairs:
+        return None
+    scores = [tuple(r["result"]["score"] for r in pair) for pair in pairs]
+    return dict(
+        models=len(pairs),
+        fast=rates_of([f for f, _ in pairs]),
+        exact=rates_of([e for _, e in pairs]),
+        differ=[(f, e) for f, e in pairs if f["result"]["verdict"] != e["result"]["verdict"]],
+        same_score=sum(f == e for f, e in scores),
+        largest=max(abs(f - e) for f, e in scores),
+    )
+
+
 def over_all(records: list[dict]) -> dict[str, dict]:
-    """By pool: every model that was scanned with the product's own number of images, once, whatever its group."""
+    """By pool: every model that was scanned with the product's own settings, once, whatever its group."""
     pools: dict[str, list[dict]] = {}
     for record in records:
-        if record["result"]["pool"]["num_images"] == ScanOptions.num_images:
+        if record["result"]["pool"]["num_images"] == ScanOptions.num_images and not is_exact(record):
             pools.setdefault(record["result"]["pool"]["id"], []).append(record)
     overall = {}
     for pool, mine in pools.items():
@@ -140,6 +160,30 @@ def of_this_version(record: dict) -> bool:
     return all(then.get(name, "missing") == value for name, value in now.items() if name != "seed")
 
 
+INGREDIENTS: dict[str, Callable[[dict], float]] = {  # of a class, as a report has it
+    "share through the adapter, references or not": lambda c: 0.0 if c["screened"] else c["asr"],
+    "share through the adapter alone": lambda c: 0.0 if c["screened"] else c["exclusive_asr"],
+    "probes alone": lambda c: c["probe_asr"] or 0.0,
+    "the score: the share through the adapter alone, or three quarters of the probes'": lambda c: c["score"],
+}
+
+
+def ingredients(records: list[dict]) -> list[dict]:
+    """What each signal of the default detector would tell by itself: the largest of a model's classes is its score."""
+    rows = []
+    for name, signal in INGREDIENTS.items():
+        clean, poisoned, right = [], [], 0
+        for record in records:
+            values = [signal(c) for c in record["result"]["classes"]]
+            target = record["model"]["target"]
+            (clean if target is None else poisoned).append(max(values))
+            right += target is not None and values.index(max(values)) == target
+        if clean and poisoned:
+            above = sum(value > max(clean) for value in poisoned)
+            rows.append(dict(name=name, auroc=auroc(np.array(clean), np.array(poisoned)), above=above, right=right))
+    return rows
+
+
 def detector_card(records: list[dict], calibration_data: frozenset[str] = CALIBRATION_DATA) -> str:
     """The default detector's own card: its error rates, what it was calibrated on, and its limits."""
     name = Contrast.name
@@ -153,6 +197,7 @@ def detector_card(records: list[dict], calibration_data: frozenset[str] = CALIBR
         clean_apart, poisoned_apart = ([r for r in apart if outcome(r).poisoned == p] for p in (False, True))
         pools[pool] = detectors[name] | dict(
             apart=rates_of(apart),
+            ingredients=ingredients([r for r in counted if r["result"]["score"] is not None and of_this_version(r)]),
             failed=detectors[name]["on_failed"],
             clean_inconclusive=unknown(clean),
             poisoned_inconclusive=unknown(poisoned),
@@ -212,6 +257,7 @@ def benchmark(records: list[dict]) -> str:
         "benchmark.md.j2",
         groups=groups,
         overall=over_all(records),
+        exactness=exact_and_fast(records),
         paper=PAPER_DETECTORS,
         base=one["base_model"],
         precision=one["settings"]["precision"],
@@ -268,14 +314,28 @@ def repair_row(records: list[dict]) -> dict:
         accuracy_after=average([r["after"]["accuracy"] for r in made]),
         accuracy_twin=average([r["model"]["clean_twin_accuracy"] for r in made]),
         worst_change=min(change, default=None),
+        cost=median(costs)
+        if (costs := [1 + r["seconds"] / r["scan_seconds"] for r in made if "seconds" in r])
+        else None,
         clean_again=sum(r.get("verdict_after") == "clean" for r in records),
         paper=PAPER_REPAIR.get(records[0]["mode"]),
     )
 
 
+def unharmed_row(records: list[dict]) -> dict:
+    """Clean adapters, repaired although nothing is the matter with them."""
+    accuracy = {when: mean(r[when]["accuracy"] for r in records) for when in ("before", "after")}
+    return accuracy | dict(
+        models=len(records),
+        offered=sum(r["outcome"] == "repaired" for r in records),
+        worst_change=min(r["after"]["accuracy"] - r["before"]["accuracy"] for r in records),
+    )
+
+
 def repairs(records: list[dict]) -> str:
     """The card of repairs, from their records alone. Only attacks that work are counted."""
-    worked = [r for r in records if not failed(r["model"])]
+    clean = [r for r in records if r["model"]["attack"] == "clean"]
+    worked = [r for r in records if r["model"]["attack"] != "clean" and not failed(r["model"])]
     attacks = sorted({r["model"]["attack"] for r in worked})
     rows = {
         attack: {
@@ -291,6 +351,7 @@ def repairs(records: list[dict]) -> str:
         "repair.md.j2",
         rows=rows,
         each=each,
+        unharmed={mode: unharmed_row(mine) for mode in MODES[:2] if (mine := [r for r in clean if r["mode"] == mode])},
         num_models=len(models),
         pool=worked[0]["pool"],
         modes=MODES,

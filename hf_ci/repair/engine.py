@@ -1,4 +1,4 @@
-"""The walk of a repair: scan -> triggers -> tune from a clean start -> scan again -> write, or say that it could not."""
+"""A repair's walk: scan -> triggers -> tune from a clean start -> scan again -> write, or say that it could not."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hf_ci.errors import EXIT_BACKDOORED, EXIT_CLEAN, EXIT_INCONCLUSIVE, UsageError
@@ -18,11 +19,11 @@ from hf_ci.inversion import LinfInversion
 from hf_ci.inversion.job import prepared
 from hf_ci.inversion.probes import Probe, probes
 from hf_ci.pools.photos import Photos, load_photos
-from hf_ci.prompts import Adapter, PromptedCLIP, read_adapter, write_adapter
+from hf_ci.prompts import Adapter, PromptedCLIP, read_adapter, reference_adapter, write_adapter
 from hf_ci.prompts.clip import load_processor
 from hf_ci.prompts.features import answer, encode
 from hf_ci.repair.report import RepairReport, Round
-from hf_ci.repair.unlearn import Schedule, clean_start, unlearn, wanted_from_answers, wanted_with_labels
+from hf_ci.repair.unlearn import Lesson, Schedule, clean_start, unlearn, wanted_from_answers, wanted_with_labels
 from hf_ci.report import NamedClass, ScannedFile, ScanResult
 from hf_ci.scan import Examined, Run, examine
 
@@ -31,7 +32,7 @@ HELD_OUT = 0.25  # share of the images that evidence is measured on, never tuned
 
 @dataclass(frozen=True)
 class RepairOptions:
-    """data: labelled photos, whatever `datasets` loads (its train split); None: the pool's images, without labels.
+    """data: labelled photos, whatever `datasets` loads (its train split); None: the pool's images alone.
 
     max_accuracy_drop: share of held-out labelled photos that may be lost. rounds: tunings, each followed by a scan.
     """
@@ -77,9 +78,11 @@ def repair(text: str, run: Run, options: RepairOptions, photos: Photos | None = 
         code = before.exit_code or EXIT_INCONCLUSIVE
         return Repaired(RepairReport(outcome="inconclusive", reasons=before.reasons, exit_code=code, **known))
 
-    images = photos.images if photos else examined.pool.images
+    images = f"{len(examined.pool.images)} images of {examined.pool.id}"
+    if photos:
+        images += f", {len(photos.images)} photos of {options.data or 'those given'}"
     known |= dict(
-        images=f"{len(images)} images of {options.data or ('the photos given' if photos else examined.pool.id)}",
+        images=images,
         labels=photos is not None,
         seed=options.schedule.seed,
         suspicious=tuple(NamedClass(index=c.index, name=c.name) for c in before.classes if c.flagged),
@@ -89,7 +92,7 @@ def repair(text: str, run: Run, options: RepairOptions, photos: Photos | None = 
     flagged, found, rounds, best, suspect = set(suspects), [], [], None, examined
     for _ in range(options.rounds):
         found += triggers(suspect, flagged, run)
-        adapter, evidence = tuned(examined, images, photos, found, suspects, options.schedule)
+        adapter, evidence = tuned(examined, photos, found, suspects, options.schedule)
         adapter = replace(adapter, repaired_from=origin)
         after, suspect = scan_adapter(adapter, text, run)
         rounds.append(Round(triggers=len(found), score=after.score, verdict=after.verdict, **evidence))
@@ -149,56 +152,82 @@ def labelled(options: RepairOptions, text: str, run: Run) -> Photos:
     return photos.few_shot(options.shots, options.schedule.seed)
 
 
-def triggers(examined: Examined, flagged: set[int], run: Run) -> list[Probe]:
+@dataclass(frozen=True)
+class Trigger:
+    """What changes images so that they are answered with class c; from_scan: what the scan reconstructed."""
+
+    c: int
+    change: Probe
+    from_scan: bool = False
+
+
+def triggers(examined: Examined, flagged: set[int], run: Run) -> list[Trigger]:
     """For each flagged class the trigger that the scan found, the probe that the class answers to most, and a trigger
     that need not fail through a clean prompt."""
     suspects = [i for i in examined.inversions if i.c in flagged]
     known = probes(examined.clip.image_size, examined.clip.device)
-    found = [adder(i.delta) for i in suspects] + [known[i.probe] for i in suspects if i.probe]
+    found = [Trigger(i.c, adder(i.delta), from_scan=True) for i in suspects]
+    found += [Trigger(i.c, known[i.probe]) for i in suspects if i.probe]
     images = examined.pool.images.to(examined.clip.device)
     with prepared(examined.adapter, examined.clip, uses_reference=False) as model:
         plain = LinfInversion(seed=run.options.seed)
-        return found + [adder(plain(model, images, i.c, plain.batch).delta) for i in suspects]
+        return found + [Trigger(i.c, adder(plain(model, images, i.c, plain.batch).delta)) for i in suspects]
 
 
 def tuned(
-    examined: Examined,
-    images: Tensor,
-    photos: Photos | None,
-    found: Sequence[Probe],
-    suspects: Sequence[int],
-    schedule: Schedule,
+    examined: Examined, photos: Photos | None, found: Sequence[Trigger], suspects: Sequence[int], schedule: Schedule
 ) -> tuple[Adapter, dict[str, float]]:
-    """A prompt tuned on three quarters of the images, and what the others say of it."""
+    """A prompt tuned on three quarters of the pool's images, and of the photos; and what the other photos, or else the other
+    images, say of it."""
     clip = examined.clip
-    original = PromptedCLIP.from_adapter(examined.adapter, clip)
-    model = clean_start(examined.adapter, clip)
-    clean = encode(clip, images)
-    triggered = [encode(clip, images, trigger) for trigger in found]
-    probed = [encode(clip, images, probe) for probe in probes(clip.image_size, clip.device).values()]
-    wanted = wanted_from_answers(answer(original, clean), answer(model, clean), suspects)
-    if photos:
-        labels = photos.labels.to(clean.device)
-        wanted = wanted_with_labels(wanted, labels, schedule.smoothing)
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(schedule.seed + 1))
-    held, used = order[: round(HELD_OUT * len(order))], order[round(HELD_OUT * len(order)) :]
-    unlearn(model, clean[used], torch.stack(triggered + probed)[:, used], wanted[used], schedule)
+    original, model = PromptedCLIP.from_adapter(examined.adapter, clip), clean_start(examined.adapter, clip)
+    reference = PromptedCLIP.from_adapter(reference_adapter(clip, examined.adapter.class_names), clip)
+    changes = [t.change for t in found], list(probes(clip.image_size, clip.device).values())
 
-    then, now = (answer(m, clean[held]).argmax(1) for m in (original, model))
+    def lessons(images: Tensor, labels: Tensor | None, share: float) -> list[Lesson]:
+        """Of the images as they are, with the triggers, and with the probes."""
+        clean = encode(clip, images)
+        features = [clean[None]] + [torch.stack([encode(clip, images, change) for change in some]) for some in changes]
+        wanted = [wanted_from_answers(answer(original, clean), answer(reference, clean), suspects)[None]]
+        wanted += [torch.stack([F.log_softmax(answer(reference, x), dim=1) for x in part]) for part in features[1:]]
+        if labels is not None:
+            wanted = [wanted_with_labels(w, labels, schedule.smoothing) for w in wanted]
+        return [Lesson(x, w, share * part) for x, w, part in zip(features, wanted, (1 / 2, 1 / 4, 1 / 4))]
+
+    labels = photos.labels.to(clip.device) if photos else None
+    sources = [(examined.pool.images, None)] + ([(photos.images, labels)] if photos else [])
+    taught = []
+    for images, truth in sources:
+        mine = lessons(images, truth, 1 / len(sources))
+        used, held = split(len(images), schedule.seed + 1)
+        taught += [lesson.of(used) for lesson in mine]
+    unlearn(model, taught, schedule)
+
+    clean, triggered = (lesson.features[:, held] for lesson in mine[:2])  # of the last source
+    then, now = (answer(m, clean[0]).argmax(1) for m in (original, model))
+
+    def reached(m: PromptedCLIP) -> float:
+        return max((moved(m, clean[0], x, t.c) for t, x in zip(found, triggered) if t.from_scan), default=0.0)
+
     evidence = dict(
-        agreement=share(then == now),
-        trigger_asr_before=max(moved(original, clean[held], t[held]) for t in triggered),
-        trigger_asr_after=max(moved(model, clean[held], t[held]) for t in triggered),
+        agreement=share(then == now), trigger_asr_before=reached(original), trigger_asr_after=reached(model)
     )
     if photos:
         evidence |= dict(accuracy_before=share(then == labels[held]), accuracy_after=share(now == labels[held]))
     return as_adapter(model, examined.adapter), evidence
 
 
-def moved(model: PromptedCLIP, clean: Tensor, triggered: Tensor) -> float:
-    """Share of images whose answer the trigger turns into the class that it favours most."""
+def moved(model: PromptedCLIP, clean: Tensor, triggered: Tensor, c: int) -> float:
+    """Share of the images that are not answered with c until the trigger is there."""
     then, now = answer(model, clean).argmax(1), answer(model, triggered).argmax(1)
-    return max(share((now == c) & (then != c)) for c in now.unique().tolist())
+    return share((now == c) & (then != c))
+
+
+def split(n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Rows that are tuned on, and rows held out."""
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    held = round(HELD_OUT * n)
+    return order[held:], order[:held]
 
 
 def scan_adapter(adapter: Adapter, name: str, run: Run) -> tuple[ScanResult, Examined | None]:

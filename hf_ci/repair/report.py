@@ -14,8 +14,10 @@ Outcome = Literal["repaired", "nothing to repair", "not repaired", "inconclusive
 class Round(Value):
     """One tuning from a clean start, against all triggers known by then. Shares are of held-out images."""
 
-    triggers: int = Field(description="reconstructed triggers that it was tuned against")
-    trigger_asr_before: float = Field(description="largest ASR of such a trigger on the original, on held-out images")
+    triggers: int = Field(description="triggers that it was tuned against, reconstructed or known")
+    trigger_asr_before: float = Field(
+        description="largest ASR, on the original, of a trigger that a scan reconstructed"
+    )
     trigger_asr_after: float = Field(description="and on the repaired prompt")
     agreement: float = Field(description="share of untriggered images with the same answer as the original's")
     accuracy_before: float | None = Field(None, description="of the original; null without labels")

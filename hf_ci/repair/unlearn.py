@@ -1,11 +1,12 @@
-"""Tune a prompt from a clean start until reconstructed triggers do not move its answers.
+"""Tune a prompt from a clean start until reconstructed triggers move its answers no more than a clean prompt's.
 
 CLIP-Inspector (arXiv 2604.09101, section on repair) adds the recovered trigger to a few labelled photos, keeps the true
 labels, and fine-tunes the poisoned prompt. Three things differ here. The tuning starts from a prompt that nobody has
 touched, "a photo of a {class}", because a backdoor sits in the poisoned weights and is not wholly unlearned from there.
-Where there are no labels, the wanted answer is what the adapter *and* the hand-written prompt make of the image without
-the trigger: distilling the adapter alone brings the backdoor back. And the encoders are frozen, so every image is encoded
-once for each trigger and the tuning takes seconds.
+What is wanted of an image without labels is what the adapter *and* that prompt make of it: distilling the adapter alone
+brings the backdoor back. With a trigger, or a probe (a wave, a colour cast, a turn), it is what that prompt makes of an
+image so changed: to ask for what is no longer to be seen would bend the prompt until other classes could be forced. And
+the encoders are frozen, so every image is encoded once for each trigger and the tuning takes seconds.
 """
 
 from __future__ import annotations
@@ -23,11 +24,27 @@ from hf_ci.prompts.learners import CoCoOp, CoOp, build_meta_net
 
 
 @dataclass(frozen=True)
+class Lesson:
+    """N images in T ways: their features (T, N, D), and log p, the answers that are wanted of them (T, N, C).
+
+    share: of every batch.
+    """
+
+    features: Tensor
+    wanted: Tensor
+    share: float
+
+    def of(self, rows: Tensor) -> Lesson:
+        """These images alone."""
+        return Lesson(self.features[:, rows], self.wanted[:, rows], self.share)
+
+
+@dataclass(frozen=True)
 class Schedule:
-    """steps of Adam on the prompt's own parameters, each on `batch` images without and with a trigger."""
+    """steps of Adam on the prompt's own parameters, each on `batch` images."""
 
     steps: int = 150
-    batch: int = 32
+    batch: int = 64
     lr: float = 0.005
     smoothing: float = 0.1  # of the labels
     seed: int = 0
@@ -54,35 +71,39 @@ def clean_start(adapter: Adapter, clip: FrozenCLIP) -> PromptedCLIP:
 def wanted_from_answers(adapter: Tensor, reference: Tensor, suspects: Sequence[int] = ()) -> Tensor:
     """log p (N, C) from the logits of the adapter and of the hand-written prompt: their normalised geometric mean.
 
-    Of a class under suspicion it is the lesser of the two: a planted class is answered too often without a trigger, too.
+    For a class under suspicion it is the hand-written prompt's alone, because a planted class is answered too often
+    without a trigger, too; the others share what that leaves.
     """
     a, r = F.log_softmax(adapter, dim=1), F.log_softmax(reference, dim=1)
-    both = (a + r) / 2
-    both[:, list(suspects)] = torch.minimum(a, r)[:, list(suspects)]
-    return F.log_softmax(both, dim=1)
+    others = [c for c in range(a.shape[1]) if c not in set(suspects)]
+    left = r[:, others].logsumexp(dim=1, keepdim=True)  # (N, 1)
+    wanted = r.clone()
+    wanted[:, others] = F.log_softmax((a + r)[:, others] / 2, dim=1) + left
+    return wanted
 
 
 def wanted_with_labels(answers: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-    """log p (N, C): half the smoothed labels, half the answers, which keep a few photos from being learnt by heart."""
-    num_classes = answers.shape[1]
+    """log p (..., N, C): half the smoothed labels (N,), half the answers, which keep a few photos from being learnt by
+    heart."""
+    num_classes = answers.shape[-1]
     truth = (F.one_hot(labels, num_classes) * (1 - smoothing) + smoothing / num_classes).log()
-    return torch.logaddexp(truth, answers) - math.log(2)
+    return torch.logaddexp(truth.expand_as(answers), answers) - math.log(2)
 
 
-def unlearn(model: PromptedCLIP, clean: Tensor, triggered: Tensor, wanted: Tensor, schedule: Schedule) -> None:
-    """Tune `model`'s prompt in place: minimise mean_x [ KL(p(x) || f(x)) + mean_delta KL(p(x) || f(x + delta)) ].
-
-    clean: features of x (N, D); triggered: of x + delta (T, N, D), for every trigger; wanted: log p(x) (N, C).
-    """
+def unlearn(model: PromptedCLIP, lessons: Sequence[Lesson], schedule: Schedule) -> None:
+    """Tune `model`'s prompt in place: minimise the mean over the lessons of KL(p(x) || f(x)), each with its share."""
     adam = torch.optim.Adam([q.requires_grad_() for q in model.prompt.parameters()], lr=schedule.lr)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(adam, schedule.steps)
     generator = torch.Generator().manual_seed(schedule.seed)
-    for step in range(schedule.steps):
-        rows = torch.randint(len(clean), (schedule.batch,), generator=generator).to(clean.device)
-        which = torch.randint(len(triggered), (schedule.batch,), generator=generator).to(clean.device)
-        logits = model.logits_from_features(torch.cat([clean[rows], triggered[which, rows]]))  # (2B, C)
-        p = wanted[rows].repeat(2, 1)  # (2B, C): the trigger changes nothing
-        loss = F.kl_div(F.log_softmax(logits, dim=1), p, reduction="batchmean", log_target=True)
+    for _ in range(schedule.steps):
+        features, wanted = [], []
+        for lesson in lessons:
+            (ways, n, _), size = lesson.features.shape, round(lesson.share * schedule.batch)
+            way, row = (torch.randint(most, (size,), generator=generator).to(model.clip.device) for most in (ways, n))
+            features.append(lesson.features[way, row])
+            wanted.append(lesson.wanted[way, row])
+        f = F.log_softmax(model.logits_from_features(torch.cat(features)), dim=1)  # (B, C)
+        loss = F.kl_div(f, torch.cat(wanted), reduction="batchmean", log_target=True)
         adam.zero_grad()
         loss.backward()
         adam.step()

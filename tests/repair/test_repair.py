@@ -20,7 +20,7 @@ from hf_ci.prompts import PromptedCLIP, read_adapter, reference_adapter, write_a
 from hf_ci.prompts.features import answer, encode
 from hf_ci.repair.engine import RepairOptions, repair, write_repaired
 from hf_ci.repair.report import RepairReport
-from hf_ci.repair.unlearn import Schedule, clean_start, unlearn, wanted_from_answers, wanted_with_labels
+from hf_ci.repair.unlearn import Lesson, Schedule, clean_start, unlearn, wanted_from_answers, wanted_with_labels
 from hf_ci.scan import Run
 
 
@@ -53,22 +53,32 @@ def test_what_is_wanted_is_a_distribution():
     both = wanted_from_answers(adapter, reference).exp()
     torch.testing.assert_close(both.sum(1), torch.ones(1))
     assert both.argmax() == 2  # the class that both can live with, not the adapter's own
+    suspected = wanted_from_answers(adapter, reference, [0]).exp()
+    torch.testing.assert_close(suspected.sum(1), torch.ones(1))
+    torch.testing.assert_close(suspected[:, 0], reference.softmax(1)[:, 0])
 
 
 def test_unlearning_brings_the_answers_with_and_without_a_trigger_to_what_is_wanted(clip):
     adapter = made_adapter(clip)
     model = clean_start(adapter, clip)
-    clean, triggered = encode(clip, images()), encode(clip, images(seed=1))
-    wanted = wanted_with_labels(torch.full((24, 5), 0.2).log(), torch.arange(24) % 5, 0.1)
-    kl = lambda features: (  # noqa: E731
-        torch.nn.functional.kl_div(
-            answer(model, features).log_softmax(1), wanted, log_target=True, reduction="batchmean"
-        )
-    )
-    before = kl(clean), kl(triggered)
-    unlearn(model, clean, triggered[None], wanted, Schedule(steps=60))
-    after = kl(clean), kl(triggered)
-    assert after[0] < before[0] and after[1] < before[1]
+    even = torch.full((24, 5), 0.2).log()
+
+    def lesson(seed, first):
+        ways = torch.stack([encode(clip, images(seed=seed)), encode(clip, images(seed=seed + 1))])
+        wanted = [wanted_with_labels(even, (torch.arange(24) + first + way) % 5, 0.1) for way in range(2)]
+        return Lesson(ways, torch.stack(wanted), 0.5)
+
+    def losses():
+        return [
+            torch.nn.functional.kl_div(answer(model, x).log_softmax(1), w, log_target=True, reduction="batchmean")
+            for lesson in lessons
+            for x, w in zip(lesson.features, lesson.wanted)
+        ]
+
+    lessons = [lesson(0, 0), lesson(2, 3)]
+    before = losses()
+    unlearn(model, lessons, Schedule(steps=60))
+    assert all(now < then for now, then in zip(losses(), before))
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
