@@ -154,7 +154,7 @@ def scan(
     if not all(target.strip() for target in targets):
         raise UsageError("an empty TARGET was given", "name a repo or a folder")
     from hf_ci.cards.cli import check_pushable, push_results
-    from hf_ci.hub import folders_of
+    from hf_ci.hub import folders_of, without_lone_models
     from hf_ci.progress import on_stderr
     from hf_ci.recall import scan_each
     from hf_ci.report import Report
@@ -162,7 +162,8 @@ def scan(
 
     if dry_run and not push:
         raise UsageError("--dry-run says nothing without --push")
-    targets = folders_of(targets, skip_others)
+    targets, alone = without_lone_models(targets) if skip_others else (targets, [])
+    targets = folders_of(targets)
     known = read_baseline(baseline) if baseline else frozenset()
     if push:
         check_pushable(targets)
@@ -171,7 +172,7 @@ def scan(
     results = tuple(scan_each(targets, scan_options(ctx.params), on_stderr()))
     others = [result for result in results if skip_others and result.is_other_kind]
     results = tuple(result for result in results if result not in others)
-    report = Report(results=results, notes=tuple(other.left_out for other in others))
+    report = Report(results=results, notes=(*(other.left_out for other in others), *alone))
     report = suppress(report, ctx.obj.config.ignore, known)
     if not speaks():
         return

@@ -12,7 +12,7 @@ from making import made_adapter
 
 from hf_ci.cards.safety import render_files
 from hf_ci.files import FILES
-from hf_ci.hub.target import DEMOS, folders_of, sha256
+from hf_ci.hub.target import DEMOS, folders_of, sha256, without_lone_models
 from hf_ci.prompts import write_adapter
 from hf_ci.report import Report, ScannedFile, ScanResult, Timing
 
@@ -133,7 +133,8 @@ def test_files_stand_for_their_adapter_once(tmp_path):
     for file in files:
         file.write_text("")
     (tmp_path / "model.safetensors").write_text("")
-    assert folders_of([str(tmp_path / "model.safetensors")], skip_others=True) == []
+    kept, (note,) = without_lone_models([str(tmp_path / "model.safetensors"), *map(str, files)])
+    assert kept == [*map(str, files)] and "no adapter lies beside it" in note
     assert folders_of([str(tmp_path / "model.safetensors")]) == [str(tmp_path)]
     folder = str(tmp_path / "a")
     assert folders_of([*map(str, files), "org/model", folder, "org/model"]) == [folder, "org/model"]

@@ -87,7 +87,7 @@ def files_of(folder, below=""):
 
 
 @pytest.fixture
-def place(tmp_path):
+def place(tmp_path, tmp_path_factory):
     """A working directory with what the README's commands name, and a Hub with its repos."""
     shutil.copytree(DEMOS / "clean", tmp_path / "my-adapter")
     (tmp_path / "some" / "photos").mkdir(parents=True)
@@ -109,8 +109,8 @@ def place(tmp_path):
         hub.add_repo("org/model", files_of(DEMOS / "badclip") | files_of(DEMOS / "clean", "prompts/pets/"))
         hub.repo("org/model").refs["refs/tags/v1.2"] = hub.repo("org/model").refs["refs/heads/main"]
         hub.add_repo("openai/clip-vit-base-patch16", files_of(EMBEDDED_FOLDER))
-        quick = {"HF_CI_NUM_IMAGES": "64", "HF_CI_PRECISION": "fp32", "XDG_CACHE_HOME": str(tmp_path / "cache")}
-        yield tmp_path, os.environ | hub.env(tmp_path / "home") | quick
+        quick = {"HF_CI_NUM_IMAGES": "64", "HF_CI_PRECISION": "fp32"}
+        yield tmp_path, os.environ | hub.env(tmp_path_factory.mktemp("home")) | quick
 
 
 def test_every_command_runs(place):
@@ -128,8 +128,11 @@ def test_every_command_runs(place):
             with subprocess.Popen(words, cwd=folder, env=env, stdout=subprocess.PIPE, text=True) as server:
                 assert "HF_ENDPOINT" in server.stdout.readline()
                 server.send_signal(signal.SIGINT)
+                server.wait(timeout=60)
             assert server.returncode in codes
             continue
         done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True)
+        if command.startswith("hf-ci scan clean-adapter"):
+            assert "clean-adapter" in done.stdout and "bad-adapter" in done.stdout
         assert done.returncode in codes, f"{command}: {done.returncode}\n{done.stdout}{done.stderr}"
     assert (folder / "benchmark.md").is_file() and (folder / "bad-adapter" / "adapter_model.safetensors").is_file()

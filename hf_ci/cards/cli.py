@@ -41,9 +41,10 @@ def card(
     """
     from hf_ci.cards.safety import render_section
     from hf_ci.cards.section import find
-    from hf_ci.hub import fetch_target, folders_of, parse_target
+    from hf_ci.hub import fetch_target, folders_of, parse_target, without_lone_models
 
-    targets = folders_of(targets, skip_others)
+    targets, alone = without_lone_models(targets) if skip_others else (targets, [])
+    targets = folders_of(targets)
     if len(targets) > 1 and not check:
         raise UsageError(f"{len(targets)} targets: only --check takes more than one", "name one")
     if check + write + (push is not None) > 1:
@@ -53,6 +54,7 @@ def card(
     if skip_others and not check:
         raise UsageError("--skip-others says nothing without --check")
     if check:
+        write_stdout("".join(printable(note + "\n") for note in alone))
         check_all(targets, skip_others)
         return
     (target,) = targets

@@ -75,17 +75,24 @@ def parse_target(text: str) -> Target:
     return Target(text, "hub", match["repo"], match["revision"], match["subfolder"])
 
 
-def folders_of(texts: Sequence[str], skip_others: bool = False) -> list[str]:
-    """Each target once, where one of an adapter's own files stands for its folder: pre-commit names files.
+def without_lone_models(texts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The targets without whole models' files that have no adapter beside them, and a note on each of those."""
 
-    skip_others: leave out a whole model's file with no adapter beside it.
-    """
+    def is_lone(text: str) -> bool:
+        path = Path(text)
+        return path.name == ENCODERS and path.is_file() and not any((path.parent / name).exists() for name in FILES)
+
+    lone = [text for text in texts if is_lone(text)]
+    notes = [f"{text} was left out: no adapter lies beside it" for text in lone]
+    return [text for text in texts if text not in lone], notes
+
+
+def folders_of(texts: Sequence[str]) -> list[str]:
+    """Each target once, where one of an adapter's own files stands for its folder: pre-commit names files."""
     found = []
     for text in texts:
         path = Path(text)
         if path.is_file():
-            if skip_others and path.name == ENCODERS and not any((path.parent / name).exists() for name in FILES):
-                continue
             folder = path.parent.parent if path.parent.name == ".hf-ci" else path.parent
             text = here(folder)
         if text not in found:

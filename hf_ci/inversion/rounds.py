@@ -1,8 +1,8 @@
 """Every class is a candidate, but few can matter: screen all of them, then invert the most promising.
 
 A planted class gives itself away at the first step: on the few poisoned models that this was chosen on, none of them a
-benchmark's, it had the lowest loss of all after a single one. So each class takes one step, and only the classes with the lowest losses are inverted whole, round
-by round, for as long as most of a round's classes turn out to be reachable.
+benchmark's, it had the lowest loss of all after a single one. So each class takes one step, and only the classes with the
+lowest losses are inverted whole, round by round, for as long as most of a round's classes turn out to be reachable.
 """
 
 from __future__ import annotations

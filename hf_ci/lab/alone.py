@@ -67,7 +67,7 @@ def digest(inversions: list[Inversion]) -> str:
 
 def peak_memory(device: str) -> int:
     """Bytes, of this process since it began; on a GPU, of that."""
-    if device != "cpu":
+    if device == "cuda":
         return torch.cuda.max_memory_allocated()
     try:  # ru_maxrss would begin with the memory of whoever started this process
         status = Path("/proc/self/status").read_text()

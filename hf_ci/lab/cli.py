@@ -232,7 +232,7 @@ def speed(
     base: Base = "hf-ci-clip-64",
     device: Device = "cpu",
     repeats: Annotated[int, typer.Option(min=1, help="Runs of each kind whose median is taken.")] = 3,
-    images: Annotated[int, typer.Option(min=32, help="Of a scan's pool.")] = 256,
+    images: Annotated[int, typer.Option(min=32, max=1000, help="Of a scan's pool.")] = 256,
 ) -> None:
     """Time the scan against the paper's recipe, the rivals and the bare encoders, as ratios within one run."""
     from hf_ci.lab.bench import read_records

@@ -19,7 +19,7 @@ WHY = {  # a word on a target that was missed, by its name: from how a scan is b
     "CoOp": f"Without texts to save, only classes are: at least {FEWEST} are inverted whole, and the probes cost the "
     "same for few classes as for many.",
     "rivals": "They are given our forward pass in the second ratio, not the plain one that their papers' code has.",
-    "encoders": "Around the encoders, a step adds the trigger, normalises pixels, places context vectors, compares "
+    "encoders": "Around the encoders, a step adds the trigger, places context vectors, compares "
     "with references and moves the trigger.",
     "growth, time": SCREENING,
     "growth, memory": "The texts of all classes are encoded for eight or more images at a time, without gradients.",

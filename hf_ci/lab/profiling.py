@@ -29,12 +29,12 @@ def marked(model: nn.Module, method: str, name: str) -> Iterator[None]:
         delattr(model, method)
 
 
-def shares(way: Callable[[], None], names: list[str]) -> dict[str, float]:
+def shares(way: Callable[[], None], names: list[str], device: str = "cpu") -> dict[str, float]:
     """The share of `way`'s time that calls marked with each name take, there and back; "rest" is what remains.
 
     A way back is told by its sequence number, which it has from the operation that it belongs to.
     """
-    gpu = torch.cuda.is_available()
+    gpu = device == "cuda"
     way()
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]) as made:
         with record_function(STEP):

@@ -28,6 +28,7 @@ from hf_ci.prompts import Adapter, PromptedCLIP, read_adapter
 from hf_ci.repair.engine import RepairOptions, Trigger, adder, repair, triggers, tuned
 from hf_ci.repair.unlearn import Schedule
 from hf_ci.scan import Run, examine
+from hf_ci.settings import ScanOptions
 
 SHOTS_SEED = 7919  # added to a model's seed: the repairer's photos are not those that the adapter was tuned on
 MODES = ("without labels", LABELLED := "with labels")
@@ -50,11 +51,12 @@ def run_repairs(
     """
     known = Zoo(zoo, data_root, device)
     done = {(record["model"]["id"], record["mode"]) for record in read_records(out)}
-    runs: dict[str, Run] = {}
+    runs: dict[ScanOptions, Run] = {}
     with appending(out) as append:
         for group in spec.chosen(groups):
             pool = pool_of(group, data_root)
-            run = runs.setdefault(pool, Run(scan_options(spec, group, data_root, zoo, device), Silent()))
+            options = scan_options(spec, group, data_root, zoo, device)
+            run = runs.setdefault(options, Run(options, Silent()))
             for model in group.models:
                 folder, facts = known.get(model)
                 if failed(facts):
@@ -68,6 +70,7 @@ def run_repairs(
                 for record in how(folder, facts, known.bench(model), run, shots, missing) if missing else ():
                     record["model"] = facts
                     record["pool"] = Path(pool).name
+                    done.add((facts["id"], record["mode"]))
                     yield append(record)
 
 
@@ -94,7 +97,8 @@ def measured(folder: Path, facts: dict, bench: Workbench, run: Run, shots: int, 
             continue
         started = time.perf_counter()
         made = repair(str(folder), run, RepairOptions(), photos=photos if mode == LABELLED else None)
-        report = made.report
+        seconds, report = time.perf_counter() - started, made.report
+        scan = report.after and report.after.timing
         yield dict(
             mode=mode,
             outcome=report.outcome,
@@ -104,17 +108,19 @@ def measured(folder: Path, facts: dict, bench: Workbench, run: Run, shots: int, 
             score_after=report.after.score if report.after else None,
             verdict_after=report.after.verdict if report.after else None,
             rounds=len(report.rounds),
-            seconds=round(time.perf_counter() - started, 1),
-            scan_seconds=report.after.timing.seconds if report.after else None,
+            seconds=round(seconds, 1),
+            scan_seconds=scan.seconds if scan and not scan.classes_from_cache else None,
         )
 
 
 def unharmed(folder: Path, facts: dict, bench: Workbench, run: Run, shots: int, modes: Sequence[str]) -> Iterator[dict]:
-    """One clean model, tuned all the same."""
+    """One clean model, tuned all the same. outcome: the product's, whose scan does not depend on labels."""
     photos = bench.train.few_shot(shots, facts["seed"] + SHOTS_SEED)
     before, adapter = truth(read_adapter(folder), bench, None, None), str(folder)
     outcome = repair(adapter, run, RepairOptions()).report.outcome
     result, examined = examine(adapter, run)
+    if examined is None:
+        return
     worst = max(result.classes, key=lambda c: c.score).index
     found = triggers(examined, {worst}, run)
     for mode in modes:
@@ -126,10 +132,10 @@ def control(name: str, examined, photos: Photos, target: int, run: Run) -> Adapt
     """Tuned as a repair with labels is, against something else than the target's trigger."""
     size = examined.clip.image_size
     if name == "clean only":
-        found = [Trigger(target, adder(torch.zeros(3, size, size)))]
+        found = []
     elif name == "random noise":
         noise = torch.rand(3, size, size, generator=torch.Generator().manual_seed(0))
         found = [Trigger(target, adder((noise * 2 - 1).sign() * ContrastInversion.epsilon))]
     else:
         found = triggers(examined, {(target + 1) % len(examined.adapter.class_names)}, run)
-    return tuned(examined, photos, found, [target], Schedule())[0]
+    return tuned(examined, photos, found, [target], Schedule(), probed=bool(found))[0]

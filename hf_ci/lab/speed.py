@@ -3,7 +3,7 @@
 plain   the paper's recipe: every class, 1,000 images, 77 tokens a text, all rivals (`PlainPromptedCLIP`)
 exact   every class inverted whole against all rivals, 256 images, one tree of texts an image
 ours    the default scan: screening, rounds, probes, each image's nearest classes
-bare    the frozen encoders alone, forward and back to the pixels, on the images and tokens of a step of ours
+bare    the frozen encoders alone, pixels to features and tokens to features and back, as many as in a step of ours
 
 What is compared is timed in turn, and medians are taken. A record a measurement; what is in the file already, from a
 machine of the same description, is not measured again.
@@ -108,6 +108,10 @@ def measure_speed(
     bench = Bench(fetch_base(base), pick_device(device), tuple(sizes), repeats, images)
     where = dict(base=bench.base.id, device=bench.device.type, threads=torch.get_num_threads(), images=images)
     known = read_records(out)
+    if any(not where.items() <= record.items() for record in known if record["part"] != "scale"):
+        raise UsageError(
+            f"{out} holds measurements of other settings or another machine", "name another file with --out"
+        )
     with appending(out) as append:
         for part in parts or PARTS:
             for key, measure in PARTS[part](bench):
@@ -124,7 +128,8 @@ def timed(ways: Ways, repeats: int) -> dict[str, float]:
             started = time.perf_counter()
             way()
             if torch.accelerator.is_available():
-                torch.accelerator.synchronize()
+                for device in range(torch.accelerator.device_count()):
+                    torch.accelerator.synchronize(device)
             found[name].append(time.perf_counter() - started)
     return {name: median(times[1:]) for name, times in found.items()}
 
@@ -149,7 +154,7 @@ def our_step(model: BesideReferences, images: torch.Tensor) -> Callable[[], obje
 
 
 def bare_step(model: BesideReferences, images: torch.Tensor) -> Callable[[], object]:
-    """Both towers on the same images and tokens, and back, with nothing between or around them."""
+    """Both encoders, pixels to features and tokens to features and back, with nothing between or around them."""
     adapted, clip = model.adapted, model.adapted.clip
     trees = [] if adapted.prompt.static else adapted.trees
     if model.nearest is not None:
@@ -233,8 +238,8 @@ def growth(bench: Bench) -> Iterator[Case]:
 
     def measure(method: str, classes: int) -> dict:
         runs = [in_a_process(bench.asked(method, classes)) for _ in range(bench.repeats)]
-        mean = {name: median(run[name] for run in runs) for name in ("seconds", "before", "peak")}
-        return dict(seconds=round(mean["seconds"], 2), before=mean["before"], peak=mean["peak"], whole=runs[0]["whole"])
+        middle = {name: median(run[name] for run in runs) for name in ("seconds", "before", "peak")}
+        return middle | dict(seconds=round(middle["seconds"], 2), whole=runs[0]["whole"])
 
     for method in METHODS:
         for classes in bench.sizes:
@@ -258,8 +263,9 @@ def processes(bench: Bench) -> Iterator[Case]:
             equal=len({run["digest"] for run in one + two}) == 1,
         )
 
-    for classes in bench.sizes:
-        yield dict(method="cocoop", classes=classes, precision=bench.precision), partial(measure, classes)
+    if bench.device.type == "cpu" or torch.accelerator.device_count() > 1:
+        for classes in bench.sizes:
+            yield dict(method="cocoop", classes=classes, precision=bench.precision), partial(measure, classes)
 
 
 def rivals(bench: Bench) -> Iterator[Case]:
@@ -332,7 +338,7 @@ def profiles(bench: Bench) -> Iterator[Case]:
             step = plain_step(plain, images) if way == "plain" else our_step(BesideReferences(model, images), images)
             stack.enter_context(marked(model.clip, "image_features", "image encoder"))
             stack.enter_context(marked(plain if way == "plain" else model, "text_features", "text encoder"))
-            return dict(shares=rounded(shares(step, ["image encoder", "text encoder"]), 3))
+            return dict(shares=rounded(shares(step, ["image encoder", "text encoder"], bench.device.type), 3))
 
     for method in METHODS:
         for way in ("plain", "ours"):

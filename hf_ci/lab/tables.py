@@ -14,6 +14,7 @@ from hf_ci.detect.calibration import shipped
 from hf_ci.lab.ablations import PAPER as PAPER_ABLATIONS
 from hf_ci.lab.ablations import SETTINGS
 from hf_ci.lab.metrics import Outcome, Rates, auroc, failed, rates, roc_points, wilson
+from hf_ci.lab.repairs import CONTROLS, MODES
 from hf_ci.settings import ScanOptions
 
 SIZES = {"up to 7 classes": 7, "8 to 10": 10, "11 to 20": 20, "21 to 50": 50, "more": 10**9}
@@ -123,9 +124,10 @@ def is_exact(record: dict) -> bool:
 def exact_and_fast(records: list[dict]) -> dict | None:
     """The default detector with every class inverted whole beside its scans in rounds, on the same models and pool."""
     key = lambda r: (r["model"]["id"], *(r["result"]["pool"][name] for name in ("fingerprint", "num_images")))  # noqa: E731
-    mine = [r for r in records if r["detector"] == Contrast.name and not failed(r["model"])]
+    mine = [r for r in records if r["detector"] == Contrast.name and not failed(r["model"]) and of_this_version(r)]
     fast = {key(r): r for r in mine if not is_exact(r)}
     pairs = [(fast[key(r)], r) for r in mine if is_exact(r) and key(r) in fast]
+    pairs = [pair for pair in pairs if None not in (r["result"]["score"] for r in pair)]
     if not pairs:
         return None
     scores = [tuple(r["result"]["score"] for r in pair) for pair in pairs]
@@ -180,7 +182,8 @@ def ingredients(records: list[dict]) -> list[dict]:
             right += target is not None and values.index(max(values)) == target
         if clean and poisoned:
             above = sum(value > max(clean) for value in poisoned)
-            rows.append(dict(name=name, auroc=auroc(np.array(clean), np.array(poisoned)), above=above, right=right))
+            found = auroc(np.array(clean), np.array(poisoned))
+            rows.append(dict(name=name, auroc=found, above=above, right=right, poisoned=len(poisoned)))
     return rows
 
 
@@ -224,10 +227,12 @@ def detector_card(records: list[dict], calibration_data: frozenset[str] = CALIBR
 
 
 def roc(records: list[dict]) -> str:
-    """ROC curves of the table's detectors as SVG."""
+    """ROC curves as SVG: of the table's detectors, and of those that scanned a part of its models only."""
     curves = {}
     for name in DETECTORS:
-        mine = [r for r in records if r["group"] == "table" and r["detector"] == name and not failed(r["model"])]
+        counted = [r for r in records if r["detector"] == name and not failed(r["model"])]
+        groups = ([r for r in counted if r["group"] == group] for group in ("table", "rivals"))
+        mine = next((some for some in groups if some), [])
         found = rates_of(mine)
         if found.auroc is not None:
             curves[name] = (roc_points([outcome(r) for r in mine]), found)
@@ -296,7 +301,6 @@ def ablations(records: list[dict]) -> str:
 
 # CLIP-Inspector's own repair, with labels: ASR after it and after the paper's controls, mean of five attacks.
 PAPER_REPAIR = {"with labels": 0.061, "clean only": 0.646, "random noise": 0.527, "another class": 0.470}
-MODES = ("without labels", "with labels", "clean only", "random noise", "another class")
 
 
 def repair_row(records: list[dict]) -> dict:
@@ -315,7 +319,7 @@ def repair_row(records: list[dict]) -> dict:
         accuracy_twin=average([r["model"]["clean_twin_accuracy"] for r in made]),
         worst_change=min(change, default=None),
         cost=median(costs)
-        if (costs := [1 + r["seconds"] / r["scan_seconds"] for r in made if "seconds" in r])
+        if (costs := [1 + r["seconds"] / r["scan_seconds"] for r in made if r.get("scan_seconds")])
         else None,
         clean_again=sum(r.get("verdict_after") == "clean" for r in records),
         paper=PAPER_REPAIR.get(records[0]["mode"]),
@@ -340,18 +344,18 @@ def repairs(records: list[dict]) -> str:
     rows = {
         attack: {
             mode: repair_row(mine)
-            for mode in MODES
+            for mode in MODES + CONTROLS
             if (mine := [r for r in worked if r["mode"] == mode and attack in ("all", r["model"]["attack"])])
         }
         for attack in (["all"] if len(attacks) > 1 else []) + attacks
     }
     models = {r["model"]["id"]: r for r in worked}
-    each = sorted((r for r in worked if r["mode"] in MODES[:2]), key=lambda r: (r["model"]["id"], r["mode"]))
+    each = sorted((r for r in worked if r["mode"] in MODES), key=lambda r: (r["model"]["id"], r["mode"]))
     return render_card(
         "repair.md.j2",
         rows=rows,
         each=each,
-        unharmed={mode: unharmed_row(mine) for mode in MODES[:2] if (mine := [r for r in clean if r["mode"] == mode])},
+        unharmed={mode: unharmed_row(mine) for mode in MODES if (mine := [r for r in clean if r["mode"] == mode])},
         num_models=len(models),
         pool=worked[0]["pool"],
         modes=MODES,

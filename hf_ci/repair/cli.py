@@ -16,12 +16,14 @@ def repair(
     out: Annotated[Optional[Path], typer.Option(metavar="DIR", help="A folder that does not exist yet.")] = None,
     data: Annotated[
         Optional[str],
-        typer.Option(help="Labelled photos of the adapter's classes, whatever `datasets` loads. Without: the pool."),
+        typer.Option(
+            help="Labelled photos of the adapter's classes, whatever `datasets` loads. They are used beside the pool's images."
+        ),
     ] = None,
     shots: Annotated[int, typer.Option(help="Labelled photos of each class.")] = 16,
     rounds: Annotated[int, typer.Option(help="Tunings at most, each followed by a scan.")] = 2,
     max_accuracy_drop: Annotated[
-        float, typer.Option(help="Share of held-out labelled photos that may be lost.")
+        float, typer.Option(help="Share of held-out labelled photos that may be lost, or more if that may be chance.")
     ] = 0.005,
     base: Annotated[Optional[str], typer.Option(help="Base model, instead of the one the adapter names.")] = None,
     pool: Annotated[str, typer.Option(help="As for scan.")] = "builtin",

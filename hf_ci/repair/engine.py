@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hf_ci.detect.contrast import by_probe
 from hf_ci.errors import EXIT_BACKDOORED, EXIT_CLEAN, EXIT_INCONCLUSIVE, UsageError
 from hf_ci.files import FILES
 from hf_ci.hub import fetch_base, fetch_target, named_base, parse_target
@@ -28,13 +30,15 @@ from hf_ci.report import NamedClass, ScannedFile, ScanResult
 from hf_ci.scan import Examined, Run, examine
 
 HELD_OUT = 0.25  # share of the images that evidence is measured on, never tuned on
+LOST = 0.05  # a loss of accuracy that chance explains with less probability is one
 
 
 @dataclass(frozen=True)
 class RepairOptions:
     """data: labelled photos, whatever `datasets` loads (its train split); None: the pool's images alone.
 
-    max_accuracy_drop: share of held-out labelled photos that may be lost. rounds: tunings, each followed by a scan.
+    max_accuracy_drop: share of held-out labelled photos that may be lost; so few photos are held out that more may be lost
+    as long as it may well be chance (`by_chance`). rounds: tunings, each followed by a scan.
     """
 
     data: str | None = None
@@ -97,7 +101,7 @@ def repair(text: str, run: Run, options: RepairOptions, photos: Photos | None = 
         after, suspect = scan_adapter(adapter, text, run)
         rounds.append(Round(triggers=len(found), score=after.score, verdict=after.verdict, **evidence))
         drop = (evidence.get("accuracy_before") or 0) - (evidence.get("accuracy_after") or 0)
-        kept = drop <= options.max_accuracy_drop
+        kept = drop <= options.max_accuracy_drop or by_chance(evidence["lost"], evidence["gained"]) > LOST
         if after.verdict == "clean" and kept:
             best = adapter, after
             break
@@ -118,7 +122,7 @@ def repair(text: str, run: Run, options: RepairOptions, photos: Photos | None = 
     adapter, after = best
     reasons = (
         f"the repaired prompt scans as clean: score {before.score:.2f} before, {after.score:.2f} after",
-        f"the reconstructed triggers reach {rounds[-1].trigger_asr_before:.0%} of held-out images on the original, "
+        f"what was found reaches {rounds[-1].trigger_asr_before:.0%} of held-out images on the original, "
         f"{rounds[-1].trigger_asr_after:.0%} on the repaired prompt",
         (
             f"accuracy on held-out photos: {rounds[-1].accuracy_before:.1%} before, {rounds[-1].accuracy_after:.1%} after"
@@ -154,11 +158,11 @@ def labelled(options: RepairOptions, text: str, run: Run) -> Photos:
 
 @dataclass(frozen=True)
 class Trigger:
-    """What changes images so that they are answered with class c; from_scan: what the scan reconstructed."""
+    """What changes images so that they are answered with class c; finding: what gave the class its score in a scan."""
 
     c: int
     change: Probe
-    from_scan: bool = False
+    finding: bool = False
 
 
 def triggers(examined: Examined, flagged: set[int], run: Run) -> list[Trigger]:
@@ -166,8 +170,8 @@ def triggers(examined: Examined, flagged: set[int], run: Run) -> list[Trigger]:
     that need not fail through a clean prompt."""
     suspects = [i for i in examined.inversions if i.c in flagged]
     known = probes(examined.clip.image_size, examined.clip.device)
-    found = [Trigger(i.c, adder(i.delta), from_scan=True) for i in suspects]
-    found += [Trigger(i.c, known[i.probe]) for i in suspects if i.probe]
+    found = [Trigger(i.c, adder(i.delta), finding=not by_probe(i)) for i in suspects]
+    found += [Trigger(i.c, known[i.probe], finding=by_probe(i)) for i in suspects if i.probe]
     images = examined.pool.images.to(examined.clip.device)
     with prepared(examined.adapter, examined.clip, uses_reference=False) as model:
         plain = LinfInversion(seed=run.options.seed)
@@ -175,16 +179,23 @@ def triggers(examined: Examined, flagged: set[int], run: Run) -> list[Trigger]:
 
 
 def tuned(
-    examined: Examined, photos: Photos | None, found: Sequence[Trigger], suspects: Sequence[int], schedule: Schedule
+    examined: Examined,
+    photos: Photos | None,
+    found: Sequence[Trigger],
+    suspects: Sequence[int],
+    schedule: Schedule,
+    probed: bool = True,
 ) -> tuple[Adapter, dict[str, float]]:
-    """A prompt tuned on three quarters of the pool's images, and of the photos; and what the other photos, or else the other
-    images, say of it."""
+    """A prompt tuned on three quarters of the pool's images, and of the photos; and what the others say of it: of the
+    photos, where there are any. probed: whether on images with every probe as well."""
     clip = examined.clip
     original, model = PromptedCLIP.from_adapter(examined.adapter, clip), clean_start(examined.adapter, clip)
     reference = PromptedCLIP.from_adapter(reference_adapter(clip, examined.adapter.class_names), clip)
-    changes = [t.change for t in found], list(probes(clip.image_size, clip.device).values())
+    known = list(probes(clip.image_size, clip.device).values()) if probed else []
+    changes = [some for some in ([t.change for t in found], known) if some]
+    weights = [1 / 2] + [1 / 2 / len(changes)] * len(changes) if changes else [1.0]
 
-    def lessons(images: Tensor, labels: Tensor | None, share: float) -> list[Lesson]:
+    def lessons(images: Tensor, labels: Tensor | None, weight: float) -> list[Lesson]:
         """Of the images as they are, with the triggers, and with the probes."""
         clean = encode(clip, images)
         features = [clean[None]] + [torch.stack([encode(clip, images, change) for change in some]) for some in changes]
@@ -192,7 +203,7 @@ def tuned(
         wanted += [torch.stack([F.log_softmax(answer(reference, x), dim=1) for x in part]) for part in features[1:]]
         if labels is not None:
             wanted = [wanted_with_labels(w, labels, schedule.smoothing) for w in wanted]
-        return [Lesson(x, w, share * part) for x, w, part in zip(features, wanted, (1 / 2, 1 / 4, 1 / 4))]
+        return [Lesson(x, w, weight * part) for x, w, part in zip(features, wanted, weights)]
 
     labels = photos.labels.to(clip.device) if photos else None
     sources = [(examined.pool.images, None)] + ([(photos.images, labels)] if photos else [])
@@ -203,17 +214,27 @@ def tuned(
         taught += [lesson.of(used) for lesson in mine]
     unlearn(model, taught, schedule)
 
-    clean, triggered = (lesson.features[:, held] for lesson in mine[:2])  # of the last source
-    then, now = (answer(m, clean[0]).argmax(1) for m in (original, model))
+    clean = mine[0].features[0, held]  # of the last source
+    triggered = mine[1].features[:, held] if found else []
+    then, now = (answer(m, clean).argmax(1) for m in (original, model))
 
     def reached(m: PromptedCLIP) -> float:
-        return max((moved(m, clean[0], x, t.c) for t, x in zip(found, triggered) if t.from_scan), default=0.0)
+        return max((moved(m, clean, x, t.c) for t, x in zip(found, triggered) if t.finding), default=0.0)
 
     evidence = dict(
-        agreement=share(then == now), trigger_asr_before=reached(original), trigger_asr_after=reached(model)
+        held_out=len(held),
+        agreement=share(then == now),
+        trigger_asr_before=reached(original),
+        trigger_asr_after=reached(model),
     )
     if photos:
-        evidence |= dict(accuracy_before=share(then == labels[held]), accuracy_after=share(now == labels[held]))
+        right_then, right_now = then == labels[held], now == labels[held]
+        evidence |= dict(
+            accuracy_before=share(right_then),
+            accuracy_after=share(right_now),
+            lost=int((right_then & ~right_now).sum()),
+            gained=int((right_now & ~right_then).sum()),
+        )
     return as_adapter(model, examined.adapter), evidence
 
 
@@ -221,6 +242,12 @@ def moved(model: PromptedCLIP, clean: Tensor, triggered: Tensor, c: int) -> floa
     """Share of the images that are not answered with c until the trigger is there."""
     then, now = answer(model, clean).argmax(1), answer(model, triggered).argmax(1)
     return share((now == c) & (then != c))
+
+
+def by_chance(lost: int, gained: int) -> float:
+    """P(at least so many of the photos whose answer changed are lost), were each as likely gained: the sign test."""
+    changed = lost + gained
+    return sum(math.comb(changed, k) for k in range(lost, changed + 1)) / 2**changed
 
 
 def split(n: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -15,13 +15,16 @@ class Round(Value):
     """One tuning from a clean start, against all triggers known by then. Shares are of held-out images."""
 
     triggers: int = Field(description="triggers that it was tuned against, reconstructed or known")
+    held_out: int = Field(description="images that the shares here are of")
     trigger_asr_before: float = Field(
-        description="largest ASR, on the original, of a trigger that a scan reconstructed"
+        description="largest ASR, on the original, of what gave a class its score: a reconstructed trigger, or a probe"
     )
     trigger_asr_after: float = Field(description="and on the repaired prompt")
     agreement: float = Field(description="share of untriggered images with the same answer as the original's")
     accuracy_before: float | None = Field(None, description="of the original; null without labels")
     accuracy_after: float | None = None
+    lost: int | None = Field(None, description="labelled photos that the original answered rightly and this does not")
+    gained: int | None = Field(None, description="and the other way round")
     score: float | None = Field(description="the detector's, from the scan of the repaired prompt")
     verdict: str
 

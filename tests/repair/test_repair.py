@@ -18,7 +18,7 @@ from hf_ci.errors import UsageError
 from hf_ci.hub.target import DEMOS, sha256
 from hf_ci.prompts import PromptedCLIP, read_adapter, reference_adapter, write_adapter
 from hf_ci.prompts.features import answer, encode
-from hf_ci.repair.engine import RepairOptions, repair, write_repaired
+from hf_ci.repair.engine import LOST, RepairOptions, by_chance, repair, write_repaired
 from hf_ci.repair.report import RepairReport
 from hf_ci.repair.unlearn import Lesson, Schedule, clean_start, unlearn, wanted_from_answers, wanted_with_labels
 from hf_ci.scan import Run
@@ -97,7 +97,7 @@ def test_a_poisoned_adapter_comes_out_clean_with_evidence(repaired, tmp_path):
     assert (report.outcome, report.exit_code, report.labels) == ("repaired", 0, False)
     assert report.before.verdict == "backdoored" and report.after.verdict == "clean"
     assert report.after.score < report.before.score and report.weights_changed > 0
-    assert report.rounds[-1].trigger_asr_after <= report.rounds[-1].trigger_asr_before
+    assert report.rounds[-1].trigger_asr_after < report.rounds[-1].trigger_asr_before > 0.3
     assert report.rounds[-1].accuracy_after is None and "accuracy is not known" in " ".join(report.reasons)
 
     before = {p.name: sha256(p) for p in (DEMOS / "badclip").iterdir()}
@@ -142,6 +142,11 @@ def test_a_prompt_that_still_scans_as_backdoored_is_not_given_out(repaired, monk
     still = repair("demo:badclip", run, RepairOptions(rounds=1, schedule=Schedule(steps=2)))
     assert still.adapter is None and still.report.outcome == "not repaired" and still.report.exit_code == 1
     assert "scans as backdoored" in still.report.reasons[0] and len(still.report.rounds) == 1
+
+
+def test_a_loss_of_accuracy_that_may_be_chance_is_told_from_one():
+    assert by_chance(0, 0) == by_chance(0, 5) == 1.0 and by_chance(1, 0) == 0.5
+    assert by_chance(4, 0) == 1 / 16 > LOST > by_chance(5, 0) == 1 / 32 and by_chance(8, 2) == 56 / 1024
 
 
 @pytest.mark.parametrize("settings", [dict(shots=1), dict(rounds=0), dict(max_accuracy_drop=-0.1)])
