@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -204,3 +205,4 @@ def _worker(
     with prepared(adapter, clip, inverter.uses_reference, pool if rounds else None) as model:
         invert_all(model, pool, len(adapter.class_names), inverter, rounds, Path(folder))
     torch.distributed.destroy_process_group()
+    os._exit(0)  # all is in files; on the usual way out a thread of the group's has been seen to abort the process
