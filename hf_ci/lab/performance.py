@@ -18,7 +18,8 @@ WHY = {  # a word on a target that was missed, by its name: from how a scan is b
     "CoCoOp, 200 classes": SCREENING,
     "CoOp": f"Without texts to save, only classes are: at least {FEWEST} are inverted whole, and the probes cost the "
     "same for few classes as for many.",
-    "rivals": "They are given our forward pass in the second ratio, not the plain one that their papers' code has.",
+    "rivals": "With ten classes a scan inverts half of them whole, and the second ratio gives the rivals our forward pass, not the "
+    "plain one that their papers' code has; with more classes both ratios grow.",
     "encoders": "Around the encoders, a step adds the trigger, places context vectors, compares "
     "with references and moves the trigger.",
     "growth, time": SCREENING,
