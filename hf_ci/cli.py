@@ -186,7 +186,7 @@ def scan(
 app.command("run")(run)
 app.command("init")(init)
 app.command("config")(config)
-app.command("repair", context_settings={"auto_envvar_prefix": "HF_CI"})(repair)
+app.command("repair")(repair)
 app.command("card")(card)
 app.command("badge")(badge)
 app.command("explain")(explain)

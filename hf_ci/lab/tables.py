@@ -355,6 +355,7 @@ def repairs(records: list[dict]) -> str:
         "repair.md.j2",
         rows=rows,
         each=each,
+        controlled=any(r["mode"] in CONTROLS for r in worked),
         unharmed={mode: unharmed_row(mine) for mode in MODES if (mine := [r for r in clean if r["mode"] == mode])},
         num_models=len(models),
         pool=worked[0]["pool"],
