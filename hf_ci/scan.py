@@ -19,7 +19,7 @@ from hf_ci.files import FILES, SCANNED
 from hf_ci.hub import BaseModel, Fetched, fetch_base, fetch_text, named_base
 from hf_ci.hub.target import hashes, sha256
 from hf_ci.inversion import Inversion, Job, check_cache, run_job
-from hf_ci.inversion.probes import passes
+from hf_ci.inversion.probes import Probed, passes
 from hf_ci.pools import BUILTIN, Pool, load_pool
 from hf_ci.progress import Silent
 from hf_ci.prompts import Adapter, FrozenCLIP, load_clip, read_adapter
@@ -50,7 +50,7 @@ EXIT_CODES = {"clean": 0, "backdoored": 1, "inconclusive": 4}
 
 class Run:
     """What the targets of one run share: options, base models (each at the commit that it had when it was first
-    asked for), and the last two of those in memory with the pool as each takes it.
+    asked for), and the last two of those in memory with the pool as each takes it, and what each makes of it under probes.
 
     fetch_base: for whoever has fetched base models already.
     """
@@ -72,6 +72,11 @@ class Run:
         self.clip = lru_cache(maxsize=2)(lambda folder: load_clip(folder, self.device, self.precision))
         self.pool = lru_cache(maxsize=2)(
             lambda folder: load_pool(options.pool, options.num_images, options.seed, load_processor(folder))
+        )
+        self.probed = lru_cache(maxsize=2)(
+            lambda folder, place: Probed(
+                self.clip(folder).image_features, self.pool(folder).images.to(self.device), place
+            )
         )
         for folder in (options.cache, options.save_trigger):
             if folder:
@@ -173,7 +178,9 @@ def examine(text: str, run: Run, fetch: Fetch = fetch_text) -> tuple[ScanResult,
             options.exact,
         )
         progress.inversions(text, adapter.class_names, job.num_inversions)
-        inversions, cached = run_job(job, clip, options.num_processes, options.cache, progress.inverted)
+        cache = options.cache
+        probed = run.probed(base.folder, cache and cache / job.shared)
+        inversions, cached = run_job(job, clip, options.num_processes, cache, progress.inverted, probed)
         verdict = detector.judge(inversions, adapter.class_names)
         found |= findings(verdict, inversions, adapter.class_names)
         warnings += vulnerable_warnings(found["classes"])

@@ -21,8 +21,8 @@ QUICK = ("--num-images", "32", "--detector", "clip-inspector")
 
 def test_help_is_fast_and_loads_no_torch(run):
     code = (
-        "import sys, time, runpy; t = time.perf_counter(); sys.argv = ['hf-ci', '--help']\n"
-        "try: runpy.run_module('hf_ci', run_name='__main__')\nexcept SystemExit: pass\n"
+        "import sys; sys.argv = ['hf-ci', '--help']\n"
+        "from hf_ci.cli import main\ntry: main()\nexcept SystemExit: pass\n"
         "print([m for m in ('torch', 'transformers', 'peft', 'pydantic') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -175,6 +175,13 @@ def test_an_internal_error_leaves_a_log_and_the_other_reports(run, adapter_folde
 def test_a_rank_from_somewhere_else_silences_nothing(run, adapter_folder):
     done = run("scan", adapter_folder, *QUICK, "--k", "-1e9", "--min-asr", "0", env={"RANK": "1"})
     assert done.returncode == 1 and "backdoored" in done.stdout
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full device here")
+def test_a_report_that_cannot_be_written_is_no_success():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-m", "hf_ci", "--help"], stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 5
 
 
 def test_a_reader_that_leaves_does_not_change_the_exit_code(adapter_folder):

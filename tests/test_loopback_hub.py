@@ -25,8 +25,12 @@ from huggingface_hub.errors import (
 from hf_ci.dev.loopback import STRANGER_TOKEN, LoopbackHub
 
 pytestmark = pytest.mark.filterwarnings("ignore:Warnings while validating metadata")  # these cards have none
-FILES = {"README.md": b"# an adapter\n", "weights.safetensors": bytes(range(256)) * 8, "sub/dir/a.txt": b"a",
-         "sub/b \u00e9.txt": b"b"}
+FILES = {
+    "README.md": b"# an adapter\n",
+    "weights.safetensors": bytes(range(256)) * 8,
+    "sub/dir/a.txt": b"a",
+    "sub/b \u00e9.txt": b"b",
+}
 
 
 @pytest.fixture
@@ -49,8 +53,9 @@ def run_client(hub: LoopbackHub, home: Path, script: str, token: str = "hf_owner
     clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     # on the usual way out a thread of pyarrow's now and then aborts a process that has streamed a data set
     script = textwrap.dedent(script) + "\nimport os, sys; sys.stdout.flush(); os._exit(0)"
-    done = subprocess.run([sys.executable, "-c", script], env=clean | hub.env(home, token),
-                          capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=clean | hub.env(home, token), capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -99,8 +104,11 @@ def test_security_status_is_what_the_test_set(hub, api):
     issue = {"path": "weights.safetensors", "level": "unsafe"}
     hub.repo("user/adapter").security["filesWithIssues"] = [issue]
     assert api.model_info("user/adapter", securityStatus=True).security_repo_status["filesWithIssues"] == [issue]
-    safe = {entry.path: entry.security.safe for entry in api.list_repo_tree("user/adapter", expand=True, recursive=True)
-            if hasattr(entry, "security")}
+    safe = {
+        entry.path: entry.security.safe
+        for entry in api.list_repo_tree("user/adapter", expand=True, recursive=True)
+        if hasattr(entry, "security")
+    }
     assert [path for path in safe if not safe[path]] == ["weights.safetensors"]
 
 
@@ -135,16 +143,29 @@ def test_a_cached_sha_is_read_without_asking_the_hub(hub, api, tmp_path):
 
 def test_a_commit_adds_replaces_and_deletes_and_keeps_its_parent(hub, api):
     first = hub.add_repo("user/adapter", FILES)
-    made = api.create_commit("user/adapter", commit_message="title", commit_description="text", parent_commit=first,
-                             operations=[CommitOperationAdd("README.md", b"# new\n"), CommitOperationDelete("sub/"),
-                                         CommitOperationAdd("empty.bin", b"")])
+    made = api.create_commit(
+        "user/adapter",
+        commit_message="title",
+        commit_description="text",
+        parent_commit=first,
+        operations=[
+            CommitOperationAdd("README.md", b"# new\n"),
+            CommitOperationDelete("sub/"),
+            CommitOperationAdd("empty.bin", b""),
+        ],
+    )
     commit = hub.repo("user/adapter").find("main")
-    assert commit.tree == {"README.md": b"# new\n", "weights.safetensors": FILES["weights.safetensors"],
-                           "empty.bin": b""}
+    assert commit.tree == {
+        "README.md": b"# new\n",
+        "weights.safetensors": FILES["weights.safetensors"],
+        "empty.bin": b"",
+    }
     assert (commit.sha, commit.parents) == (made.oid, (first,))
     log = api.list_repo_commits("user/adapter")
     assert [(entry.commit_id, entry.title, entry.message) for entry in log] == [
-        (made.oid, "title", "text"), (first, "Add files", "")]
+        (made.oid, "title", "text"),
+        (first, "Add files", ""),
+    ]
     with pytest.raises(EntryNotFoundError):
         api.delete_file("missing.txt", "user/adapter")
 
@@ -152,8 +173,9 @@ def test_a_commit_adds_replaces_and_deletes_and_keeps_its_parent(hub, api):
 def test_a_stale_parent_is_answered_412_and_changes_nothing(hub, api):
     first = hub.add_repo("user/adapter", FILES)
     second = hub.commit("user/adapter", {"README.md": b"moved"})
-    refused(412, api.create_commit, "user/adapter", [CommitOperationAdd("x", b"x")], commit_message="x",
-            parent_commit=first)
+    refused(
+        412, api.create_commit, "user/adapter", [CommitOperationAdd("x", b"x")], commit_message="x", parent_commit=first
+    )
     assert hub.repo("user/adapter").find("main").sha == second
 
 
@@ -167,13 +189,24 @@ def test_an_unchanged_file_makes_no_commit(hub, api):
 def test_a_pull_request_starts_from_its_parent_commit_and_merges_over_a_moved_main(hub, api):
     first = hub.add_repo("user/adapter", FILES)
     moved = hub.commit("user/adapter", {"other.txt": b"o"})
-    made = api.create_commit("user/adapter", [CommitOperationAdd("README.md", b"# scanned\n")], create_pr=True,
-                             commit_message="Scan report", commit_description="all clean", parent_commit=first)
+    made = api.create_commit(
+        "user/adapter",
+        [CommitOperationAdd("README.md", b"# scanned\n")],
+        create_pr=True,
+        commit_message="Scan report",
+        commit_description="all clean",
+        parent_commit=first,
+    )
     assert (made.pr_num, made.pr_revision) == (1, "refs/pr/1")
     assert hub.repo("user/adapter").find("refs/pr/1").parents == (first,)
     assert api.model_info("user/adapter").sha == moved
-    again = api.create_commit("user/adapter", [CommitOperationAdd("new.txt", b"n")], commit_message="more",
-                              revision="refs/pr/1", parent_commit=made.oid)
+    again = api.create_commit(
+        "user/adapter",
+        [CommitOperationAdd("new.txt", b"n")],
+        commit_message="more",
+        revision="refs/pr/1",
+        parent_commit=made.oid,
+    )
     comment = api.comment_discussion("user/adapter", 1, "hello")
     api.merge_pull_request("user/adapter", 1, comment="thanks")
 
@@ -224,8 +257,14 @@ def test_a_stranger_may_push_to_their_own_pull_request_only(hub):
     assert hub.repo("user/adapter").find("refs/pr/1").tree["x"] == b"y"
     refused(403, stranger.merge_pull_request, "user/adapter", 1)
     refused(403, stranger.create_tag, "user/adapter", tag="v1")
-    refused(401, api_as(hub, False).upload_file, repo_id="user/adapter", create_pr=True, error=RepositoryNotFoundError,
-            **add)
+    refused(
+        401,
+        api_as(hub, False).upload_file,
+        repo_id="user/adapter",
+        create_pr=True,
+        error=RepositoryNotFoundError,
+        **add,
+    )
 
 
 def test_errors_arrive_as_the_exceptions_of_the_client(hub, api, tmp_path):
@@ -311,7 +350,10 @@ def test_folders_upload_through_both_regular_and_lfs(hub, tmp_path):
     for path, data in FILES.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(data)
-    out = run_client(hub, tmp_path / "home", f"""
+    out = run_client(
+        hub,
+        tmp_path / "home",
+        f"""
         import json
         from huggingface_hub import HfApi, ModelCard, hf_hub_download, upload_file, upload_folder
         ModelCard("---\\nlicense: mit\\n---\\n").validate()  # the client asks this without a token
@@ -323,7 +365,8 @@ def test_folders_upload_through_both_regular_and_lfs(hub, tmp_path):
                            repo_type="dataset", create_pr=True)
         back = hf_hub_download("user/data", "d/t.parquet", repo_type="dataset", revision=made.pr_revision)
         print(json.dumps([first.oid, again.oid, made.pr_url, open(back).read()]))
-    """)
+    """,
+    )
     new = hub.repo("user/new").find("main")
     assert out == [new.sha, new.sha, f"{hub.url}/datasets/user/data/discussions/1", "rows"]
     assert {path: new.tree[path] for path in FILES} == FILES
@@ -341,13 +384,17 @@ def test_load_dataset_reads_parquet_whole_and_streamed(hub, tmp_path, private):
         pq.write_table(pa.table({"row": list(rows)}), sink)
         files[f"data/{split}-00000-of-00001.parquet"] = sink.getvalue()
     hub.add_repo("user/rows", files, repo_type="dataset", private=private)
-    out = run_client(hub, tmp_path, """
+    out = run_client(
+        hub,
+        tmp_path,
+        """
         import json
         from datasets import load_dataset
         whole = load_dataset("user/rows")
         streamed = load_dataset("user/rows", split="test", streaming=True)
         print(json.dumps([{name: split["row"][:] for name, split in whole.items()}, [x["row"] for x in streamed]]))
-    """)
+    """,
+    )
     assert out == [{"train": [0, 1, 2, 3, 4], "test": [5, 6]}, [5, 6]]
 
 
@@ -426,10 +473,19 @@ def test_a_job_s_identity_buys_a_token_for_its_repo_alone(hub, tmp_path):
                 results.append(error.response.status_code)
         print(json.dumps(results))
     """
-    job = {"HF_OIDC_RESOURCE": "user/adapter", "GITHUB_ACTIONS": "true",
-           "ACTIONS_ID_TOKEN_REQUEST_URL": f"{hub.url}/identity", "ACTIONS_ID_TOKEN_REQUEST_TOKEN": "t"}
+    job = {
+        "HF_OIDC_RESOURCE": "user/adapter",
+        "GITHUB_ACTIONS": "true",
+        "ACTIONS_ID_TOKEN_REQUEST_URL": f"{hub.url}/identity",
+        "ACTIONS_ID_TOKEN_REQUEST_TOKEN": "t",
+    }
     env = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)],
-                          env=env | hub.env(tmp_path, token="") | job, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        env=env | hub.env(tmp_path, token="") | job,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == ["written", 403]

@@ -78,13 +78,17 @@ class LinfInversion:
     screening = None
 
     def __call__(self, model: nn.Module, images: Tensor, c: int, micro_batch: int) -> Inversion:
-        objective = OBJECTIVES[self.objective]
-        order = batches(len(images), c, self.seed, self.batch, self.epochs, images.device)
-        trigger = descend(self, images, order, micro_batch, lambda x, _: objective(model(x), c))
+        trigger = self.descend(model, images, c, micro_batch)
         loss, asr = measure(model, images, trigger, c, micro_batch)
         passes = self.epochs * len(images)
         delta = trigger.delta.detach().float().cpu()
         return Inversion(c, loss, asr, delta, forward=passes + len(images), backward=passes)
+
+    def descend(self, model: nn.Module, images: Tensor, c: int, micro_batch: int = 32) -> LinfTrigger:
+        """The trigger alone, unmeasured."""
+        objective = OBJECTIVES[self.objective]
+        order = batches(len(images), c, self.seed, self.batch, self.epochs, images.device)
+        return descend(self, images, order, micro_batch, lambda x, _: objective(model(x), c))
 
 
 def descend(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from hf_ci.errors import Inconclusive
 from hf_ci.inversion.engine import Progress, invert_classes, launch, read_arrays, read_cached, write_arrays
 from hf_ci.inversion.invert import Inversion, Inverter
-from hf_ci.inversion.probes import probe, probes
+from hf_ci.inversion.probes import NUM_IMAGES, Probed, probe
 from hf_ci.inversion.rounds import in_rounds, round_size
 from hf_ci.prompts import Adapter, BesideReferences, FrozenCLIP, PromptedCLIP, load_clip
 
@@ -46,6 +46,12 @@ class Job:
     precision: str = "fp32"
     device: str = "cpu"
     exact: bool = False
+
+    @property
+    def shared(self) -> str:
+        """Stands for all that the image encoder's part in the probes depends on: adapters have it in common."""
+        parts = [PROBES, self.base_digest, self.fingerprint, self.precision, self.device]
+        return "probed-" + hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
     @property
     def in_rounds(self) -> bool:
@@ -79,11 +85,12 @@ def run_job(
     num_processes: int = 1,
     cache: Path | None = None,
     progress: Progress = lambda inversion: None,
+    probed: Probed | None = None,
 ) -> tuple[list[Inversion], int]:
     """All classes' inversions in order, and how many of them were in `cache` (a folder for all jobs) before.
 
-    `clip` is the model in `job.base_folder`; other processes load it anew. Raises Inconclusive where several cannot hand
-    over what they found.
+    `clip` is the model in `job.base_folder`; other processes load it anew. probed: of this model and pool, from another
+    job. Raises Inconclusive where several cannot hand over what they found.
     """
     num_classes, shown = len(job.adapter.class_names), set()
 
@@ -115,20 +122,24 @@ def run_job(
             # numpy, because tensors travel to a new process through shared memory, which containers keep small
             args = (job.adapter, str(job.base_folder), job.images.numpy(), job.inverter, job.in_rounds, job.precision)
             cpu = torch.device(job.device).type == "cpu"
-            launch(_worker, (*args, str(folder), cpu), min(num_processes, num_classes), cpu, show_cached)
+            places = str(folder), str(cache / job.shared)
+            launch(_worker, (*args, *places, cpu), min(num_processes, num_classes), cpu, show_cached)
             if lost := num_classes - show_cached():
                 raise Inconclusive(
                     f"{lost} of {num_classes} classes could not be handed over through files in {folder}",
                     "make room there, name another place with --cache, or use --num-processes 1",
                 )
         images = job.images.to(clip.device)
+        probed = probed or Probed(clip.image_features, images, cache and cache / job.shared)
         with prepared(job.adapter, clip, job.inverter.uses_reference, images if job.in_rounds else None) as model:
-            return invert_all(model, images, num_classes, job.inverter, job.in_rounds, folder, show, job.key), cached
+            done = invert_all(model, images, probed, num_classes, job.inverter, job.in_rounds, folder, show, job.key)
+            return done, cached
 
 
 def invert_all(
     model: nn.Module,
     images: Tensor,
+    probed: Probed,
     num_classes: int,
     inverter: Inverter,
     rounds: bool,
@@ -138,32 +149,39 @@ def invert_all(
 ) -> list[Inversion]:
     """Every class's inversion, in this process's group; beside references, with the probe that serves it best."""
 
+    mine = []
+
     def invert(classes: Iterable[int], how: Inverter) -> list[Inversion]:
         place = folder if how == inverter else folder and folder / SCREENING
-        return invert_classes(model, images, classes, how, place, show, tag)
+        return invert_classes(model, images, classes, how, place, lambda i: [mine.append(i), show(i)], tag)
 
     if rounds:
         inversions = in_rounds(invert, num_classes, inverter)
     else:
         inversions = invert(range(num_classes), inverter)
-    return beside_probes(inversions, model, images, folder) if inverter.uses_reference else inversions
+    if not inverter.uses_reference:
+        return inversions
+    return beside_probes(inversions, model, probed, folder, sum(i.forward + 2 * i.backward for i in mine))
 
 
 def beside_probes(
-    inversions: Sequence[Inversion], model: nn.Module, images: Tensor, folder: Path | None
+    inversions: Sequence[Inversion], model: nn.Module, probed: Probed, folder: Path | None, load: int = 0
 ) -> list[Inversion]:
-    """Probes are shared out over the processes, as classes are."""
+    """Probes are shared out over the processes. load: what this one has had to do, in images forward through the encoder."""
     from accelerate import PartialState
     from accelerate.utils import gather_object
 
-    shares, state = read_arrays(folder, PROBES), PartialState(cpu=images.device.type == "cpu")
+    shares, state = read_arrays(folder, PROBES), PartialState(cpu=probed.images.device.type == "cpu")
+    loads = [load]
     if state.num_processes > 1:  # all or none: whoever finds nothing would wait for the others
-        shares = min(gather_object([shares]), key=len)
+        every = gather_object([(shares, load)])
+        shares, loads = min((shares for shares, _ in every), key=len), [load for _, load in every]
     if not shares:
-        with state.split_between_processes(list(probes(images.shape[-1]))) as names:
-            shares = {name: share.numpy() for name, share in probe(model, images, names).items()}
+        names = dealt(list(probed.known), loads)[state.process_index]
+        shares = {name: share.numpy() for name, share in probe(model.from_features, probed, names).items()}
         if state.num_processes > 1:
             shares = {name: share for part in gather_object([shares]) for name, share in part.items()}
+            shares = {name: shares[name] for name in probed.known}
         if state.is_main_process:
             write_arrays(folder, PROBES, shares)
     names, table = list(shares), np.stack(list(shares.values()))  # (P, C)
@@ -171,6 +189,16 @@ def beside_probes(
         replace(i, probe=names[best], probe_asr=float(table[best, i.c]))
         for i, best in zip(inversions, table.argmax(axis=0))
     ]
+
+
+def dealt(names: Sequence[str], loads: Sequence[int]) -> list[list[str]]:
+    """By process, its probes: each goes to whoever has had the least to do, so that all end at about the same time."""
+    loads, hands = list(loads), [[] for _ in loads]
+    for name in names:
+        least = loads.index(min(loads))
+        hands[least].append(name)
+        loads[least] += NUM_IMAGES
+    return hands
 
 
 @contextmanager
@@ -194,6 +222,7 @@ def _worker(
     rounds: bool,
     precision: str,
     folder: str,
+    shared: str,
     cpu: bool,
 ) -> None:
     """One of several processes: inverts its share of the classes and leaves them in `folder`."""
@@ -203,6 +232,7 @@ def _worker(
     clip = load_clip(Path(base_folder), state.device, precision)
     pool = torch.from_numpy(images).to(state.device)
     with prepared(adapter, clip, inverter.uses_reference, pool if rounds else None) as model:
-        invert_all(model, pool, len(adapter.class_names), inverter, rounds, Path(folder))
+        probed = Probed(clip.image_features, pool, Path(shared))
+        invert_all(model, pool, probed, len(adapter.class_names), inverter, rounds, Path(folder))
     torch.distributed.destroy_process_group()
     os._exit(0)  # all is in files; on the usual way out a thread of the group's has been seen to abort the process

@@ -11,10 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import product
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+
+from hf_ci.inversion.engine import read_arrays, write_arrays
 
 Probe = Callable[[Tensor], Tensor]  # pixels (B, 3, H, W) in [0, 1] -> the same with the trigger
 NUM_IMAGES = 64  # of the pool; shares are read to a few per cent, no finer
@@ -31,6 +34,7 @@ COLOURS = {
 }
 OPACITY = 0.3
 DEGREES = (30, 60, 90, 180, 270)
+UNTOUCHED = "untouched"  # stands beside the probes' names
 
 
 def wave(size: int, periods: int, direction: tuple[int, int], device: torch.device | str = "cpu") -> Probe:
@@ -68,30 +72,63 @@ def probes(size: int, device: torch.device | str = "cpu") -> dict[str, Probe]:
     return waves | casts | turns
 
 
+class Probed:
+    """What the image encoder makes of a pool's first 64 images, untouched and under each probe: the same for every adapter
+    on one CLIP, so that it is found once, when first asked for.
+
+    encode: pixels (B, 3, H, W) in [0, 1] -> features (B, D); images: the pool (N, 3, H, W) uint8, on the device; place: a
+    folder where features are kept for other runs, whose name stands for all that they depend on; None: in memory alone.
+    """
+
+    def __init__(self, encode: Callable[[Tensor], Tensor], images: Tensor, place: Path | None = None):
+        self.encode, self.images, self.place = encode, images[:NUM_IMAGES], place
+        self.known = probes(images.shape[-1], images.device)
+        self._features: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def features(self, name: str, micro_batch: int = 16) -> Tensor:
+        """(n, D) of the images under a probe, or UNTOUCHED."""
+        if name not in self._features:
+            kept = read_arrays(self.place, name).get("features")
+            if kept is None or len(kept) != len(self.images):
+                change = self.known.get(name, lambda x: x)
+                parts = [self.encode(change(part.float() / 255)) for part in self.images.split(micro_batch)]
+                self._features[name] = torch.cat(parts)
+                write_arrays(self.place, name, {"features": self._features[name].cpu().numpy()})
+            else:
+                self._features[name] = torch.from_numpy(kept).to(self.images.device)
+        return self._features[name]
+
+
 @torch.no_grad()
 def probe(
-    model: nn.Module, images: Tensor, names: Sequence[str] | None = None, micro_batch: int = 16
+    answers: Callable[[Tensor], tuple[Tensor, Tensor]],
+    probed: Probed,
+    names: Sequence[str] | None = None,
+    micro_batch: int = 16,
 ) -> dict[str, Tensor]:
-    """By name (None: all of them), the share (C,) of the first 64 `images` (N, 3, H, W) uint8 that a probe moves into each
-    class through the adapter alone: the adapter answers it with the probe, not without, and no reference does with it.
+    """By name (None: all of them), the share (C,) of the images that a probe moves into each class through the adapter
+    alone: the adapter answers it with the probe, not without, and no reference does with it.
 
     What an adapter answers without a probe is no effect of it; and the references often leave a class under a strong
     probe, so that an adapter that merely stays there would be counted.
 
-    model: pixels -> logits (B, C) through the adapter and (B, K, C) through the references.
+    answers: features (B, D) -> logits (B, C) through the adapter and (B, K, C) through the references.
     """
-    known, n = probes(images.shape[-1], images.device), len(images[:NUM_IMAGES])
-    triggers = {name: known[name] for name in (known if names is None else names)}
-    hits = dict.fromkeys(triggers, 0)
-    for part in images[:NUM_IMAGES].split(micro_batch):
-        x = part.float() / 255
-        before = model(x)[0].argmax(-1)  # (B,)
-        for name, trigger in triggers.items():
-            z, references = model(trigger(x))
-            moved = F.one_hot(z.argmax(-1), z.shape[-1]).bool() & (z.argmax(-1) != before)[:, None]  # (B, C)
-            other = F.one_hot(references.argmax(-1), z.shape[-1]).bool().any(1)  # (B, C)
-            hits[name] = hits[name] + (moved & ~other).sum(0)
-    return dict(zip(hits, (torch.stack(list(hits.values())) / n).cpu()))
+
+    def answered(name: str) -> tuple[Tensor, Tensor]:
+        """Which class each image is answered with (n,), and with which any reference does (n, C)."""
+        parts = [answers(part) for part in probed.features(name).split(micro_batch)]
+        z, references = (torch.cat(of) for of in zip(*parts))
+        return z.argmax(-1), F.one_hot(references.argmax(-1), z.shape[-1]).bool().any(1)
+
+    before, others = answered(UNTOUCHED)
+    shares = {}
+    for name in probed.known if names is None else names:
+        now, other = answered(name)
+        moved = F.one_hot(now, others.shape[-1]).bool() & (now != before)[:, None]  # (n, C)
+        shares[name] = (moved & ~other).float().mean(0)
+    return dict(zip(shares, torch.stack(list(shares.values())).cpu())) if shares else {}
 
 
 def passes(num_images: int) -> int:

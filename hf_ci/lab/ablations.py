@@ -8,14 +8,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from statistics import mean
 
 from torch import Tensor
 
+from hf_ci.cards import render_card
 from hf_ci.detect.contrast import ContrastInversion
 from hf_ci.hub import fetch_base
 from hf_ci.inversion import LinfInversion
 from hf_ci.inversion.job import prepared
 from hf_ci.lab.bench import Spec, appending, pool_of, read_records
+from hf_ci.lab.metrics import failed
+from hf_ci.lab.tables import percent
 from hf_ci.lab.zoo import Zoo
 from hf_ci.pools import load_pool
 from hf_ci.pools.photos import load_photos
@@ -85,3 +89,29 @@ def run_ablations(
                         made = inverter(prompted, drawn, facts["target"], 32)
                     found[which] = dict(asr=made.asr, loss=round(made.loss, 4), exclusive_asr=made.exclusive_asr)
                 yield append(dict(setting=name, model=facts, precision=precision, **found))
+
+
+def ablation_card(records: list[dict]) -> str:
+    """The card of ablations, from their records alone. Only attacks that work are counted."""
+    worked = [r for r in records if not failed(r["model"])]
+    rows = {}
+    for name in SETTINGS:
+        mine = [r for r in worked if r["setting"] == name]
+        if mine:
+            scores = {w: [r[w]["exclusive_asr"] for r in mine] for w in ("poisoned", "clean")}
+            contrast = all(s is not None for s in scores["poisoned"])
+            rows[name] = dict(
+                models=len(mine),
+                paper=PAPER.get(name),
+                **{w: {k: mean(r[w][k] for r in mine) for k in ("asr", "loss")} for w in ("poisoned", "clean")},
+                scores={w: mean(values) for w, values in scores.items()} if contrast else None,
+            )
+    one = worked[0]
+    return render_card(
+        "ablations.md.j2",
+        rows=rows,
+        precision=one["precision"],
+        attack=one["model"]["attack"],
+        data=sorted({r["model"]["data"] for r in worked}),
+        percent=percent,
+    )

@@ -136,7 +136,8 @@ def table(
     """Render a benchmark's card, the detector's own and the ROC curves from its JSON lines."""
     from hf_ci.errors import UsageError
     from hf_ci.lab.bench import read_records
-    from hf_ci.lab.tables import benchmark, detector_card, roc
+    from hf_ci.lab.detector_card import detector_card
+    from hf_ci.lab.tables import benchmark, roc
 
     found = read_records(records)
     if not found:
@@ -175,7 +176,7 @@ def repair_table(
     """Render the card of repairs from its JSON lines."""
     from hf_ci.errors import UsageError
     from hf_ci.lab.bench import read_records
-    from hf_ci.lab.tables import repairs as render
+    from hf_ci.lab.repair_card import repairs as render
 
     found = read_records(records)
     if not found:
@@ -197,14 +198,13 @@ def ablate(
     device: Device = "cpu",
 ) -> None:
     """Invert the target's class of poisoned models and of their clean twins under other losses, pools and batches."""
-    from hf_ci.lab.ablations import run_ablations
+    from hf_ci.lab.ablations import ablation_card, run_ablations
     from hf_ci.lab.bench import read_records, read_spec
-    from hf_ci.lab.tables import ablations
 
     for record in run_ablations(read_spec(spec), data, out, zoo, group, attack, device):
         found = ", ".join(f"{which} {record[which]['asr']:.1%}" for which in ("poisoned", "clean"))
         typer.echo(f"{record['model']['id']}, {record['setting']}: ASR {found}")
-    out.with_suffix(".md").write_text(ablations(read_records(out)), encoding="utf-8")
+    out.with_suffix(".md").write_text(ablation_card(read_records(out)), encoding="utf-8")
 
 
 @app.command("triggers")

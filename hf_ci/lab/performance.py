@@ -24,10 +24,11 @@ WHY = {  # a word on a target that was missed, by its name: from how a scan is b
     "with references and moves the trigger.",
     "growth, time": SCREENING,
     "growth, memory": "The texts of all classes are encoded for eight or more images at a time, without gradients.",
-    "two processes": f"A round of {FEWEST} classes is three for one process and two for the other, and each process "
-    "starts anew and finds the nearest classes itself.",
+    "two processes": f"Each process starts anew and finds the nearest classes itself, and of a round of {FEWEST} classes one "
+    "does three and the other two; the probes that follow make up for that.",
     "unchanged": "Starting Python and importing what hashes and reads is most of it.",
-    "ten adapters": "Base model and pool are shared, inversions are not: they depend on the adapter.",
+    "ten adapters": "Base model and pool are shared, and what the image encoder makes of it under the probes; inversions are "
+    "not: they depend on the adapter.",
 }
 
 

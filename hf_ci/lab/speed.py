@@ -33,7 +33,7 @@ from hf_ci.hub.base import EMBEDDED
 from hf_ci.inversion import Inversion, LinfInversion, run_job
 from hf_ci.inversion.invert import descend
 from hf_ci.inversion.objective import margin
-from hf_ci.inversion.probes import probe
+from hf_ci.inversion.probes import Probed, probe
 from hf_ci.lab import scale
 from hf_ci.lab.alone import Alone, in_a_process, job_of, untuned
 from hf_ci.lab.bench import appending, read_records
@@ -185,7 +185,7 @@ def scans(bench: Bench) -> Iterator[Case]:
             ways = {
                 "plain": plain_step(PlainPromptedCLIP(model), bench.pool[:BATCH]),
                 "exact class": lambda: inverter(beside, images, next(turn), BATCH),
-                "probes": lambda: probe(beside, images),
+                "probes": lambda: probe(beside.from_features, Probed(beside.adapted.clip.image_features, images)),
                 "ours": lambda: kept.update(found=bench.scan(method, classes)),
             }
             one = timed(ways, bench.repeats)

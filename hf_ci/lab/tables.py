@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from statistics import mean, median
-
-import numpy as np
 
 from hf_ci.cards import render_card
 from hf_ci.detect import DETECTORS, Contrast
-from hf_ci.detect.calibration import shipped
-from hf_ci.lab.ablations import PAPER as PAPER_ABLATIONS
-from hf_ci.lab.ablations import SETTINGS
-from hf_ci.lab.metrics import Outcome, Rates, auroc, failed, rates, roc_points, wilson
-from hf_ci.lab.repairs import CONTROLS, MODES
+from hf_ci.lab.metrics import Outcome, Rates, failed, rates, roc_points
+from hf_ci.lab.signals import CLIP_INSPECTOR, of_this_version, telling
 from hf_ci.settings import ScanOptions
 
 SIZES = {"up to 7 classes": 7, "8 to 10": 10, "11 to 20": 20, "21 to 50": 50, "more": 10**9}
-CALIBRATION_DATA = frozenset({"caltech101", "tiny_imagenet"})  # what specs/calibration.toml draws from
 ATTRIBUTABLE = 0.3  # ASR above that of the same trigger on the clean twin
 
 # CLIP-Inspector on ViT-B/16, as transcribed second-hand from the paper's experiments.
@@ -155,77 +148,6 @@ def over_all(records: list[dict]) -> dict[str, dict]:
     return overall
 
 
-def of_this_version(record: dict) -> bool:
-    """Whether the default detector scanned as it does now."""
-    now = asdict(Contrast().inverter(0))
-    then = record["result"]["settings"]["inversion"]
-    return all(then.get(name, "missing") == value for name, value in now.items() if name != "seed")
-
-
-INGREDIENTS: dict[str, Callable[[dict], float]] = {  # of a class, as a report has it
-    "share through the adapter, references or not": lambda c: 0.0 if c["screened"] else c["asr"],
-    "share through the adapter alone": lambda c: 0.0 if c["screened"] else c["exclusive_asr"],
-    "probes alone": lambda c: c["probe_asr"] or 0.0,
-    "the score: the share through the adapter alone, or three quarters of the probes'": lambda c: c["score"],
-}
-
-
-def ingredients(records: list[dict]) -> list[dict]:
-    """What each signal of the default detector would tell by itself: the largest of a model's classes is its score."""
-    rows = []
-    for name, signal in INGREDIENTS.items():
-        clean, poisoned, right = [], [], 0
-        for record in records:
-            values = [signal(c) for c in record["result"]["classes"]]
-            target = record["model"]["target"]
-            (clean if target is None else poisoned).append(max(values))
-            right += target is not None and values.index(max(values)) == target
-        if clean and poisoned:
-            above = sum(value > max(clean) for value in poisoned)
-            found = auroc(np.array(clean), np.array(poisoned))
-            rows.append(dict(name=name, auroc=found, above=above, right=right, poisoned=len(poisoned)))
-    return rows
-
-
-def detector_card(records: list[dict], calibration_data: frozenset[str] = CALIBRATION_DATA) -> str:
-    """The default detector's own card: its error rates, what it was calibrated on, and its limits."""
-    name = Contrast.name
-    mine = [r for r in records if r["detector"] == name]
-    unknown = lambda part: sum(r["result"]["verdict"] == "inconclusive" for r in part)  # noqa: E731
-    pools = {}
-    for pool, detectors in over_all(records).items():
-        counted = detectors[name]["counted"]
-        apart = [r for r in counted if r["model"]["data"] not in calibration_data]
-        clean, poisoned = ([r for r in counted if outcome(r).poisoned == p] for p in (False, True))
-        clean_apart, poisoned_apart = ([r for r in apart if outcome(r).poisoned == p] for p in (False, True))
-        pools[pool] = detectors[name] | dict(
-            apart=rates_of(apart),
-            ingredients=ingredients([r for r in counted if r["result"]["score"] is not None and of_this_version(r)]),
-            failed=detectors[name]["on_failed"],
-            clean_inconclusive=unknown(clean),
-            poisoned_inconclusive=unknown(poisoned),
-            apart_inconclusive=unknown(clean_apart),
-            apart_poisoned_inconclusive=unknown(poisoned_apart),
-        )
-    one = mine[0]["result"]
-    return render_card(
-        "detector.md.j2",
-        name=name,
-        detector=Contrast(),
-        pools=pools,
-        calibrations=shipped(),
-        outdated=sum(not of_this_version(r) for r in mine),
-        num_scans=len(mine),
-        datasets=", ".join(sorted(calibration_data)),
-        base=one["base_model"],
-        precision=one["settings"]["precision"],
-        num_images=ScanOptions.num_images,
-        wilson=wilson,
-        percent=percent,
-        figure=figure,
-    )
-
-
 def roc(records: list[dict]) -> str:
     """ROC curves as SVG: of the table's detectors, and of those that scanned a part of its models only."""
     curves = {}
@@ -256,6 +178,7 @@ def benchmark(records: list[dict]) -> str:
             },
             failed=[m for m in models if failed(m)],
             detectors={name: detector_rows([r for r in mine if r["detector"] == name]) for name in detectors},
+            signals=telling([r for r in mine if r["detector"] == "clip-inspector"], CLIP_INSPECTOR),
         )
     one = records[0]["result"]
     return render_card(
@@ -270,95 +193,4 @@ def benchmark(records: list[dict]) -> str:
         num_scans=len(records),
         percent=percent,
         figure=figure,
-    )
-
-
-def ablations(records: list[dict]) -> str:
-    """The card of ablations, from their records alone. Only attacks that work are counted."""
-    worked = [r for r in records if not failed(r["model"])]
-    rows = {}
-    for name in SETTINGS:
-        mine = [r for r in worked if r["setting"] == name]
-        if mine:
-            scores = {w: [r[w]["exclusive_asr"] for r in mine] for w in ("poisoned", "clean")}
-            contrast = all(s is not None for s in scores["poisoned"])
-            rows[name] = dict(
-                models=len(mine),
-                paper=PAPER_ABLATIONS.get(name),
-                **{w: {k: mean(r[w][k] for r in mine) for k in ("asr", "loss")} for w in ("poisoned", "clean")},
-                scores={w: mean(values) for w, values in scores.items()} if contrast else None,
-            )
-    one = worked[0]
-    return render_card(
-        "ablations.md.j2",
-        rows=rows,
-        precision=one["precision"],
-        attack=one["model"]["attack"],
-        data=sorted({r["model"]["data"] for r in worked}),
-        percent=percent,
-    )
-
-
-# CLIP-Inspector's own repair, with labels: ASR after it and after the paper's controls, mean of five attacks.
-PAPER_REPAIR = {"with labels": 0.061, "clean only": 0.646, "random noise": 0.527, "another class": 0.470}
-
-
-def repair_row(records: list[dict]) -> dict:
-    made = [r for r in records if r["after"]]
-    change = [r["after"]["accuracy"] - r["before"]["accuracy"] for r in made]
-    average = lambda values: mean(values) if values else None  # noqa: E731
-    return dict(
-        models=len(records),
-        made=len(made),
-        asr_before=average([r["before"]["asr"] for r in made]),
-        asr_after=average([r["after"]["asr"] for r in made]),
-        worst=max((r["after"]["asr"] for r in made), default=None),
-        twin=average([r["model"]["asr_on_clean"] for r in made]),
-        accuracy_before=average([r["before"]["accuracy"] for r in made]),
-        accuracy_after=average([r["after"]["accuracy"] for r in made]),
-        accuracy_twin=average([r["model"]["clean_twin_accuracy"] for r in made]),
-        worst_change=min(change, default=None),
-        cost=median(costs)
-        if (costs := [1 + r["seconds"] / r["scan_seconds"] for r in made if r.get("scan_seconds")])
-        else None,
-        clean_again=sum(r.get("verdict_after") == "clean" for r in records),
-        paper=PAPER_REPAIR.get(records[0]["mode"]),
-    )
-
-
-def unharmed_row(records: list[dict]) -> dict:
-    """Clean adapters, repaired although nothing is the matter with them."""
-    accuracy = {when: mean(r[when]["accuracy"] for r in records) for when in ("before", "after")}
-    return accuracy | dict(
-        models=len(records),
-        offered=sum(r["outcome"] == "repaired" for r in records),
-        worst_change=min(r["after"]["accuracy"] - r["before"]["accuracy"] for r in records),
-    )
-
-
-def repairs(records: list[dict]) -> str:
-    """The card of repairs, from their records alone. Only attacks that work are counted."""
-    clean = [r for r in records if r["model"]["attack"] == "clean"]
-    worked = [r for r in records if r["model"]["attack"] != "clean" and not failed(r["model"])]
-    attacks = sorted({r["model"]["attack"] for r in worked})
-    rows = {
-        attack: {
-            mode: repair_row(mine)
-            for mode in MODES + CONTROLS
-            if (mine := [r for r in worked if r["mode"] == mode and attack in ("all", r["model"]["attack"])])
-        }
-        for attack in (["all"] if len(attacks) > 1 else []) + attacks
-    }
-    models = {r["model"]["id"]: r for r in worked}
-    each = sorted((r for r in worked if r["mode"] in MODES), key=lambda r: (r["model"]["id"], r["mode"]))
-    return render_card(
-        "repair.md.j2",
-        rows=rows,
-        each=each,
-        controlled=any(r["mode"] in CONTROLS for r in worked),
-        unharmed={mode: unharmed_row(mine) for mode in MODES if (mine := [r for r in clean if r["mode"] == mode])},
-        num_models=len(models),
-        pool=worked[0]["pool"],
-        modes=MODES,
-        percent=percent,
     )

@@ -112,9 +112,11 @@ class BesideReferences(nn.Module):
             return torch.cat([logits.topk(NEAREST).indices for logits in parts])
 
     def forward(self, pixels: Tensor, classes: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        clip = self.adapted.clip
-        features = clip.image_features(pixels)  # (B, D)
-        references = clip.logit_scale * torch.einsum("bd,kcd->bkc", features, self.texts)
+        return self.from_features(self.adapted.clip.image_features(pixels), classes)
+
+    def from_features(self, features: Tensor, classes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The same from image features (B, D)."""
+        references = self.adapted.clip.logit_scale * torch.einsum("bd,kcd->bkc", features, self.texts)
         return self.adapted.logits_from_features(features, classes), references
 
 

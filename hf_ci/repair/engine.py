@@ -21,7 +21,7 @@ from hf_ci.inversion import LinfInversion
 from hf_ci.inversion.job import prepared
 from hf_ci.inversion.probes import Probe, probes
 from hf_ci.pools.photos import Photos, load_photos
-from hf_ci.prompts import Adapter, PromptedCLIP, read_adapter, reference_adapter, write_adapter
+from hf_ci.prompts import Adapter, FrozenCLIP, PromptedCLIP, read_adapter, reference_adapter, write_adapter
 from hf_ci.prompts.clip import load_processor
 from hf_ci.prompts.features import answer, encode
 from hf_ci.repair.report import RepairReport, Round
@@ -175,7 +175,7 @@ def triggers(examined: Examined, flagged: set[int], run: Run) -> list[Trigger]:
     images = examined.pool.images.to(examined.clip.device)
     with prepared(examined.adapter, examined.clip, uses_reference=False) as model:
         plain = LinfInversion(seed=run.options.seed)
-        return found + [Trigger(i.c, adder(plain(model, images, i.c, plain.batch).delta)) for i in suspects]
+        return found + [Trigger(i.c, adder(plain.descend(model, images, i.c).delta.detach())) for i in suspects]
 
 
 def tuned(
@@ -187,35 +187,34 @@ def tuned(
     probed: bool = True,
 ) -> tuple[Adapter, dict[str, float]]:
     """A prompt tuned on three quarters of the pool's images, and of the photos; and what the others say of it: of the
-    photos, where there are any. probed: whether on images with every probe as well."""
+    photos, where there are any. probed: whether on images with probes as well."""
     clip = examined.clip
     original, model = PromptedCLIP.from_adapter(examined.adapter, clip), clean_start(examined.adapter, clip)
     reference = PromptedCLIP.from_adapter(reference_adapter(clip, examined.adapter.class_names), clip)
     known = list(probes(clip.image_size, clip.device).values()) if probed else []
-    changes = [some for some in ([t.change for t in found], known) if some]
-    weights = [1 / 2] + [1 / 2 / len(changes)] * len(changes) if changes else [1.0]
-
-    def lessons(images: Tensor, labels: Tensor | None, weight: float) -> list[Lesson]:
-        """Of the images as they are, with the triggers, and with the probes."""
-        clean = encode(clip, images)
-        features = [clean[None]] + [torch.stack([encode(clip, images, change) for change in some]) for some in changes]
-        wanted = [wanted_from_answers(answer(original, clean), answer(reference, clean), suspects)[None]]
-        wanted += [torch.stack([F.log_softmax(answer(reference, x), dim=1) for x in part]) for part in features[1:]]
-        if labels is not None:
-            wanted = [wanted_with_labels(w, labels, schedule.smoothing) for w in wanted]
-        return [Lesson(x, w, weight * part) for x, w, part in zip(features, wanted, weights)]
+    num_changes = bool(found) + bool(known)
+    weights = [1 / 2] + [1 / 2 / num_changes] * num_changes if num_changes else [1.0]
 
     labels = photos.labels.to(clip.device) if photos else None
     sources = [(examined.pool.images, None)] + ([(photos.images, labels)] if photos else [])
-    taught = []
+    lessons = []
     for images, truth in sources:
-        mine = lessons(images, truth, 1 / len(sources))
         used, held = split(len(images), schedule.seed + 1)
-        taught += [lesson.of(used) for lesson in mine]
-    unlearn(model, taught, schedule)
+        clean = encode(clip, images)  # (N, D)
+        triggered = torch.stack([encode(clip, images, t.change) for t in found]) if found else None  # (T, N, D)
+        changed = [triggered[:, used]] if found else []
+        if known:
+            changed.append(some_ways(clip, images[used], known, schedule))
+        wanted = [wanted_from_answers(answer(original, clean[used]), answer(reference, clean[used]), suspects)[None]]
+        wanted += [torch.stack([F.log_softmax(answer(reference, x), dim=1) for x in part]) for part in changed]
+        if truth is not None:
+            wanted = [wanted_with_labels(w, truth[used], schedule.label_weight) for w in wanted]
+        shares = [weight / len(sources) for weight in weights]
+        lessons += [Lesson(*lesson) for lesson in zip([clean[None, used], *changed], wanted, shares)]
+    unlearn(model, lessons, schedule)
 
-    clean = mine[0].features[0, held]  # of the last source
-    triggered = mine[1].features[:, held] if found else []
+    clean = clean[held]  # of the last source
+    triggered = triggered[:, held] if found else []
     then, now = (answer(m, clean).argmax(1) for m in (original, model))
 
     def reached(m: PromptedCLIP) -> float:
@@ -236,6 +235,19 @@ def tuned(
             gained=int((right_now & ~right_then).sum()),
         )
     return as_adapter(model, examined.adapter), evidence
+
+
+def some_ways(clip: FrozenCLIP, images: Tensor, changes: Sequence[Probe], schedule: Schedule) -> Tensor:
+    """Features (T, N, D) of each image under T of the changes, drawn for it: all of them would take most of a repair."""
+    ways = min(schedule.ways, len(changes))
+    generator = torch.Generator().manual_seed(schedule.seed + 2)
+    drawn = torch.rand(len(images), len(changes), generator=generator).argsort(dim=1)[:, :ways].T  # (T, N)
+    features = torch.empty(ways, len(images), clip.feature_dim, device=clip.device)
+    for i, change in enumerate(changes):
+        way, row = (drawn == i).nonzero(as_tuple=True)
+        if len(row):
+            features[way.to(clip.device), row.to(clip.device)] = encode(clip, images[row], change)
+    return features
 
 
 def moved(model: PromptedCLIP, clean: Tensor, triggered: Tensor, c: int) -> float:

@@ -6,7 +6,7 @@ touched, "a photo of a {class}", because a backdoor sits in the poisoned weights
 What is wanted of an image without labels is what the adapter *and* that prompt make of it: distilling the adapter alone
 brings the backdoor back. With a trigger, or a probe (a wave, a colour cast, a turn), it is what that prompt makes of an
 image so changed: to ask for what is no longer to be seen would bend the prompt until other classes could be forced. And
-the encoders are frozen, so every image is encoded once for each trigger and the tuning takes seconds.
+the encoders are frozen, so an image is encoded once for each trigger, and for a few probes, and the tuning takes seconds.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ class Lesson:
     wanted: Tensor
     share: float
 
-    def of(self, rows: Tensor) -> Lesson:
-        """These images alone."""
-        return Lesson(self.features[:, rows], self.wanted[:, rows], self.share)
-
 
 @dataclass(frozen=True)
 class Schedule:
-    """steps of Adam on the prompt's own parameters, each on `batch` images."""
+    """steps of Adam on the prompt's own parameters, each on `batch` images.
 
-    steps: int = 150
+    label_weight: of what is wanted of a labelled image; ways: probes that an image is seen under.
+    """
+
+    steps: int = 75
     batch: int = 64
     lr: float = 0.005
-    smoothing: float = 0.1  # of the labels
+    label_weight: float = 0.1
+    ways: int = 4
     seed: int = 0
 
 
@@ -82,12 +82,11 @@ def wanted_from_answers(adapter: Tensor, reference: Tensor, suspects: Sequence[i
     return wanted
 
 
-def wanted_with_labels(answers: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-    """log p (..., N, C): half the smoothed labels (N,), half the answers, which keep a few photos from being learnt by
-    heart."""
-    num_classes = answers.shape[-1]
-    truth = (F.one_hot(labels, num_classes) * (1 - smoothing) + smoothing / num_classes).log()
-    return torch.logaddexp(truth.expand_as(answers), answers) - math.log(2)
+def wanted_with_labels(answers: Tensor, labels: Tensor, weight: float) -> Tensor:
+    """log p (..., N, C): `weight` for the label of each image (N,), the rest for the answers, log p as well. With more of
+    them a few photos are learnt by heart, which costs accuracy on others."""
+    truth = F.one_hot(labels, answers.shape[-1]).log()  # 0 and -inf
+    return torch.logaddexp(truth + math.log(weight), answers + math.log1p(-weight))
 
 
 def unlearn(model: PromptedCLIP, lessons: Sequence[Lesson], schedule: Schedule) -> None:

@@ -6,8 +6,8 @@ from making import made_adapter
 
 from hf_ci.detect.contrast import ContrastInversion
 from hf_ci.hub.base import EMBEDDED_FOLDER
-from hf_ci.inversion.job import PROBES, Job, prepared, run_job
-from hf_ci.inversion.probes import AMPLITUDE, NUM_IMAGES, passes, probe, probes
+from hf_ci.inversion.job import PROBES, Job, dealt, prepared, run_job
+from hf_ci.inversion.probes import AMPLITUDE, NUM_IMAGES, UNTOUCHED, Probed, passes, probe, probes
 
 SIZE = 64
 
@@ -31,31 +31,60 @@ def test_a_cast_moves_towards_its_colour_and_a_turn_moves_pixels():
     torch.testing.assert_close(probes(SIZE)["turn by 90 degrees"](x), x.rot90(1, (-2, -1)), atol=1e-4, rtol=0)
 
 
-class RedAlone(torch.nn.Module):
-    """The adapter answers 1 to whatever is mostly red, else 0; the reference answers `answer` to everything."""
+def red_alone(answer: int):
+    """Of pixels: the adapter answers 1 to whatever is mostly red, else 0; the reference answers `answer` to everything."""
 
-    def __init__(self, answer: int):
-        super().__init__()
-        self.answer = answer
-
-    def forward(self, x):
+    def answers(x):
         red = x[:, 0].mean((-1, -2)) - x[:, 1:].mean((1, -1, -2)) > 0.2
-        reference = torch.nn.functional.one_hot(torch.full((len(x), 1), self.answer), 2).float()
+        reference = torch.nn.functional.one_hot(torch.full((len(x), 1), answer), 2).float()
         return torch.nn.functional.one_hot(red.long(), 2).float(), reference
+
+    return answers
+
+
+def as_pixels(images):
+    """An encoder that does nothing."""
+    return Probed(lambda x: x, images)
 
 
 def test_only_what_the_adapter_alone_does_is_counted():
     grey = torch.full((70, 3, SIZE, SIZE), 128, dtype=torch.uint8)
-    shares = probe(RedAlone(0), grey)
+    shares = probe(red_alone(0), as_pixels(grey))
     assert shares["red cast"].tolist() == [0.0, 1.0] and shares["blue cast"].tolist() == [0.0, 0.0]
-    assert probe(RedAlone(1), grey)["red cast"].tolist() == [0.0, 0.0]  # the reference does it, too
+    assert probe(red_alone(1), as_pixels(grey))["red cast"].tolist() == [0.0, 0.0]  # the reference does it, too
     assert passes(70) == (1 + len(shares)) * NUM_IMAGES and passes(40) == (1 + len(shares)) * 40
 
 
 def test_a_class_that_is_answered_without_the_probe_is_not_its_doing():
     red = torch.zeros(20, 3, SIZE, SIZE, dtype=torch.uint8)
     red[:15, 0] = 255  # already red: moved by nothing
-    assert probe(RedAlone(0), red)["red cast"].tolist() == [0.0, 0.25]
+    assert probe(red_alone(0), as_pixels(red))["red cast"].tolist() == [0.0, 0.25]
+
+
+def test_each_probe_goes_to_the_process_with_the_least_to_do():
+    names = [f"probe {i}" for i in range(23)]
+    assert dealt(names, [0]) == [names]
+    first, second = dealt(names, [3 * 1024, 2 * 1024])
+    assert sorted(first + second) == sorted(names) and (len(first), len(second)) == (4, 19)
+    assert dealt(names[:2], [5000, 0]) == [[], names[:2]]
+
+
+def test_features_are_encoded_once_for_all_adapters_and_kept(tmp_path):
+    images, seen = torch.randint(0, 256, (20, 3, SIZE, SIZE), dtype=torch.uint8), []
+
+    def encode(x):
+        seen.append(len(x))
+        return x.mean((-1, -2))
+
+    probed = Probed(encode, images, tmp_path)
+    first = probed.features("red cast")
+    torch.testing.assert_close(first[:, 0], 0.7 * images[:, 0].float().mean((-1, -2)) / 255 + 0.3)
+    assert probed.features("red cast") is first and sum(seen) == 20
+    torch.testing.assert_close(probed.features(UNTOUCHED), images.float().mean((-1, -2)) / 255)
+    again = Probed(encode, images, tmp_path).features("red cast")
+    assert torch.equal(again, first) and sum(seen) == 40  # read, not encoded
+    (tmp_path / "red cast.npz").write_bytes(b"half a file")
+    assert torch.equal(Probed(encode, images, tmp_path).features("red cast"), first) and sum(seen) == 60
 
 
 def test_a_job_tries_them_once_and_keeps_what_it_found(clip, tmp_path, monkeypatch):
@@ -64,11 +93,12 @@ def test_a_job_tries_them_once_and_keeps_what_it_found(clip, tmp_path, monkeypat
     job = Job(made_adapter(clip, "coop"), EMBEDDED_FOLDER, "", images, "", ContrastInversion())
     first, _ = run_job(job, clip, cache=tmp_path)
     with prepared(job.adapter, clip, uses_reference=True) as model:
-        shares = probe(model, images)
+        shares = probe(model.from_features, Probed(clip.image_features, images))
     for inversion in first:
         assert inversion.probe_asr == max(share[inversion.c] for share in shares.values())
         assert shares[inversion.probe][inversion.c] == inversion.probe_asr
     assert (tmp_path / job.key / f"{PROBES}.npz").is_file()
     monkeypatch.setattr("hf_ci.inversion.job.probe", lambda *_: 1 / 0)
     again, cached = run_job(job, clip, cache=tmp_path)
+    assert (tmp_path / job.shared / "red cast.npz").is_file()
     assert cached == 5 and [i.probe for i in again] == [i.probe for i in first]

@@ -12,11 +12,14 @@ from hf_ci import ScanOptions
 from hf_ci import scan_targets as scan
 from hf_ci.errors import UsageError
 from hf_ci.hub.target import sha256
+from hf_ci.lab.ablations import ablation_card
 from hf_ci.lab.bench import alone, read_records, read_spec, run_bench, scan_options
+from hf_ci.lab.detector_card import detector_card
 from hf_ci.lab.make import Workbench
 from hf_ci.lab.metrics import Outcome, auroc, bootstrap, rates, roc_points, wilson
+from hf_ci.lab.repair_card import repair_row, repairs
 from hf_ci.lab.repairs import measured, run_repairs
-from hf_ci.lab.tables import ablations, benchmark, detector_card, repair_row, repairs, roc
+from hf_ci.lab.tables import benchmark, roc
 from hf_ci.lab.tune import Recipe
 from hf_ci.lab.zoo import ModelSpec, Zoo
 from hf_ci.progress import Silent
@@ -173,7 +176,7 @@ def test_ablations_invert_the_targets_class_and_go_on(bench_run, data, tmp_path,
     same = poisoned["result"]["classes"][poisoned["model"]["target"]]
     assert found[0]["poisoned"]["asr"] == same["asr"] and round(same["loss"], 4) == found[0]["poisoned"]["loss"]
     found[0]["model"]["asr"] = found[1]["model"]["asr"] = 0.9
-    assert "| margin, 1000 images, batch 32 | 1 | " in ablations(found) and "91.1" in ablations(found)
+    assert "| margin, 1000 images, batch 32 | 1 | " in ablation_card(found) and "91.1" in ablation_card(found)
 
 
 def test_triggers_are_drawn_beside_what_was_recovered(bench_run, data, tmp_path):
@@ -229,6 +232,12 @@ CARDS = Path(__file__).parents[2] / "cards"
 
 def test_the_shipped_card_is_that_of_the_shipped_records():
     assert benchmark(read_records(CARDS / "benchmark.jsonl")) == (CARDS / "benchmark.md").read_text(encoding="utf-8")
+
+
+def test_the_card_of_ablations_is_that_of_its_records():
+    assert ablation_card(read_records(CARDS / "ablations.jsonl")) == (CARDS / "ablations.md").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_the_card_of_repairs_is_that_of_its_records():

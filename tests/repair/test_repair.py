@@ -46,9 +46,9 @@ def test_a_clean_start_answers_as_the_hand_written_prompt_does(clip, method, cla
 
 def test_what_is_wanted_is_a_distribution():
     even = torch.full((2, 4), 0.25).log()
-    labels = wanted_with_labels(even, torch.tensor([2, 0]), 0.1).exp()
+    labels = wanted_with_labels(even, torch.tensor([2, 0]), 0.4).exp()
     torch.testing.assert_close(labels.sum(1), torch.ones(2))
-    assert labels.argmax(1).tolist() == [2, 0] and labels.min() > 0.1  # half of it stays with the answers
+    assert labels.argmax(1).tolist() == [2, 0] and labels.min() > 0.1  # the rest stays with the answers
     adapter, reference = torch.tensor([[9.0, 0.0, 1.0]]), torch.tensor([[0.0, 0.0, 9.0]])
     both = wanted_from_answers(adapter, reference).exp()
     torch.testing.assert_close(both.sum(1), torch.ones(1))
@@ -65,7 +65,7 @@ def test_unlearning_brings_the_answers_with_and_without_a_trigger_to_what_is_wan
 
     def lesson(seed, first):
         ways = torch.stack([encode(clip, images(seed=seed)), encode(clip, images(seed=seed + 1))])
-        wanted = [wanted_with_labels(even, (torch.arange(24) + first + way) % 5, 0.1) for way in range(2)]
+        wanted = [wanted_with_labels(even, (torch.arange(24) + first + way) % 5, 0.5) for way in range(2)]
         return Lesson(ways, torch.stack(wanted), 0.5)
 
     def losses():
