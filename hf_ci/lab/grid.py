@@ -15,7 +15,7 @@ from hf_ci.progress import Silent
 from hf_ci.reports.trigger import amplified
 from hf_ci.scan import Run, examine
 
-CELL, GAP, LABEL = 96, 6, 260
+CELL, GAP, LABEL = 96, 6, 160
 COLUMNS = ("a test photo", "with the trigger", "what it changes", "recovered")
 
 

@@ -24,6 +24,7 @@ def repair_row(records: list[dict]) -> dict:
         asr_after=average([r["after"]["asr"] for r in made]),
         worst=max((r["after"]["asr"] for r in made), default=None),
         twin=average([r["model"]["asr_on_clean"] for r in made]),
+        above=max((r["after"]["asr"] - r["model"]["asr_on_clean"] for r in made), default=None),
         accuracy_before=average([r["before"]["accuracy"] for r in made]),
         accuracy_after=average([r["after"]["accuracy"] for r in made]),
         accuracy_twin=average([r["model"]["clean_twin_accuracy"] for r in made]),
