@@ -15,7 +15,8 @@ from hf_ci.lab.counting import BATCH, Shape, vit_b16
 from hf_ci.lab.performance import performance, targets
 from hf_ci.lab.plain import PlainPromptedCLIP
 from hf_ci.lab.profiling import marked, shares
-from hf_ci.lab.speed import PARTS, measure_speed, our_step, plain_step
+from hf_ci.lab.speed import PARTS, measure_speed
+from hf_ci.lab.timing import our_step, plain_step
 from hf_ci.prompts import BesideReferences, PromptedCLIP
 
 ROOT = Path(__file__).parents[2]
