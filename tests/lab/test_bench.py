@@ -18,12 +18,13 @@ from hf_ci.lab.detector_card import detector_card
 from hf_ci.lab.make import Workbench
 from hf_ci.lab.metrics import Outcome, auroc, bootstrap, rates, roc_points, wilson
 from hf_ci.lab.repair_card import repair_row, repairs
-from hf_ci.lab.repairs import measured, run_repairs
+from hf_ci.lab.repairs import control, measured, run_repairs
 from hf_ci.lab.tables import benchmark, roc
 from hf_ci.lab.tune import Recipe
 from hf_ci.lab.zoo import ModelSpec, Zoo
 from hf_ci.progress import Silent
-from hf_ci.scan import Run
+from hf_ci.repair.engine import changed_by
+from hf_ci.scan import Run, examine
 
 SPEC = """
 pool = "builtin"
@@ -263,7 +264,9 @@ def test_repairs_are_measured_with_controls_and_clean_adapters_are_tuned_all_the
     controls = list(measured(adapter, facts, zoo.bench(model), run, 4, ["clean only", "another class"]))
     assert [r["mode"] for r in controls] == ["clean only", "another class"]
     assert all(r["before"]["asr"] == pytest.approx(facts["asr"], abs=1e-3) for r in controls)
-    assert controls[0]["after"] != controls[0]["before"]
+    bench, (_, examined) = zoo.bench(model), examine(str(adapter), run)
+    tuned = control("clean only", examined, bench.train.few_shot(4, 0), facts["target"], run)
+    assert changed_by(examined.adapter.tensors(), tuned.tensors()) > 0.01
 
 
 def test_a_row_of_repairs_counts_what_was_given_out():
