@@ -161,13 +161,13 @@ def invert_all(
         inversions = invert(range(num_classes), inverter)
     if not inverter.uses_reference:
         return inversions
-    return beside_probes(inversions, model, probed, folder, sum(i.forward + 2 * i.backward for i in mine))
+    return beside_probes(inversions, model, probed, folder, sum(i.forward for i in mine))
 
 
 def beside_probes(
     inversions: Sequence[Inversion], model: nn.Module, probed: Probed, folder: Path | None, load: int = 0
 ) -> list[Inversion]:
-    """Probes are shared out over the processes. load: what this one has had to do, in images forward through the encoder."""
+    """Probes are shared out over the processes. load: images that this one has sent through the encoder."""
     from accelerate import PartialState
     from accelerate.utils import gather_object
 

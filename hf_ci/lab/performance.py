@@ -24,8 +24,8 @@ WHY = {  # a word on a target that was missed, by its name: from how a scan is b
     "with references and moves the trigger.",
     "growth, time": SCREENING,
     "growth, memory": "The texts of all classes are encoded for eight or more images at a time, without gradients.",
-    "two processes": "Each process starts anew and finds the nearest classes itself; and two scans that have nothing to do with "
-    "each other slow each other down as well.",
+    "two processes": "On so small a model starting anew, which each process does, takes a good part of the time; both find the "
+    "nearest classes, and who has inverted fewer classes gets more probes, by a rough count.",
     "unchanged": "Starting Python and importing what hashes and reads is most of it.",
     "ten adapters": "Base model and pool are shared, and what the image encoder makes of it under the probes; inversions are "
     "not: they depend on the adapter.",

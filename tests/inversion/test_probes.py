@@ -64,8 +64,8 @@ def test_a_class_that_is_answered_without_the_probe_is_not_its_doing():
 def test_each_probe_goes_to_the_process_with_the_least_to_do():
     names = [f"probe {i}" for i in range(23)]
     assert dealt(names, [0]) == [names]
-    first, second = dealt(names, [3 * 1024, 2 * 1024])
-    assert sorted(first + second) == sorted(names) and (len(first), len(second)) == (4, 19)
+    first, second = dealt(names, [3 * 512, 2 * 512])
+    assert sorted(first + second) == sorted(names) and (len(first), len(second)) == (8, 15)
     assert dealt(names[:2], [5000, 0]) == [[], names[:2]]
 
 
