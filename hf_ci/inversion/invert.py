@@ -78,14 +78,14 @@ class LinfInversion:
     screening = None
 
     def __call__(self, model: nn.Module, images: Tensor, c: int, micro_batch: int) -> Inversion:
-        trigger = self.descend(model, images, c, micro_batch)
+        trigger = self.trigger(model, images, c, micro_batch)
         loss, asr = measure(model, images, trigger, c, micro_batch)
         passes = self.epochs * len(images)
         delta = trigger.delta.detach().float().cpu()
         return Inversion(c, loss, asr, delta, forward=passes + len(images), backward=passes)
 
-    def descend(self, model: nn.Module, images: Tensor, c: int, micro_batch: int = 32) -> LinfTrigger:
-        """The trigger alone, unmeasured."""
+    def trigger(self, model: nn.Module, images: Tensor, c: int, micro_batch: int) -> LinfTrigger:
+        """What is reconstructed, not measured."""
         objective = OBJECTIVES[self.objective]
         order = batches(len(images), c, self.seed, self.batch, self.epochs, images.device)
         return descend(self, images, order, micro_batch, lambda x, _: objective(model(x), c))

@@ -102,7 +102,7 @@ def run_job(
     with ExitStack() as stack:
         if cache is None and num_processes > 1:  # the processes hand their classes over through files
             cache = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hf-ci-")))
-        folder = cache and cache / job.key
+        folder, shared = cache and cache / job.key, cache and cache / job.shared
 
         def show_cached() -> int:
             """Shows what is there, and returns how many classes that is."""
@@ -121,16 +121,16 @@ def run_job(
         if num_processes > 1 and not complete:
             # numpy, because tensors travel to a new process through shared memory, which containers keep small
             args = (job.adapter, str(job.base_folder), job.images.numpy(), job.inverter, job.in_rounds, job.precision)
+            args += (str(folder), str(shared))
             cpu = torch.device(job.device).type == "cpu"
-            places = str(folder), str(cache / job.shared)
-            launch(_worker, (*args, *places, cpu), min(num_processes, num_classes), cpu, show_cached)
+            launch(_worker, (*args, cpu), min(num_processes, num_classes), cpu, show_cached)
             if lost := num_classes - show_cached():
                 raise Inconclusive(
                     f"{lost} of {num_classes} classes could not be handed over through files in {folder}",
                     "make room there, name another place with --cache, or use --num-processes 1",
                 )
         images = job.images.to(clip.device)
-        probed = probed or Probed(clip.image_features, images, cache and cache / job.shared)
+        probed = probed or Probed(clip.image_features, images, shared)
         with prepared(job.adapter, clip, job.inverter.uses_reference, images if job.in_rounds else None) as model:
             done = invert_all(model, images, probed, num_classes, job.inverter, job.in_rounds, folder, show, job.key)
             return done, cached
@@ -151,9 +151,13 @@ def invert_all(
 
     mine = []
 
+    def done(inversion: Inversion) -> None:
+        mine.append(inversion)
+        show(inversion)
+
     def invert(classes: Iterable[int], how: Inverter) -> list[Inversion]:
         place = folder if how == inverter else folder and folder / SCREENING
-        return invert_classes(model, images, classes, how, place, lambda i: [mine.append(i), show(i)], tag)
+        return invert_classes(model, images, classes, how, place, done, tag)
 
     if rounds:
         inversions = in_rounds(invert, num_classes, inverter)
@@ -165,7 +169,7 @@ def invert_all(
 
 
 def beside_probes(
-    inversions: Sequence[Inversion], model: nn.Module, probed: Probed, folder: Path | None, load: int = 0
+    inversions: Sequence[Inversion], model: nn.Module, probed: Probed, folder: Path | None, load: int
 ) -> list[Inversion]:
     """Probes are shared out over the processes. load: images that this one has sent through the encoder."""
     from accelerate import PartialState

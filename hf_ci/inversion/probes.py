@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 
@@ -82,8 +83,11 @@ class Probed:
 
     def __init__(self, encode: Callable[[Tensor], Tensor], images: Tensor, place: Path | None = None):
         self.encode, self.images, self.place = encode, images[:NUM_IMAGES], place
-        self.known = probes(images.shape[-1], images.device)
         self._features: dict[str, Tensor] = {}
+
+    @cached_property
+    def known(self) -> dict[str, Probe]:
+        return probes(self.images.shape[-1], self.images.device)
 
     @torch.no_grad()
     def features(self, name: str, micro_batch: int = 16) -> Tensor:

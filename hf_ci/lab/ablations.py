@@ -68,6 +68,9 @@ def run_ablations(
     precision = pick_precision(spec.precision, where)
     with appending(out) as append:
         for model in (m for m in chosen.models if m.attack == attack):
+            missing = {name: how for name, how in SETTINGS.items() if (model.id, name) not in done}
+            if not missing:  # nothing to build
+                continue
             folder, facts = known.get(model)
             twin, _ = known.get(known.clean_twin(model))
             base = fetch_base(model.base)
@@ -79,9 +82,7 @@ def run_ablations(
                     return load_photos(str(data_root / model.data), "train", processor).some(MOST, 0).images
                 return load_pool(pool_of(chosen, data_root) if pool == OOD else "builtin", MOST, 0, processor).images
 
-            for name, (inverter, images, pool) in SETTINGS.items():
-                if (facts["id"], name) in done:
-                    continue
+            for name, (inverter, images, pool) in missing.items():
                 drawn = pool_named(pool)[:images].to(where)
                 found = {}
                 for which, place in (("poisoned", folder), ("clean", twin)):

@@ -91,7 +91,7 @@ def targets(parts: dict[str, list[dict]]) -> Iterable[Target]:
     if found := of("processes"):
         best = max(found, key=lambda r: r["classes"])
         same = all(r["equal"] for r in found)
-        most = f", the machine's most {best['most']:.2f}" if best["most"] else ""
+        most = f", the machine's most {best['most']:.2f}" if best.get("most") else ""
         measured = f"{best['speedup']:.2f} (once started {best['speedup_started']:.2f}{most}), {'' if same else 'not '}the same"
         what = f"two processes against one, {best['classes']} classes"
         yield Target("two processes", what, "at least 1.7, the same", measured, best["speedup"] >= 1.7 and same)

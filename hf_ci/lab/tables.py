@@ -6,7 +6,7 @@ from collections.abc import Callable
 from statistics import mean, median
 
 from hf_ci.cards import render_card
-from hf_ci.detect import DETECTORS, Contrast
+from hf_ci.detect import DETECTORS, ClipInspector, Contrast
 from hf_ci.lab.metrics import Outcome, Rates, failed, rates, roc_points
 from hf_ci.lab.signals import CLIP_INSPECTOR, of_this_version, telling
 from hf_ci.settings import ScanOptions
@@ -178,7 +178,9 @@ def benchmark(records: list[dict]) -> str:
             },
             failed=[m for m in models if failed(m)],
             detectors={name: detector_rows([r for r in mine if r["detector"] == name]) for name in detectors},
-            signals=telling([r for r in mine if r["detector"] == "clip-inspector"], CLIP_INSPECTOR),
+            signals=telling([r for r in mine if r["detector"] == ClipInspector.name], CLIP_INSPECTOR)
+            if group == "table"
+            else [],
         )
     one = records[0]["result"]
     return render_card(

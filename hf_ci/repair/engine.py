@@ -175,7 +175,9 @@ def triggers(examined: Examined, flagged: set[int], run: Run) -> list[Trigger]:
     images = examined.pool.images.to(examined.clip.device)
     with prepared(examined.adapter, examined.clip, uses_reference=False) as model:
         plain = LinfInversion(seed=run.options.seed)
-        return found + [Trigger(i.c, adder(plain.descend(model, images, i.c).delta.detach())) for i in suspects]
+        return found + [
+            Trigger(i.c, adder(plain.trigger(model, images, i.c, plain.batch).delta.detach())) for i in suspects
+        ]
 
 
 def tuned(
@@ -201,7 +203,8 @@ def tuned(
     for images, truth in sources:
         used, held = split(len(images), schedule.seed + 1)
         clean = encode(clip, images)  # (N, D)
-        triggered = torch.stack([encode(clip, images, t.change) for t in found]) if found else None  # (T, N, D)
+        none = clean.new_empty(0, *clean.shape)
+        triggered = torch.stack([encode(clip, images, t.change) for t in found]) if found else none  # (T, N, D)
         changed = [triggered[:, used]] if found else []
         if known:
             changed.append(some_ways(clip, images[used], known, schedule))
@@ -214,7 +217,7 @@ def tuned(
     unlearn(model, lessons, schedule)
 
     clean = clean[held]  # of the last source
-    triggered = triggered[:, held] if found else []
+    triggered = triggered[:, held]
     then, now = (answer(m, clean).argmax(1) for m in (original, model))
 
     def reached(m: PromptedCLIP) -> float:
