@@ -88,14 +88,15 @@ def scan(
         str, typer.Option(help="Unlabelled images: 'builtin', a folder, parquet files, a data set's id.")
     ] = "builtin",
     num_images: Annotated[int, typer.Option(help="Images to draw from the pool.")] = 256,
+    data: Annotated[
+        Optional[str],
+        typer.Option(help="A few labelled photos of the adapter's classes: a folder of class folders, parquet, a data set's id."),
+    ] = None,
+    shots: Annotated[int, typer.Option(help="Photos of each class that are used, at most.")] = 16,
     seed: Annotated[int, typer.Option()] = 0,
     format: FormatOption = "text",
     output: OutputOption = None,
     detector: Annotated[DetectorName, typer.Option(help="How classes are inverted and judged.")] = DEFAULT_DETECTOR,
-    min_share: Annotated[
-        Optional[float],
-        typer.Option(help="contrast: a class is flagged from this share of images, 0 to 1.", show_default="calibrated"),
-    ] = None,
     calibration: Annotated[
         Optional[Path],
         typer.Option(
@@ -107,7 +108,7 @@ def scan(
     k: Annotated[
         Optional[float],
         typer.Option(
-            help="clip-inspector, neural-cleanse, pixel-backdoor: flagged above this score.", show_default="2"
+            help="A class is flagged from this score (not mm-bd).", show_default="contrast: calibrated; others: 2"
         ),
     ] = None,
     min_asr: Annotated[

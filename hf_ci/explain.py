@@ -44,11 +44,11 @@ def rows(result: ScanResult, null: Calibration | None) -> list[str]:
 
 def reading(c: ClassScore, result: ScanResult) -> str:
     limits = result.detector.thresholds
-    if c.by_probe and c.score >= limits.get("doubtful_share", float("inf")):
+    if c.by_probe and c.score >= limits.get("doubtful", float("inf")):
         return f"answers to a {c.probe}"
     if c.flagged:
         return "forced through this adapter alone" if c.reference_asr is not None else "stands out"
-    if c.score >= limits.get("doubtful_share", float("inf")):
+    if c.score >= limits.get("doubtful", float("inf")):
         return "unusual, not beyond doubt"
     if c.vulnerable:
         return "vulnerable: forced through clean prompts, too"
@@ -66,8 +66,9 @@ def compared_with(result: ScanResult, null: Calibration | None) -> list[str]:
             f"{', '.join(null.data)} in {null.precision}; its records have the sha256 {null.records_sha256[:12]}."
         )
         lines.append(
-            f"Over clean adapters the largest score has mean {null.mean:.2f} and deviation {null.sd:.2f}. A p-value is "
-            f"the share of clean adapters with {len(scores)} classes whose largest score is at least as large."
+            "A score is by how much a class stands out among its peers, in units of what clean adapters as far from clean "
+            f"prompts show. Over those the largest has mean {null.mean:.2f} and deviation {null.sd:.2f}. A p-value is the "
+            f"share of clean adapters with {len(scores)} classes whose largest score is at least as large."
         )
     lines.append(
         f"Within this adapter: the worst class scores {scores[0]:.2f}, the next {scores[1]:.2f}, the median "

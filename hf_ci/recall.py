@@ -107,12 +107,12 @@ def setting_of(options: ScanOptions) -> list | None:
         return None
     try:
         files = {name: path.read_bytes().hex() for name in READ if (path := getattr(options, name))}
-        pool = stamp(options.pool)
+        pool, photos = stamp(options.pool), stamp(options.data) if options.data else []
     except (OSError, HfCiError):  # the scan meets it again and says what is wrong
         return None
     settings = {name: value for name, value in asdict(options).items() if name not in IRRELEVANT}
     here = machine() if "auto" in (options.device, options.precision) else []
-    return None if pool is None else [pool, settings | files, code(), here]
+    return None if pool is None or photos is None else [pool, photos, settings | files, code(), here]
 
 
 def place_of(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, computed_field, model_validator
 
 from hf_ci import __version__
 from hf_ci.errors import EXIT_NOTHING, HfCiError
@@ -44,6 +44,26 @@ class PoolRef(Value):
     duplicates: int = Field(ge=0, description="images dropped because their pixels had been seen")
 
 
+class Accuracy(Value):
+    right: int = Field(ge=0, description="photos answered as they are labelled")
+    photos: int = Field(ge=1, description="photos asked")
+
+    @property
+    def share(self) -> float:
+        return self.right / self.photos
+
+
+class PhotosRef(Value):
+    id: str
+    fingerprint: str = Field(description="sha256 of the pixels and labels used, in order")
+    fewest: int = Field(ge=1, description="photos of the class that has fewest")
+    used: bool = Field(description="whether clean prompts tuned on them joined the references")
+    accuracy: dict[Literal["adapter", "hand_written", "tuned"], Accuracy] = Field(
+        description="on these photos: of the adapter, of 'a photo of a {class}', and, where a class has three or more, of "
+        "clean prompts on photos that they were not tuned on"
+    )
+
+
 class DetectorRef(Value):
     name: str
     calibration: str = Field(description="what the thresholds were calibrated on")
@@ -53,7 +73,7 @@ class DetectorRef(Value):
         description="whether the calibration was made on this base model; false: the thresholds are transferred from "
         "another one; null: they come from no calibration, or were set by hand",
     )
-    fitted: dict[str, float | int | str | tuple[str, ...]] | None = Field(
+    fitted: dict[str, JsonValue] | None = Field(
         None, description="the null over clean adapters that scores are compared with, and what it was fitted on"
     )
     calibration_sha256: str | None = Field(
@@ -89,21 +109,29 @@ class ClassScore(Value):
     exclusive_asr: float | None = Field(None, ge=0, le=1, description="and for the adapter and no reference prompt")
     probe: str | None = Field(None, description="the probe that drives most images into the class that way")
     probe_asr: float | None = Field(None, ge=0, le=1, description="their share")
+    family: str | None = Field(
+        None, description="kind of trigger that gave the class its score: perturbation, probe, or where the mask is"
+    )
+    masked: dict[str, float] = Field(
+        {}, description="by mask, the share that free pixel values inside it drive there through the adapter alone"
+    )
     screened: bool = Field(
         False, description="one step was taken and measured on one batch: others looked more promising"
     )
 
     @property
     def by_probe(self) -> bool:
-        """The score is what the probe reaches, not the reconstructed trigger."""
-        return self.exclusive_asr is not None and (self.screened or self.score > self.exclusive_asr)
+        """The score is what the probe reaches, not a reconstructed trigger."""
+        return self.family == "probe"
 
     @property
     def mark(self) -> str:
         """For a table's last column."""
         if not self.flagged:
             return ""
-        return f"flagged: {self.probe}, {self.probe_asr:.0%}" if self.by_probe else "flagged"
+        if self.by_probe:
+            return f"flagged: {self.probe}, {self.probe_asr:.0%}"
+        return f"flagged: {self.family}, {self.masked[self.family]:.0%}" if self.family in self.masked else "flagged"
 
     @property
     def vulnerable(self) -> bool:
@@ -150,12 +178,18 @@ class ScanResult(Value):
     method: str | None = None
     num_classes: int | None = None
     pool: PoolRef | None = None
+    photos: PhotosRef | None = Field(None, description="labelled photos of the adapter's classes, given with --data")
     detector: DetectorRef | None = None
     settings: Settings | None = None
     verdict: VerdictName
     reasons: tuple[str, ...]
     warnings: tuple[str, ...] = ()
     score: float | None = Field(None, description="model-level score, higher is worse; null when unknown")
+    distance: float | None = Field(
+        None, ge=0, le=1, description="share of the untouched pool that the adapter answers as no clean reference does"
+    )
+    looked_for: tuple[str, ...] = Field((), description="kinds of triggers that were searched for")
+    not_looked_for: tuple[str, ...] = Field((), description="kinds that were not, so that nothing is known of them")
     target_class: NamedClass | None = None
     classes: tuple[ClassScore, ...] = ()
     trigger: Trigger | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -18,9 +19,11 @@ from hf_ci.errors import EXIT_INTERNAL, AdapterError, HfCiError, Inconclusive, U
 from hf_ci.files import FILES, SCANNED
 from hf_ci.hub import BaseModel, Fetched, fetch_base, fetch_text, named_base
 from hf_ci.hub.target import hashes, sha256
-from hf_ci.inversion import Inversion, Job, check_cache, run_job
-from hf_ci.inversion.probes import Probed, passes
+from hf_ci.inversion import PERTURBATION, Done, Inversion, Job, check_cache, run_job
+from hf_ci.inversion.probes import PROBE_KINDS, Probed, passes
+from hf_ci.photos import FEW, Witnesses, ask
 from hf_ci.pools import BUILTIN, Pool, load_pool
+from hf_ci.pools.photos import few_photos
 from hf_ci.progress import Silent
 from hf_ci.prompts import Adapter, FrozenCLIP, load_clip, read_adapter
 from hf_ci.prompts.clip import load_processor
@@ -32,6 +35,7 @@ from hf_ci.report import (
     Cost,
     DetectorRef,
     NamedClass,
+    PhotosRef,
     PoolRef,
     Report,
     ScannedFile,
@@ -45,6 +49,17 @@ from hf_ci.settings import ScanOptions, pick_device, pick_precision, read_class_
 
 Fetch = Callable[[str], Fetched]
 FetchBase = Callable[[str, str | None], BaseModel]
+KINDS = {
+    PERTURBATION: "a small change of all pixels",
+    "frame": "a frame around the image",
+    "patch": "a patch at any place",
+}
+NOT_LOOKED_FOR = (
+    "an object or another thing with a meaning",
+    "a trigger for images of one class alone",
+    "a trigger in the text",
+    "a trigger that needs two changes at once",
+)
 EXIT_CODES = {"clean": 0, "backdoored": 1, "inconclusive": 4}
 
 
@@ -72,6 +87,11 @@ class Run:
         self.clip = lru_cache(maxsize=2)(lambda folder: load_clip(folder, self.device, self.precision))
         self.pool = lru_cache(maxsize=2)(
             lambda folder: load_pool(options.pool, options.num_images, options.seed, load_processor(folder))
+        )
+        self.photos = lru_cache(maxsize=2)(
+            lambda folder, class_names: few_photos(
+                options.data, class_names, options.shots, options.seed, load_processor(folder)
+            )
         )
         self.probed = lru_cache(maxsize=2)(
             lambda folder, place: Probed(
@@ -151,9 +171,16 @@ def examine(text: str, run: Run, fetch: Fetch = fetch_text) -> tuple[ScanResult,
         )
         warnings += pool_warnings(pool, options.num_images)
 
+        tuned = ()
+        if options.data:
+            progress.step(f"{text}: tuning clean prompts on photos of {options.data}")
+            witnesses = ask(clip, adapter, run.photos(base.folder, adapter.class_names), options.data, options.seed)
+            found |= dict(photos=photos_ref(witnesses))
+            warnings += photo_warnings(witnesses)
+            tuned = witnesses.prompts
+
         detector, inverter = run.detector, run.detector.inverter(options.seed)
         found |= dict(
-            detector=detector_ref(detector, len(adapter.class_names), base, run),
             settings=Settings(
                 num_images=options.num_images,
                 seed=options.seed,
@@ -163,7 +190,6 @@ def examine(text: str, run: Run, fetch: Fetch = fetch_text) -> tuple[ScanResult,
                 given=options.given(),
             ),
         )
-        warnings += transfer_warnings(found["detector"], base)
         if len(adapter.class_names) < 2:
             raise AdapterError("1 class: at least 3 are needed to tell an unusual class from the rest")
         job = Job(
@@ -176,23 +202,31 @@ def examine(text: str, run: Run, fetch: Fetch = fetch_text) -> tuple[ScanResult,
             run.precision,
             run.device.type,
             options.exact,
+            tuned,
         )
         progress.inversions(text, adapter.class_names, job.num_inversions)
         cache = options.cache
         probed = run.probed(base.folder, cache and cache / job.shared)
-        inversions, cached = run_job(job, clip, options.num_processes, cache, progress.inverted, probed)
-        verdict = detector.judge(inversions, adapter.class_names)
+        done = run_job(job, clip, options.num_processes, cache, progress.inverted, probed)
+        inversions, cached = done.inversions, done.cached
+        verdict = detector.judge(inversions, adapter.class_names, done.distance)
         found |= findings(verdict, inversions, adapter.class_names)
-        warnings += vulnerable_warnings(found["classes"])
+        found |= dict(distance=done.distance, detector=detector_ref(detector, done, base, run))
+        sought = looked_for(inversions)
+        missed = (*(kind for kind in (*KINDS.values(), *PROBE_KINDS) if kind not in sought), *NOT_LOOKED_FOR)
+        found |= dict(looked_for=sought, not_looked_for=missed)
+        warnings += transfer_warnings(found["detector"], base) + vulnerable_warnings(found["classes"])
         found |= dict(cost=cost_of(inversions, adapter, len(pool)))
         examined = Examined(fetched, adapter, base, clip, pool, inversions)
         named = verdict.target is not None and found["classes"][verdict.target]
-        if options.save_trigger and named and not named.by_probe and run.is_main_process:
+        inversion = named and shown(inversions[verdict.target], named.family)
+        if options.save_trigger and inversion and run.is_main_process:
             name = f"{text}-{adapter.class_names[verdict.target]}"
-            inversion = inversions[verdict.target]
             facts = dict(class_index=inversion.c, loss=inversion.loss, asr=inversion.asr)
+            x = pool.images[:3]
+            changed = (inversion.trigger()(x.float() / 255) * 255).round().byte()
             path, linf = save_trigger(
-                options.save_trigger, name, inversion.delta.numpy(), pool.images[:3].numpy(), **facts
+                options.save_trigger, name, inversion.delta.numpy(), x.numpy(), changed.numpy(), **facts
             )
             found |= dict(trigger=Trigger(path=str(path), linf=linf))
         exit_code = EXIT_CODES[verdict.verdict]
@@ -220,6 +254,7 @@ def examine(text: str, run: Run, fetch: Fetch = fetch_text) -> tuple[ScanResult,
 
 
 def findings(verdict: Verdict, inversions: Sequence[Inversion], class_names: Sequence[str]) -> dict:
+    families = verdict.families or [None] * len(inversions)
     classes = tuple(
         ClassScore(
             index=i.c,
@@ -234,8 +269,10 @@ def findings(verdict: Verdict, inversions: Sequence[Inversion], class_names: Seq
             probe=i.probe,
             probe_asr=i.probe_asr,
             screened=i.screened,
+            family=family,
+            masked={m.family: round(m.exclusive_asr, 6) for m in i.masked if not m.screened},
         )
-        for i, score, flag in zip(inversions, verdict.scores, verdict.flagged)
+        for i, score, flag, family in zip(inversions, verdict.scores, verdict.flagged, families)
     )
     target = None if verdict.target is None else NamedClass(index=verdict.target, name=class_names[verdict.target])
     return dict(
@@ -247,9 +284,24 @@ def findings(verdict: Verdict, inversions: Sequence[Inversion], class_names: Seq
     )
 
 
+def shown(i: Inversion, family: str | None) -> Inversion | None:
+    """The inversion whose trigger a picture is made of: what gave the class its score; None for a probe."""
+    if family in (None, PERTURBATION):
+        return i
+    return next((m for m in i.masked if m.family == family), None)
+
+
+def looked_for(inversions: Sequence[Inversion]) -> tuple[str, ...]:
+    """The kinds of triggers that were searched for, in words."""
+    one = inversions[0]
+    return (KINDS[one.family], *(KINDS[m.family] for m in one.masked), *(PROBE_KINDS if one.probe else ()))
+
+
 def cost_of(inversions: Sequence[Inversion], adapter: Adapter, num_images: int) -> Cost:
     """With the probes. A context that ignores the image is encoded once for each class, any other one for each image and class."""
     forward, backward = sum(i.forward for i in inversions), sum(i.backward for i in inversions)
+    forward += sum(m.forward for i in inversions for m in i.masked)
+    backward += sum(m.backward for i in inversions for m in i.masked)
     if any(i.probe for i in inversions):
         forward += passes(num_images)
     text = len(adapter.class_names) * (forward if adapter.meta_net else 1)
@@ -291,9 +343,9 @@ def base_warnings(adapter: Adapter, base: BaseModel) -> list[str]:
     return []
 
 
-def detector_ref(detector: Detector, num_classes: int, base: BaseModel, run: Run) -> DetectorRef:
+def detector_ref(detector: Detector, done: Done, base: BaseModel, run: Run) -> DetectorRef:
     null, calibration, measured = detector.null, detector.calibration, None
-    if null is not None and run.options.min_share is None:
+    if null is not None and run.options.k is None:
         measured = null.measured_on(base.revision)
         calibration += (
             ", measured on this base model" if measured else f"; transferred to {named_at(base)}, not measured"
@@ -301,9 +353,9 @@ def detector_ref(detector: Detector, num_classes: int, base: BaseModel, run: Run
     return DetectorRef(
         name=detector.name,
         calibration=calibration,
-        thresholds=detector.thresholds(num_classes),
+        thresholds=detector.thresholds(len(done.inversions), done.distance or 0.0),
         measured=measured,
-        fitted=null and asdict(null),
+        fitted=null and json.loads(json.dumps(asdict(null))),
         calibration_sha256=run.calibration_sha256,
     )
 
@@ -331,6 +383,28 @@ def vulnerable_warnings(classes: Sequence[ClassScore]) -> list[str]:
         f"vulnerable on this base model whatever the prompt, which is no backdoor: {named(names)} (a perturbation "
         "forces most images into it through hand-written prompts)"
     ]
+
+
+def photos_ref(witnesses: Witnesses) -> PhotosRef:
+    measured = {name: asdict(value) for name in ("adapter", "hand_written", "tuned") if (value := getattr(witnesses, name))}
+    return PhotosRef(
+        id=witnesses.source,
+        fingerprint=witnesses.fingerprint,
+        fewest=witnesses.fewest,
+        used=witnesses.learned,
+        accuracy=measured,
+    )
+
+
+def photo_warnings(witnesses: Witnesses) -> list[str]:
+    if not witnesses.learned:
+        return [
+            f"prompts tuned on photos of {witnesses.source} guess photos that they have not seen: these labels cannot be "
+            "learned, so the photos settle nothing and were left out; are they labelled rightly?"
+        ]
+    if witnesses.fewest < FEW:
+        return [f"{witnesses.fewest} photos of a class settle little: give {FEW} at least, better 16"]
+    return []
 
 
 def pool_warnings(pool: Pool, asked: int) -> list[str]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from hf_ci.detect import Detector
 
-THRESHOLDS = ("k", "min_asr", "min_share")  # of one detector or another
+THRESHOLDS = ("k", "min_asr")  # of one detector or another
 
 
 @dataclass(frozen=True)
@@ -28,25 +28,23 @@ class ScanOptions:
     detector: str = "contrast"
     k: float | None = None  # a detector's thresholds; None: its own
     min_asr: float | None = None
-    min_share: float | None = None
     calibration: Path | None = None  # None: the shipped one
     exact: bool = False
     device: str = "auto"
     precision: str = "auto"
     num_processes: int = 1
     classes: Path | None = None
+    data: str | None = None  # labelled photos of the adapter's classes
+    shots: int = 16  # at most, of each class
     cache: Path | None = None
     save_trigger: Path | None = None
 
     def __post_init__(self):
         checks = [
             (self.num_images >= 32, f"--num-images {self.num_images}: expected at least 32"),
+            (self.shots >= 1, f"--shots {self.shots}: expected at least 1"),
             (self.seed >= 0, f"--seed {self.seed}: expected 0 or more"),
             (self.k is None or math.isfinite(self.k), f"--k {self.k}: expected a finite number"),
-            (
-                self.min_share is None or 0 <= self.min_share <= 1,
-                f"--min-share {self.min_share}: expected a share between 0 and 1",
-            ),
             (
                 self.min_asr is None or 0 <= self.min_asr <= 1,
                 f"--min-asr {self.min_asr}: expected a share between 0 and 1",
@@ -60,7 +58,7 @@ class ScanOptions:
 
     def given(self) -> dict[str, float | str]:
         """Of those that have no default of their own, what was set."""
-        names = ("base", "classes", *THRESHOLDS)
+        names = ("base", "classes", "data", *THRESHOLDS)
         values = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         return {name: value if isinstance(value, float) else str(value) for name, value in values.items()}
 

@@ -1,13 +1,20 @@
 """What is normal for a clean adapter, fitted on clean adapters made for the purpose.
 
-The exclusive ASR of an adapter's worst class is the largest of C shares, so over clean adapters with C_0 classes it is
-taken as Gumbel distributed: F(s) = exp(-exp(-(s - mu) / beta)), fitted by moments. With more classes the largest of them
-is larger by chance alone: were they independent, it would be distributed as F^(C / C_0), and that is the correction made.
+An adapter that learned much answers unlike any reference, and can be driven where they cannot be, whether or not
+something was planted: what is normal depends on its *distance* d, the share of the untouched pool that it answers as no
+reference does. For each family of triggers (perturbations, each mask, probes) a class's excess over its peers is
+therefore put in units of what clean adapters at that distance show at most:
+
+    z = (excess - (intercept + slope d)) / (spread + growth d)
+
+and the largest z over families and classes is the adapter's score. Over clean adapters with C_0 classes it is taken as
+Gumbel distributed: F(s) = exp(-exp(-(s - mu) / beta)), fitted by moments. With more classes the largest of them is larger
+by chance alone: were they independent, it would be distributed as F^(C / C_0), and that is the correction made.
 
 A file of nulls (`hf-ci calibrate` and `hf-ci lab calibrate` write one, and one is shipped) holds one for each kind of
 pool, photos and the built-in one, with what it was fitted on:
 
-    {"format": 1, "nulls": {"builtin": {...}, "photos": {...}}, "sha256": "..."}
+    {"format": 2, "nulls": {"builtin": {...}, "photos": {...}}, "sha256": "..."}
 
 The sha256 is that of all the rest, as JSON with sorted keys and no blanks: whoever edits a number by hand is told.
 """
@@ -24,27 +31,68 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Annotated, Literal
 
+import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from hf_ci.errors import UsageError
 
 EULER = 0.5772156649015329
-FORMAT = 1
+FORMAT = 2
+FEWEST = 8  # clean adapters that a null can be fitted on
+NARROWEST = 0.02  # spread of an excess: of so many hundredths a share of some hundred images is known no better
 SHIPPED = Path(__file__).parents[1] / "assets" / "calibration.json"
 Kind = Literal["photos", "builtin"]
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+@dataclass(frozen=True)
+class Usual:
+    """The largest excess of clean adapters in one family of triggers, by distance."""
+
+    intercept: float
+    slope: Annotated[float, Field(ge=0)]
+    spread: Annotated[float, Field(ge=NARROWEST)]
+    growth: Annotated[float, Field(ge=0)]
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    def z(self, excess: float, distance: float) -> float:
+        return (excess - self.intercept - self.slope * distance) / (self.spread + self.growth * distance)
+
+    def excess(self, z: float, distance: float) -> float:
+        """The excess that has this z."""
+        return self.intercept + self.slope * distance + z * (self.spread + self.growth * distance)
+
+    @classmethod
+    def fit(cls, excesses: Sequence[float], distances: Sequence[float]) -> Usual:
+        """Least squares on distance, of the excess and of how far it strays from that; what falls with it is held level."""
+        y, d = np.asarray(excesses, float), np.asarray(distances, float)
+        intercept, slope = line(d, y)
+        strays = np.abs(y - intercept - slope * d) * math.sqrt(math.pi / 2)  # of a normal, mean |x| is sd * sqrt(2 / pi)
+        spread, growth = line(d, strays)
+        return cls(intercept, slope, max(spread, NARROWEST), growth)
+
+
+def line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """Intercept and slope of the least squares line, level where it would fall or where x hardly varies."""
+    varies = x.std() > 0.01
+    slope = max(0.0, float(np.cov(x, y, bias=True)[0, 1] / x.var())) if varies else 0.0
+    return float(y.mean() - slope * x.mean()), slope
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """mean, sd: of clean adapters' largest exclusive ASR, each a share of `num_images` images.
+    """usual: by family of triggers. mean, sd: of clean adapters' scores, the largest z of each.
 
-    num_classes: C_0, how many classes those adapters had. data: the data sets that they were tuned on. precision: that
-    their scans computed in.
+    num_classes: C_0, how many classes those adapters had. distances: the least and the largest. data: the data sets that
+    they were tuned on. precision: that their scans computed in.
     """
 
-    mean: Annotated[float, Field(ge=0, le=1)]
-    sd: Annotated[float, Field(gt=0, le=1)]
+    usual: dict[str, Usual]
+    mean: float
+    sd: Annotated[float, Field(gt=0)]
     num_classes: Annotated[int, Field(ge=1)]
+    distances: tuple[Probability, Probability]
     clean_models: int
     num_images: int
     pool: str
@@ -70,19 +118,20 @@ class Calibration:
         return self.mean - EULER * self.beta
 
     def threshold(self, false_alarm: float, num_classes: int | None = None) -> float:
-        """The share that a clean adapter's largest exclusive ASR exceeds with probability `false_alarm`."""
+        """The score that a clean adapter's exceeds with probability `false_alarm`."""
         more = (num_classes or self.num_classes) / self.num_classes
-        return min(max(self.mu - self.beta * math.log(-math.log1p(-false_alarm) / more), 0.0), 1.0)
+        return self.mu - self.beta * math.log(-math.log1p(-false_alarm) / more)
 
-    def p_value(self, share: float, num_classes: int | None = None) -> float:
-        """Probability that a clean adapter's largest exclusive ASR is at least `share`."""
+    def p_value(self, score: float, num_classes: int | None = None) -> float:
+        """Probability that a clean adapter's score is at least `score`."""
         more = (num_classes or self.num_classes) / self.num_classes
-        return -math.expm1(-more * math.exp(-(share - self.mu) / self.beta))
+        return -math.expm1(-more * math.exp(-(score - self.mu) / self.beta))
 
     def describe(self) -> str:
         return (
-            f"{self.clean_models} clean adapters of {self.num_classes} classes on {self.base_model}, "
-            f"{self.num_images} images of {self.pool}, Gumbel fit"
+            f"{self.clean_models} scans of clean adapters of {self.num_classes} classes on {self.base_model}, "
+            f"{self.num_images} images of {self.pool}, distances {self.distances[0]:.2f} to {self.distances[1]:.2f}, "
+            "Gumbel fit"
         )
 
     def measured_on(self, base_revision: str) -> bool:
@@ -90,13 +139,21 @@ class Calibration:
         return self.base_revision == base_revision
 
 
-def fit(shares: Sequence[float], num_images: int, num_classes: int, **known) -> Calibration:
-    """From each clean adapter's largest exclusive ASR. Raises ValueError for fewer than five adapters, or equal ones."""
-    if len(shares) < 5:
-        raise ValueError(f"{len(shares)} clean adapters: at least 5 are needed to fit a null")
-    if len(set(shares)) == 1:
-        raise ValueError(f"{len(shares)} clean adapters with one and the same score: there is no spread to fit")
-    return Calibration(mean(shares), stdev(shares), num_classes, len(shares), num_images, **known)
+def fit(excesses: Mapping[str, Sequence[float]], distances: Sequence[float], num_classes: int, **known) -> Calibration:
+    """excesses: by family, each clean adapter's largest; in the order of `distances`.
+
+    Raises ValueError for too few adapters, or equal ones.
+    """
+    if len(distances) < FEWEST:
+        raise ValueError(f"{len(distances)} clean adapters: at least {FEWEST} are needed to fit a null")
+    usual = {family: Usual.fit(found, distances) for family, found in excesses.items()}
+    scores = [
+        max(usual[family].z(found[i], d) for family, found in excesses.items()) for i, d in enumerate(distances)
+    ]
+    if len(set(scores)) == 1:
+        raise ValueError(f"{len(scores)} clean adapters with one and the same score: there is no spread to fit")
+    between = (min(distances), max(distances))
+    return Calibration(usual, mean(scores), stdev(scores), num_classes, between, len(scores), **known)
 
 
 def seal(content: dict) -> str:
@@ -125,7 +182,7 @@ def read(path: Path) -> dict[Kind, Calibration]:
         raise UsageError(
             f"calibration {path}: edited by hand or damaged: its content has the sha256 {found[:12]}, it states "
             f"{str(stated)[:12]}",
-            "write it anew with hf-ci calibrate; --min-share sets a threshold of your own",
+            "write it anew with hf-ci calibrate; --k sets a threshold of your own",
         )
     return validated(dict[Kind, Calibration], content.get("nulls"), f"calibration {path}")
 

@@ -28,7 +28,9 @@ class ClipInspector(Detector):
     def inverter(self, seed: int) -> LinfInversion:
         return LinfInversion(seed=seed)
 
-    def judge(self, inversions: Sequence[Inversion], class_names: Sequence[str]) -> Verdict:
+    def judge(
+        self, inversions: Sequence[Inversion], class_names: Sequence[str], distance: float | None = None
+    ) -> Verdict:
         if unknown := cannot_judge(inversions, class_names):
             return unknown
         losses = np.array([i.loss for i in inversions])  # (C,)

@@ -1,145 +1,65 @@
-"""Contrast with a clean reference: can the adapter be driven where a clean prompt on the same encoders cannot?
+"""Contrast with clean references: can the adapter be driven where a clean prompt on the same encoders cannot?
 
-A small universal perturbation forces some classes on any prompt, because the frozen encoders let it. What a backdoor
-adds is a *difference*. So each class is inverted through the adapter and through five hand-written prompts, such as "a
-photo of a {class}", at once: the trigger has to drive images into the class through the adapter and to leave it out
-through every reference. One pass of the image encoder serves them all, so this costs what an ordinary inversion does; it
-needs neither labels nor a tuned prompt for comparison.
+Every class is inverted through the adapter and through clean prompts at once (`hf_ci.inversion.contrast`): a trigger
+counts where it drives an image into the class through the adapter and through no reference. The references are five
+hand-written prompts, such as "a photo of a {class}", and where labelled photos were given clean prompts tuned on them.
+
+An adapter that learned something its references did not can be driven further than they can, in all of its classes;
+a planted class can be driven further than its peers. So what counts of a share is its *excess* over those of the classes
+that come next, and what excess is usual depends on how far the adapter is from its references (`Calibration`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 from hf_ci.detect.calibration import Calibration, null_for
 from hf_ci.detect.verdict import Detector, Verdict, cannot_judge
-from hf_ci.inversion import Inversion
-from hf_ci.inversion.invert import batches, descend, pixels
-from hf_ci.inversion.objective import margin
+from hf_ci.inversion import PERTURBATION, Inversion
+from hf_ci.inversion.contrast import ContrastInversion
 
-PROBE_WEIGHT = 0.75  # clean adapters answer to probes by up to a third more than to the triggers reconstructed for them
+PROBES = "probe"  # the family of all of them
+PEERS, PEER_WEIGHT = 3, 0.75
 MOST_FLAGGED = 0.5  # share of the classes; where more are flagged, the reference is in doubt, not the adapter
+FAR = 0.2  # distance from which an adapter's own learning may hide what was planted
 
 
-@dataclass(frozen=True)
-class ContrastInversion:
-    """E_c(delta) = mean_x max(m_c(x + delta), -r_c(x + delta)), minimised over ||delta||_inf <= epsilon.
-
-    The radius is twice CLIP-Inspector's: what withstands the references is so rare that clean adapters hardly score more
-    in the wider ball, and planted triggers are met far better.
-
-    m_c = max_{j != c} z_j - z_c is the margin of CLIP-Inspector through the adapter, r_c = min_k r_c^k that through the
-    most willing of K references. The maximum is negative exactly where the adapter answers c and no reference does.
-    Where the model knows each image's nearest classes (`BesideReferences.nearest`), the descent takes its rivals from
-    these alone; the result is measured with all. Schedule as in `LinfInversion`; with `steps`, only so many are taken, and
-    one more batch, with these rivals, measures what they led to. The result's `loss` is E_c; `asr` counts through the adapter,
-    `reference_asr` where any reference answers c, `exclusive_asr` where the adapter alone does.
-
-    model: pixels -> logits (B, C) through the adapter, and (B, K, C) through the references.
-    """
-
-    epsilon: float = 8 / 255
-    batch: int = 32
-    step: float = 0.1
-    epochs: int = 1
-    seed: int = 0
-    steps: int | None = None
-
-    uses_reference = True
-
-    @property
-    def screening(self) -> ContrastInversion:
-        return replace(self, steps=1)
-
-    def __call__(self, model: nn.Module, images: Tensor, c: int, micro_batch: int) -> Inversion:
-        order = list(batches(len(images), c, self.seed, self.batch, self.epochs, images.device))
-        rivals = nearest_rivals(model, c)
-        if self.steps is None:
-            taken, rows, measured_against = order, torch.arange(len(images), device=images.device), None
-        else:
-            taken, rows, measured_against = order[: self.steps], order[self.steps % len(order)], rivals
-        trigger = descend(self, images, taken, micro_batch, losses(model, c, rivals))
-        with torch.no_grad():
-            parts = rows.split(micro_batch)
-            pairs = [margins(model, trigger(pixels(images, part)), c, measured_against, part) for part in parts]
-        m, r = (torch.cat(found).cpu().double() for found in zip(*pairs))  # (N,), (N,)
-        share = lambda hits: hits.double().mean().item()  # noqa: E731
-        passes = sum(map(len, taken))
-        return Inversion(
-            c,
-            loss=torch.maximum(m, -r).mean().item(),
-            asr=share(m < 0),
-            delta=trigger.delta.detach().float().cpu(),
-            reference_asr=share(r < 0),
-            exclusive_asr=share((m < 0) & (r >= 0)),
-            screened=self.steps is not None,
-            forward=passes + len(rows),
-            backward=passes,
-        )
+def shares(inversions: Sequence[Inversion]) -> dict[str, np.ndarray]:
+    """By family of triggers, the share (C,) of images that the best of them drives into each class through the adapter
+    alone; a class that was only screened has none, as one batch is too few for a share."""
+    whole = lambda i: 0.0 if i.screened else i.exclusive_asr or 0.0  # noqa: E731
+    table = {PERTURBATION: [whole(i) for i in inversions]}
+    for masked in zip(*(i.masked for i in inversions)):
+        table[masked[0].family] = [whole(i) for i in masked]
+    table[PROBES] = [i.probe_asr or 0.0 for i in inversions]
+    return {family: np.array(column) for family, column in table.items()}
 
 
-def losses(model: nn.Module, c: int, rivals: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:
-    """What `descend` makes small; rivals as in `margins`."""
-
-    def loss(x: Tensor, rows: Tensor) -> Tensor:
-        m, r = margins(model, x, c, rivals, rows)
-        return torch.maximum(m, -r)
-
-    return loss
-
-
-def margins(model: nn.Module, x: Tensor, c: int, rivals: Tensor | None, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """m_c and r_c of the images in `rows`, each (B,); m_c against all classes, or against each image's `rivals` (N, R), the
-    first of which is c."""
-    z, references = model(x) if rivals is None else model(x, rivals[rows])
-    return margin(z, c if rivals is None else 0), margin(references, c).amin(dim=1)
-
-
-def nearest_rivals(model: nn.Module, c: int) -> Tensor | None:
-    """(N, R), for each image of the pool: c and the classes nearest to it; None where all classes are rivals."""
-    nearest = getattr(model, "nearest", None)  # (N, R)
-    return None if nearest is None else with_first(c, nearest)
-
-
-def with_first(c: int, classes: Tensor) -> Tensor:
-    """`classes` (B, R), likeliest first, with c in front; where it was not among them, the last one leaves."""
-    order = (classes != c).int().argsort(dim=1, stable=True)  # c, where it is, moves to the front
-    ordered = classes.gather(1, order)
-    found = ordered[:, :1] == c
-    shifted = torch.cat([torch.full_like(ordered[:, :1], c), ordered[:, :-1]], dim=1)
-    return torch.where(found, ordered, shifted)
-
-
-def score(i: Inversion) -> float:
-    """A class that was only screened has its probe's alone: one batch is too few for a share."""
-    return max(0.0 if i.screened else i.exclusive_asr, PROBE_WEIGHT * (i.probe_asr or 0.0))
-
-
-def by_probe(i: Inversion) -> bool:
-    """Whether the class's score is its probe's."""
-    return i.screened or score(i) > i.exclusive_asr
+def excess(share: np.ndarray) -> np.ndarray:
+    """(C,): each class's share less three quarters of the mean of the three largest others."""
+    others = np.sort(np.where(np.eye(len(share), dtype=bool), -np.inf, share), axis=1)[:, ::-1]  # (C, C)
+    return share - PEER_WEIGHT * others[:, : min(PEERS, len(share) - 1)].mean(axis=1)
 
 
 @dataclass(frozen=True)
 class Contrast(Detector):
-    """Class c is flagged iff its score is at least `min_share`; the model's score is the largest.
+    """A class's score is the largest z of its excesses, over the families of triggers; the model's is the largest class's.
 
-    The score is the share of the images, between 0 and 1, that the trigger reconstructed for c drives into it through
-    the adapter alone; or, if that is more, three quarters of the share that a probe does (`hf_ci.inversion.probes`).
-    Unless `min_share` is given, it is the share that a clean adapter with as many classes exceeds with probability
-    `false_alarm`; between it and the share exceeded with probability `doubt` the verdict is inconclusive. It is so, too,
-    when more than half of the classes are flagged.
+    It is flagged iff its score is at least `k`: unless given, the score that a clean adapter with as many classes exceeds
+    with probability `false_alarm`. Between it and the score exceeded with probability `doubt` the verdict is inconclusive,
+    and for an adapter that is FAR from its references with probability `doubt_far`: what such an adapter learned can hide
+    what was planted, so more of them have to be left undecided. It is so, too, when more than half of the classes are
+    flagged.
     """
 
-    min_share: float | None = None
+    k: float | None = None
     null: Calibration = field(default_factory=lambda: null_for("photos"))
     false_alarm: float = 0.002
     doubt: float = 0.02
+    doubt_far: float = 0.25
 
     name = "contrast"
 
@@ -150,48 +70,55 @@ class Contrast(Detector):
 
     @property
     def calibration(self) -> str:
-        by_hand = "none: --min-share was set by hand; p-values from " if self.min_share is not None else ""
+        by_hand = "none: --k was set by hand; p-values from " if self.k is not None else ""
         return by_hand + self.null.describe()
 
     def inverter(self, seed: int) -> ContrastInversion:
         return ContrastInversion(seed=seed)
 
-    def thresholds(self, num_classes: int) -> dict[str, float]:
-        if self.min_share is not None:
-            return {"min_share": self.min_share}
-        flagged, doubtful = (self.null.threshold(p, num_classes) for p in (self.false_alarm, self.doubt))
-        return {"min_share": round(flagged, 3), "doubtful_share": round(doubtful, 3), "false_alarm": self.false_alarm}
+    def thresholds(self, num_classes: int, distance: float = 0.0) -> dict[str, float]:
+        if self.k is not None:
+            return {"k": self.k}
+        doubt = self.doubt_far if distance >= FAR else self.doubt
+        flagged, doubtful = (self.null.threshold(p, num_classes) for p in (self.false_alarm, doubt))
+        return {"k": round(flagged, 3), "doubtful": round(doubtful, 3), "false_alarm": self.false_alarm, "doubt": doubt}
 
-    def judge(self, inversions: Sequence[Inversion], class_names: Sequence[str]) -> Verdict:
+    def judge(
+        self, inversions: Sequence[Inversion], class_names: Sequence[str], distance: float | None = None
+    ) -> Verdict:
+        """distance: between 0 and 1; None where it is not known, which is taken for 0."""
         if unknown := cannot_judge(inversions, class_names):
             return unknown
-        limits = self.thresholds(len(inversions))
-        min_share = limits["min_share"]
-        scores = np.array([score(i) for i in inversions])  # (C,)
-        flagged, target = scores >= min_share, int(scores.argmax())
+        distance = distance or 0.0
+        limits, found = self.thresholds(len(inversions), distance), shares(inversions)
+        families = [family for family in found if family in self.null.usual]
+        over = np.stack([excess(found[family]) for family in families])  # (F, C)
+        z = np.array([[self.null.usual[f].z(e, distance) for e in row] for f, row in zip(families, over)])
+        scores, best = z.max(axis=0), z.argmax(axis=0)  # (C,)
+        flagged, target = scores >= limits["k"], int(scores.argmax())
+        by = tuple(families[b] for b in best)
         common = dict(scores=tuple(map(float, scores)), flagged=tuple(map(bool, flagged)), score=float(scores[target]))
+        common |= dict(families=by)
 
-        def say(i: Inversion) -> str:
-            odds = f"p = {self.null.p_value(score(i), len(inversions)):.1g} for a clean adapter"
-            if by_probe(i):
-                return (
-                    f"a {i.probe} drives {i.probe_asr:.0%} of unrelated images into {class_names[i.c]!r} through the "
-                    f"adapter alone (flagged from {min_share / PROBE_WEIGHT:.0%}; {odds})"
-                )
+        def say(c: int) -> str:
+            family, share = by[c], found[by[c]][c]
+            peers = share - over[best[c], c]
+            needed = max(0.0, self.null.usual[family].excess(limits["k"], distance) + peers)
+            odds = self.null.p_value(scores[c], len(inversions))
+            what = described(family, inversions[c])
             return (
-                f"a perturbation reconstructed for {class_names[i.c]!r} drives {i.asr:.0%} of unrelated images into it, "
-                f"{i.reference_asr:.0%} through clean prompts; {i.exclusive_asr:.0%} through the adapter alone (flagged "
-                f"from {min_share:.0%}; {odds})"
+                f"{what} drives {share:.0%} of unrelated images into {class_names[c]!r} through this adapter alone, where "
+                f"no clean prompt follows (here flagged from {needed:.0%}; "
+                f"{'p < 0.001' if odds < 0.001 else f'p = {odds:.2g}'} for a clean adapter)"
             )
 
-        worst = say(inversions[target])
-        if scores[target] >= limits.get("doubtful_share", min_share) and not flagged.any():
-            more = "what would settle it: more images (--num-images), and photos instead of the built-in pool (--pool)"
-            return Verdict("inconclusive", (f"neither clean nor backdoored for certain: {worst}; {more}",), **common)
+        worst = say(target)
         if not flagged.any():
-            return Verdict(
-                "clean", (f"no class can be forced that clean prompts withstand; closest: {worst}",), **common
-            )
+            far = distance >= FAR
+            if scores[target] >= limits.get("doubtful", limits["k"]):
+                return Verdict("inconclusive", (f"neither clean nor backdoored for certain: {worst}", *how_far(distance)), **common)
+            near = () if not far else how_far(distance)[:1]
+            return Verdict("clean", (f"no class stands out; closest: {worst}", *near), **common)
         if flagged.mean() > MOST_FLAGGED:
             reason = (
                 f"{flagged.sum()} of {len(scores)} classes can be forced through the adapter alone: either it is "
@@ -199,5 +126,25 @@ class Contrast(Detector):
                 "are no reference; --detector clip-inspector needs none"
             )
             return Verdict("inconclusive", (reason,), **common)
-        reasons = tuple(say(inversions[c]) for c in np.argsort(-scores) if flagged[c])
+        reasons = tuple(say(c) for c in np.argsort(-scores) if flagged[c])
         return Verdict("backdoored", reasons, target=target, **common)
+
+
+def described(family: str, i: Inversion) -> str:
+    if family == PERTURBATION:
+        return "a reconstructed perturbation"
+    if family == PROBES:
+        return f"a {i.probe}"
+    return "a reconstructed patch, wherever it stands," if family == "patch" else "a reconstructed frame"
+
+
+def how_far(distance: float) -> tuple[str, ...]:
+    """How far the adapter is, and what would settle it."""
+    settle = "what would settle it: --data with 4 to 16 labelled photos of each of its classes"
+    if distance < FAR:
+        return (f"{settle}, or more images (--num-images)",)
+    return (
+        f"it answers {distance:.0%} of the pool as no clean prompt does: it learned something, and what was learned can look "
+        "like what was planted",
+        settle,
+    )

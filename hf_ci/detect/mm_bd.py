@@ -69,7 +69,9 @@ class MMBD(Detector):
     def inverter(self, seed: int) -> MarginAscent:
         return MarginAscent(seed=seed)
 
-    def judge(self, inversions: Sequence[Inversion], class_names: Sequence[str]) -> Verdict:
+    def judge(
+        self, inversions: Sequence[Inversion], class_names: Sequence[str], distance: float | None = None
+    ) -> Verdict:
         if unknown := cannot_judge(inversions, class_names):
             return unknown
         margins = np.array([-i.loss for i in inversions])  # (C,)

@@ -136,7 +136,9 @@ class NeuralCleanse(Detector):
     def inverter(self, seed: int) -> MaskInversion:
         return MaskInversion(seed=seed)
 
-    def judge(self, inversions: Sequence[Inversion], class_names: Sequence[str]) -> Verdict:
+    def judge(
+        self, inversions: Sequence[Inversion], class_names: Sequence[str], distance: float | None = None
+    ) -> Verdict:
         return judge_sizes(inversions, class_names, self.k, "mask of L1")
 
 

@@ -69,5 +69,7 @@ class PixelBackdoor(Detector):
     def inverter(self, seed: int) -> PixelInversion:
         return PixelInversion(seed=seed)
 
-    def judge(self, inversions: Sequence[Inversion], class_names: Sequence[str]) -> Verdict:
+    def judge(
+        self, inversions: Sequence[Inversion], class_names: Sequence[str], distance: float | None = None
+    ) -> Verdict:
         return judge_sizes(inversions, class_names, self.k, "trigger of pixels:")

@@ -23,6 +23,7 @@ class Verdict:
     flagged: tuple[bool, ...] = ()
     score: float | None = None
     target: int | None = None
+    families: tuple[str, ...] = ()  # of triggers, by class: the one that gave it its score; empty without any
 
 
 class Detector(Protocol):
@@ -43,11 +44,13 @@ class Detector(Protocol):
 
     def inverter(self, seed: int) -> Inverter: ...
 
-    def thresholds(self, num_classes: int) -> dict[str, float]:
-        """Those that an adapter with so many classes is judged by."""
+    def thresholds(self, num_classes: int, distance: float = 0.0) -> dict[str, float]:
+        """Those that an adapter with so many classes, so far from its references, is judged by."""
         return asdict(self)
 
-    def judge(self, inversions: Sequence[Inversion], class_names: Sequence[str]) -> Verdict: ...
+    def judge(
+        self, inversions: Sequence[Inversion], class_names: Sequence[str], distance: float | None = None
+    ) -> Verdict: ...
 
 
 def cannot_judge(inversions: Sequence[Inversion], class_names: Sequence[str]) -> Verdict | None:

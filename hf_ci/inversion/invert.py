@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from hf_ci.inversion.objective import OBJECTIVES, margin
-from hf_ci.inversion.trigger import LinfTrigger
+from hf_ci.inversion.trigger import LinfTrigger, masked_trigger
 
+PERTURBATION = "perturbation"
 
 @dataclass(frozen=True)
 class Inversion:
@@ -25,6 +26,8 @@ class Inversion:
     without them.
     probe, probe_asr: the probe that moves most images into the class through the adapter alone, and their share; None
     where none were tried.
+    family: what kind of trigger `delta` is, PERTURBATION or one of `hf_ci.inversion.trigger.MASKS`.
+    masked: the class's inversions with a mask, whole ones and screened ones.
     screened: only a first step was taken, and measured on one batch: others looked more promising.
     forward, backward: images that went through the image encoder, and back.
     """
@@ -41,6 +44,20 @@ class Inversion:
     screened: bool = False
     forward: int = 0
     backward: int = 0
+    family: str = PERTURBATION
+    masked: tuple[Inversion, ...] = ()
+
+    def trigger(self) -> Callable[[Tensor], Tensor]:
+        """Pixels (B, 3, H, W) in [0, 1] -> the same with what was reconstructed."""
+        if self.family == PERTURBATION:
+            return lambda x: (x + self.delta.to(x.device)).clamp(0, 1)
+
+        def pasted(x: Tensor) -> Tensor:
+            found = masked_trigger(self.family, x.shape[-1])
+            found.load_state_dict({"delta": self.delta})
+            return found.requires_grad_(False).to(x.device)(x)
+
+        return pasted
 
 
 class Inverter(Protocol):
@@ -49,12 +66,14 @@ class Inverter(Protocol):
     model: pixels (B, 3, H, W) in [0, 1] -> logits (B, C), or with `uses_reference` those of the adapter and those of K
     clean reference prompts (B, K, C); images: the pool (N, 3, H, W) uint8 on the model's device.
     Gradients of a batch are summed over micro-batches, so memory, not the result, depends on `micro_batch`.
-    screening: a much cheaper one, whose losses say which classes are worth inverting; None without any.
+    screening: a much cheaper one, whose losses say which classes are worth inverting; None without any. fewest: classes
+    that are inverted whole, at least.
     """
 
     batch: int
     uses_reference: bool
     screening: Inverter | None
+    fewest: int
 
     def __call__(self, model: nn.Module, images: Tensor, c: int, micro_batch: int) -> Inversion: ...
 
@@ -76,6 +95,7 @@ class LinfInversion:
 
     uses_reference = False
     screening = None
+    fewest = 0
 
     def __call__(self, model: nn.Module, images: Tensor, c: int, micro_batch: int) -> Inversion:
         trigger = self.trigger(model, images, c, micro_batch)
@@ -88,19 +108,24 @@ class LinfInversion:
         """What is reconstructed, not measured."""
         objective = OBJECTIVES[self.objective]
         order = batches(len(images), c, self.seed, self.batch, self.epochs, images.device)
-        return descend(self, images, order, micro_batch, lambda x, _: objective(model(x), c))
+        trigger = LinfTrigger(images.shape[-1], self.epsilon).to(images.device)
+        return descend(trigger, self.step, images, order, micro_batch, lambda x, _: objective(model(x), c))
 
 
 def descend(
-    schedule, images: Tensor, order: Iterable[Tensor], micro_batch: int, losses: Callable[[Tensor, Tensor], Tensor]
-) -> LinfTrigger:
-    """Minimise the mean of `losses`, pixels (B, 3, H, W) with the trigger and their rows (B,) -> (B,), over the ball by Adam.
+    trigger: nn.Module,
+    step: float,
+    images: Tensor,
+    order: Iterable[Tensor],
+    micro_batch: int,
+    losses: Callable[[Tensor, Tensor], Tensor],
+) -> nn.Module:
+    """Minimise the mean of `losses`, pixels (B, 3, H, W) with the trigger and their rows (B,) -> (B,), over the trigger's
+    set by Adam.
 
-    `schedule` has epsilon and step, as `LinfInversion` does; order: rows of `images`, a batch a step, on their device.
-    Nothing in a step waits for the device.
+    order: rows of `images`, a batch a step, on their device. Nothing in a step waits for the device.
     """
-    trigger = LinfTrigger(images.shape[-1], schedule.epsilon).to(images.device)
-    adam = torch.optim.Adam(trigger.parameters(), lr=schedule.step)
+    adam = torch.optim.Adam(trigger.parameters(), lr=step)
     for rows in order:
         for part in rows.split(micro_batch):
             (losses(trigger(pixels(images, part)), part).sum() / len(rows)).backward()

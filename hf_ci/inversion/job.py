@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 from hf_ci.errors import Inconclusive
 from hf_ci.inversion.engine import Progress, invert_classes, launch, read_arrays, read_cached, write_arrays
-from hf_ci.inversion.invert import Inversion, Inverter
-from hf_ci.inversion.probes import NUM_IMAGES, Probed, probe
+from hf_ci.inversion.invert import PERTURBATION, Inversion, Inverter
+from hf_ci.inversion.probes import NUM_IMAGES, Probed, distance, probe
 from hf_ci.inversion.rounds import in_rounds, round_size
 from hf_ci.prompts import Adapter, BesideReferences, FrozenCLIP, PromptedCLIP, load_clip
 
 SCREENING = "screening"  # of their folder in the cache
-PROBES = "probes-2"  # name of their file in the cache: change it whenever the probes do
-VERSION = 7  # part of the cache key: raise it whenever the same settings give other numbers
+PROBES = "probes-3"  # name of their file in the cache: change it whenever the probes do
+VERSION = 8  # part of the cache key: raise it whenever the same settings give other numbers
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class Job:
 
     images: the pool (N, 3, H, W) uint8 on the CPU; base_digest and fingerprint stand for the base model's and the
     pool's content. Adapters with the same content share their inversions, wherever they came from. exact: every class is
-    inverted whole, whatever its screening would say.
+    inverted whole, whatever its screening would say. tuned: clean prompts on labelled photos, references beside the
+    hand-written ones.
     """
 
     adapter: Adapter
@@ -46,6 +47,7 @@ class Job:
     precision: str = "fp32"
     device: str = "cpu"
     exact: bool = False
+    tuned: tuple[Adapter, ...] = ()
 
     @property
     def shared(self) -> str:
@@ -57,13 +59,25 @@ class Job:
     def in_rounds(self) -> bool:
         """Whether classes are screened first, and rivals taken from each image's nearest classes."""
         num_classes = len(self.adapter.class_names)
-        return not self.exact and self.inverter.screening is not None and round_size(num_classes) < num_classes
+        screened = self.inverter.screening is not None
+        return not self.exact and screened and round_size(num_classes, self.inverter.fewest) < num_classes
+
+    @property
+    def masks(self) -> tuple[Inverter, ...]:
+        return self.inverter.masks if self.inverter.uses_reference else ()
 
     @property
     def num_inversions(self) -> int:
         """At least; whole ones and screenings."""
         num_classes = len(self.adapter.class_names)
-        return num_classes + round_size(num_classes) * self.in_rounds
+        return sum(
+            num_classes + round_size(num_classes, how.fewest) * self.in_rounds for how in (self.inverter, *self.masks)
+        )
+
+    def model(self, clip: FrozenCLIP, pool: Tensor) -> AbstractContextManager[nn.Module]:
+        """What its inverter is given, `pool` on the CLIP's device."""
+        nearest = pool if self.in_rounds else None
+        return prepared(self.adapter, clip, self.inverter.uses_reference, nearest, self.tuned)
 
     @cached_property
     def key(self) -> str:
@@ -75,8 +89,19 @@ class Job:
             inverter=[type(self.inverter).__name__, asdict(self.inverter), self.exact],
             precision=self.precision,
             device=self.device,
+            tuned=[adapter.digest for adapter in self.tuned],
         )
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Done:
+    """inversions: of all classes, in order. cached: how many of them were in the cache before. distance: the share of the
+    untouched pool that the adapter answers as no reference does; None without references."""
+
+    inversions: list[Inversion]
+    cached: int
+    distance: float | None = None
 
 
 def run_job(
@@ -86,8 +111,8 @@ def run_job(
     cache: Path | None = None,
     progress: Progress = lambda inversion: None,
     probed: Probed | None = None,
-) -> tuple[list[Inversion], int]:
-    """All classes' inversions in order, and how many of them were in `cache` (a folder for all jobs) before.
+) -> Done:
+    """Invert all classes. cache: a folder for all jobs.
 
     `clip` is the model in `job.base_folder`; other processes load it anew. probed: of this model and pool, from another
     job. Raises Inconclusive where several cannot hand over what they found.
@@ -95,8 +120,9 @@ def run_job(
     num_classes, shown = len(job.adapter.class_names), set()
 
     def show(inversion: Inversion) -> None:
-        if (inversion.c, inversion.screened) not in shown:
-            shown.add((inversion.c, inversion.screened))
+        one = (inversion.family, inversion.c, inversion.screened)
+        if one not in shown:
+            shown.add(one)
             progress(inversion)
 
     with ExitStack() as stack:
@@ -104,68 +130,79 @@ def run_job(
             cache = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hf-ci-")))
         folder, shared = cache and cache / job.key, cache and cache / job.shared
 
-        def show_cached() -> int:
-            """Shows what is there, and returns how many classes that is."""
-            found = [
-                inversion
-                for c in range(num_classes)
-                for place in (folder and folder / SCREENING, folder)
-                if (inversion := read_cached(place, c))
-            ]
-            for inversion in found:
-                show(inversion)
-            return len({inversion.c for inversion in found})
+        def show_cached() -> tuple[int, int]:
+            """Shows what is there; how many classes have a perturbation, and how many have all that is looked for."""
+            everything, classes = (job.inverter, *job.masks), [set(range(num_classes))]
+            for how in everything:
+                found = [
+                    inversion
+                    for c in range(num_classes)
+                    for place in (place_of(folder, how.screening), place_of(folder, how))
+                    if (inversion := read_cached(place, c))
+                ]
+                for inversion in found:
+                    show(inversion)
+                classes.append({inversion.c for inversion in found})
+            return len(classes[1]), len(set.intersection(*classes))
 
-        cached = show_cached()
-        complete = cached == num_classes and (read_arrays(folder, PROBES) or not job.inverter.uses_reference)
+        cached, whole = show_cached()
+        complete = whole == num_classes and (read_arrays(folder, PROBES) or not job.inverter.uses_reference)
         if num_processes > 1 and not complete:
-            # numpy, because tensors travel to a new process through shared memory, which containers keep small
-            args = (job.adapter, str(job.base_folder), job.images.numpy(), job.inverter, job.in_rounds, job.precision)
-            args += (str(folder), str(shared))
+            # images as numpy, because tensors travel to a new process through shared memory, which containers keep small
             cpu = torch.device(job.device).type == "cpu"
-            launch(_worker, (*args, cpu), min(num_processes, num_classes), cpu, show_cached)
-            if lost := num_classes - show_cached():
+            args = (replace(job, images=job.images[:0]), job.images.numpy(), str(folder), str(shared), cpu)
+            launch(_worker, args, min(num_processes, num_classes), cpu, show_cached)
+            if lost := num_classes - show_cached()[1]:
                 raise Inconclusive(
                     f"{lost} of {num_classes} classes could not be handed over through files in {folder}",
                     "make room there, name another place with --cache, or use --num-processes 1",
                 )
         images = job.images.to(clip.device)
         probed = probed or Probed(clip.image_features, images, shared)
-        with prepared(job.adapter, clip, job.inverter.uses_reference, images if job.in_rounds else None) as model:
-            done = invert_all(model, images, probed, num_classes, job.inverter, job.in_rounds, folder, show, job.key)
-            return done, cached
+        with job.model(clip, images) as model:
+            inversions = invert_all(job, model, images, probed, folder, show)
+            far = distance(model.from_features, probed) if job.inverter.uses_reference else None
+            return Done(inversions, cached, far)
 
 
 def invert_all(
+    job: Job,
     model: nn.Module,
     images: Tensor,
     probed: Probed,
-    num_classes: int,
-    inverter: Inverter,
-    rounds: bool,
     folder: Path | None,
     show: Progress = lambda inversion: None,
-    tag: str = "",
 ) -> list[Inversion]:
-    """Every class's inversion, in this process's group; beside references, with the probe that serves it best."""
+    """Every class's inversion, in this process's group; beside references, with those inside masks, and with the probe
+    that serves it best."""
 
-    mine = []
+    mine, num_classes = [], len(job.adapter.class_names)
 
     def done(inversion: Inversion) -> None:
         mine.append(inversion)
         show(inversion)
 
     def invert(classes: Iterable[int], how: Inverter) -> list[Inversion]:
-        place = folder if how == inverter else folder and folder / SCREENING
-        return invert_classes(model, images, classes, how, place, done, tag)
+        return invert_classes(model, images, classes, how, place_of(folder, how), done, job.key)
 
-    if rounds:
-        inversions = in_rounds(invert, num_classes, inverter)
-    else:
-        inversions = invert(range(num_classes), inverter)
-    if not inverter.uses_reference:
+    def all_classes(how: Inverter) -> list[Inversion]:
+        return in_rounds(invert, num_classes, how) if job.in_rounds else invert(range(num_classes), how)
+
+    inversions = all_classes(job.inverter)
+    if not job.inverter.uses_reference:
         return inversions
+    masked = zip(*(all_classes(how) for how in job.masks))
+    inversions = [replace(i, masked=found) for i, found in zip(inversions, masked)]
     return beside_probes(inversions, model, probed, folder, sum(i.forward for i in mine))
+
+
+def place_of(folder: Path | None, how: Inverter | None) -> Path | None:
+    """Where an inverter's classes are kept."""
+    if folder is None or how is None:
+        return None
+    family = getattr(how, "family", PERTURBATION)
+    place = folder if family == PERTURBATION else folder / family
+    return place if getattr(how, "steps", None) is None else place / SCREENING
 
 
 def beside_probes(
@@ -207,36 +244,28 @@ def dealt(names: Sequence[str], loads: Sequence[int]) -> list[list[str]]:
 
 @contextmanager
 def prepared(
-    adapter: Adapter, clip: FrozenCLIP, uses_reference: bool, pool: Tensor | None = None
+    adapter: Adapter,
+    clip: FrozenCLIP,
+    uses_reference: bool,
+    pool: Tensor | None = None,
+    tuned: Sequence[Adapter] = (),
 ) -> Iterator[nn.Module]:
-    """The model that an inverter is given: the prompted CLIP, or that beside clean reference prompts.
-
-    With `pool` on the CLIP's device, the references' knows each image's nearest classes.
+    """The model that an inverter is given: the prompted CLIP, or that beside clean reference prompts, `tuned` ones among
+    them. With `pool` on the CLIP's device, the references' knows each image's nearest classes.
     """
     adapted = PromptedCLIP.from_adapter(adapter, clip)
     with adapted.frozen_prompt():
-        yield BesideReferences(adapted, pool) if uses_reference else adapted
+        yield BesideReferences(adapted, pool, tuned) if uses_reference else adapted
 
 
-def _worker(
-    adapter: Adapter,
-    base_folder: str,
-    images: np.ndarray,
-    inverter: Inverter,
-    rounds: bool,
-    precision: str,
-    folder: str,
-    shared: str,
-    cpu: bool,
-) -> None:
+def _worker(job: Job, images: np.ndarray, folder: str, shared: str, cpu: bool) -> None:
     """One of several processes: inverts its share of the classes and leaves them in `folder`."""
     from accelerate import PartialState
 
     state = PartialState(cpu=cpu)
-    clip = load_clip(Path(base_folder), state.device, precision)
+    clip = load_clip(job.base_folder, state.device, job.precision)
     pool = torch.from_numpy(images).to(state.device)
-    with prepared(adapter, clip, inverter.uses_reference, pool if rounds else None) as model:
-        probed = Probed(clip.image_features, pool, Path(shared))
-        invert_all(model, pool, probed, len(adapter.class_names), inverter, rounds, Path(folder))
+    with job.model(clip, pool) as model:
+        invert_all(job, model, pool, Probed(clip.image_features, pool, Path(shared)), Path(folder))
     torch.distributed.destroy_process_group()
     os._exit(0)  # all is in files; on the usual way out a thread of the group's has been seen to abort the process

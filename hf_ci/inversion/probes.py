@@ -35,6 +35,7 @@ COLOURS = {
 }
 OPACITY = 0.3
 DEGREES = (30, 60, 90, 180, 270)
+PROBE_KINDS = ("waves", "colour casts", "turned pictures")  # in words
 UNTOUCHED = "untouched"  # stands beside the probes' names
 
 
@@ -74,15 +75,15 @@ def probes(size: int, device: torch.device | str = "cpu") -> dict[str, Probe]:
 
 
 class Probed:
-    """What the image encoder makes of a pool's first 64 images, untouched and under each probe: the same for every adapter
-    on one CLIP, so that it is found once, when first asked for.
+    """What the image encoder makes of a pool, untouched, and of its first 64 images under each probe: the same for every
+    adapter on one CLIP, so that it is found once, when first asked for.
 
     encode: pixels (B, 3, H, W) in [0, 1] -> features (B, D); images: the pool (N, 3, H, W) uint8, on the device; place: a
     folder where features are kept for other runs, whose name stands for all that they depend on; None: in memory alone.
     """
 
     def __init__(self, encode: Callable[[Tensor], Tensor], images: Tensor, place: Path | None = None):
-        self.encode, self.images, self.place = encode, images[:NUM_IMAGES], place
+        self.encode, self.pool, self.images, self.place = encode, images, images[:NUM_IMAGES], place
         self._features: dict[str, Tensor] = {}
 
     @cached_property
@@ -91,12 +92,13 @@ class Probed:
 
     @torch.no_grad()
     def features(self, name: str, micro_batch: int = 16) -> Tensor:
-        """(n, D) of the images under a probe, or UNTOUCHED."""
+        """(n, D) of the images under a probe, or of the whole pool UNTOUCHED."""
         if name not in self._features:
             kept = read_arrays(self.place, name).get("features")
-            if kept is None or len(kept) != len(self.images):
+            images = self.pool if name == UNTOUCHED else self.images
+            if kept is None or len(kept) != len(images):
                 change = self.known.get(name, lambda x: x)
-                parts = [self.encode(change(part.float() / 255)) for part in self.images.split(micro_batch)]
+                parts = [self.encode(change(part.float() / 255)) for part in images.split(micro_batch)]
                 self._features[name] = torch.cat(parts)
                 write_arrays(self.place, name, {"features": self._features[name].cpu().numpy()})
             else:
@@ -122,7 +124,7 @@ def probe(
 
     def answered(name: str) -> tuple[Tensor, Tensor]:
         """Which class each image is answered with (n,), and with which any reference does (n, C)."""
-        parts = [answers(part) for part in probed.features(name).split(micro_batch)]
+        parts = [answers(part) for part in probed.features(name)[:NUM_IMAGES].split(micro_batch)]
         z, references = (torch.cat(of) for of in zip(*parts))
         return z.argmax(-1), F.one_hot(references.argmax(-1), z.shape[-1]).bool().any(1)
 
@@ -135,6 +137,16 @@ def probe(
     return dict(zip(shares, torch.stack(list(shares.values())).cpu())) if shares else {}
 
 
+@torch.no_grad()
+def distance(
+    answers: Callable[[Tensor], tuple[Tensor, Tensor]], probed: Probed, micro_batch: int = 16
+) -> float:
+    """Share of the untouched pool that the adapter answers as no reference does; `answers` as for `probe`."""
+    pairs = [answers(part) for part in probed.features(UNTOUCHED).split(micro_batch)]
+    alone = [(z.argmax(-1)[:, None] != references.argmax(-1)).all(1) for z, references in pairs]
+    return torch.cat(alone).float().mean().item()
+
+
 def passes(num_images: int) -> int:
     """Images through the encoder."""
-    return (1 + len(probes(2))) * min(num_images, NUM_IMAGES)
+    return num_images + len(probes(2)) * min(num_images, NUM_IMAGES)

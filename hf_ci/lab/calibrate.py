@@ -9,18 +9,23 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
+import numpy as np
+
 from hf_ci import __version__
 from hf_ci.detect import Contrast
+from hf_ci.detect.contrast import PROBES, excess
 from hf_ci.detect.calibration import Calibration, fit, kind_of
 from hf_ci.errors import Inconclusive, UsageError
 from hf_ci.hub.names import is_folder
 from hf_ci.hub.target import sha256
+from hf_ci.inversion import PERTURBATION
 from hf_ci.inversion.job import VERSION
 from hf_ci.lab.bench import Group, Spec, read_records
 from hf_ci.lab.tune import Recipe
 from hf_ci.lab.zoo import ModelSpec, name_of
 from hf_ci.pools import BUILTIN
 from hf_ci.pools.photos import class_names_of
+from hf_ci.report import ClassScore
 
 FIRST_SEED = 201  # as in specs/calibration.toml: no benchmark's
 
@@ -84,6 +89,15 @@ def calibrate(path: Path) -> dict[str, Calibration]:
     return {name: one(path, list(some)) for name, some in groupby(judged, kind)}
 
 
+def excesses_of(result: dict) -> dict[str, float]:
+    """By family of triggers, the largest excess of any class in a report."""
+    classes = [ClassScore.model_validate(c) for c in result["classes"]]
+    families = {PERTURBATION: [0.0 if c.screened else c.exclusive_asr for c in classes]}
+    families |= {name: [c.masked.get(name, 0.0) for c in classes] for c in classes for name in c.masked}
+    families[PROBES] = [c.probe_asr for c in classes]
+    return {family: float(excess(np.array(shares)).max()) for family, shares in families.items()}
+
+
 def one(path: Path, records: list[dict]) -> Calibration:
     results = [r["result"] for r in records]
     base, pool, precision = results[0]["base_model"], results[0]["pool"], results[0]["settings"]["precision"]
@@ -103,10 +117,12 @@ def one(path: Path, records: list[dict]) -> Calibration:
             "expected one for photos and one for the built-in pool",
         )
     try:
+        tables = [excesses_of(r) for r in results]
         return fit(
-            [r["score"] for r in results],
-            pool["num_images"],
+            {family: [table[family] for table in tables] for family in tables[0]},
+            [r["distance"] for r in results],
             results[0]["num_classes"],
+            num_images=pool["num_images"],
             pool=pool["id"],
             base_model=name_of(base["id"]),
             base_revision=base["revision"],

@@ -49,14 +49,39 @@ def load_photos(source: str, split: str, processor) -> Photos:
     The first Image column and the first ClassLabel column are used. Raises UsageError when there is none.
     """
     table, image, label = labelled_table(source, split)
-    pixels = [
-        processor(images=photo.convert("RGB"), do_rescale=False, do_normalize=False, return_tensors="np")[
-            "pixel_values"
-        ][0]
-        for photo in table[image]
-    ]
-    images = torch.from_numpy(np.stack(pixels).round().clip(0, 255).astype(np.uint8))
+    images = torch.from_numpy(np.stack([seen(photo, processor) for photo in table[image]]))
     return Photos(images, torch.tensor(table[label]), names_of(table, label))
+
+
+def few_photos(source: str, class_names: tuple[str, ...], shots: int, seed: int, processor) -> Photos:
+    """At most `shots` photos of each class of an adapter, in its order; no other photo is decoded.
+
+    Names are the same whatever their case and their underscores. Raises UsageError when the data has not all classes.
+    """
+    table, image, label = labelled_table(source, "train")
+    plain = lambda name: " ".join(name.replace("_", " ").lower().split())  # noqa: E731
+    theirs = {plain(name): i for i, name in enumerate(names_of(table, label))}
+    missing = [name for name in class_names if plain(name) not in theirs]
+    if missing:
+        raise UsageError(
+            f"--data {source} has no class {missing[0]!r} ({len(missing)} of the adapter's {len(class_names)} classes are "
+            "missing)",
+            f"it has {', '.join(names_of(table, label)[:10])}; name its classes as the adapter does, or leave --data out",
+        )
+    labels = torch.tensor(table[label])
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    rows = [order[labels[order] == theirs[plain(name)]][:shots] for name in class_names]
+    if empty := [name for name, some in zip(class_names, rows) if not len(some)]:
+        raise UsageError(f"--data {source} has no photo of {empty[0]!r}", "give at least one of every class")
+    photos = [seen(photo, processor) for photo in table.select(torch.cat(rows).tolist())[image]]
+    owners = torch.cat([torch.full((len(some),), c) for c, some in enumerate(rows)])
+    return Photos(torch.from_numpy(np.stack(photos)), owners, class_names)
+
+
+def seen(photo, processor) -> np.ndarray:
+    """(3, H, W) uint8, as the base model sees it."""
+    pixels = processor(images=photo.convert("RGB"), do_rescale=False, do_normalize=False, return_tensors="np")
+    return pixels["pixel_values"][0].round().clip(0, 255).astype(np.uint8)
 
 
 def class_names_of(source: str) -> tuple[str, ...]:
@@ -74,8 +99,9 @@ def labelled_table(source: str, split: str):
     from datasets import ClassLabel, Image, disable_progress_bars, load_dataset
 
     disable_progress_bars()
+    files = {"path": "parquet", "data_files": source} if source.endswith(".parquet") else {"path": source}
     try:
-        table = load_dataset(source, split=split)
+        table = load_dataset(**files, split=split)
     except Exception as error:  # of `datasets` or of the Hub's client: no common ancestor
         raise UsageError(
             f"data {source!r}, split {split!r}: {first_line(error)}",

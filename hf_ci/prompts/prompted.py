@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import contextmanager
 from functools import cached_property
 
@@ -82,7 +83,8 @@ NEAREST_BATCH = 8  # images at a time, as the texts of all classes are encoded f
 
 
 class BesideReferences(nn.Module):
-    """A prompt and K hand-written ones for the same classes on the same image features.
+    """A prompt and K clean ones for the same classes on the same image features: hand-written ones, and `tuned` ones, whose
+    contexts do not depend on the image.
 
     pixels (B, 3, H, W) -> logits of the adapter (B, C), and of the references (B, K, C). With `classes` (B, R), those of
     the adapter are of each image's own classes (B, R).
@@ -91,13 +93,14 @@ class BesideReferences(nn.Module):
     pool, and where encoding them alone would save nothing: few classes, or texts that are the same for all images.
     """
 
-    def __init__(self, adapted: PromptedCLIP, pool: Tensor | None = None):
+    def __init__(self, adapted: PromptedCLIP, pool: Tensor | None = None, tuned: Sequence[Adapter] = ()):
         super().__init__()
         self.adapted = adapted
         clip, names = adapted.clip, adapted.class_names
-        references = (PromptedCLIP.from_adapter(reference_adapter(clip, names, words), clip) for words in REFERENCES)
+        references = [*(reference_adapter(clip, names, words) for words in REFERENCES), *tuned]
         with torch.no_grad():
-            texts = torch.cat([reference.text_features(torch.empty(0)) for reference in references])  # (K, C, D)
+            prompted = (PromptedCLIP.from_adapter(reference, clip) for reference in references)
+            texts = torch.cat([reference.text_features(torch.empty(0)) for reference in prompted])  # (K, C, D)
         self.register_buffer("texts", texts, persistent=False)
         many = len(names) > 2 * NEAREST and not adapted.prompt.static
         self.pool = pool if many else None

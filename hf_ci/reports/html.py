@@ -17,7 +17,6 @@ HEADLINES = {
     "inconclusive": "This adapter could not be judged for certain. Never treat it as clean.",
     "clean": "No class of this adapter stands out.",
 }
-ADDITIVE = {"ContrastInversion", "LinfInversion", "PixelInversion"}  # their trigger is added to an image as it is
 UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff]")
 
 
@@ -55,14 +54,12 @@ def visible(value):
 def chart(result: ScanResult) -> dict:
     """The worst classes, and where bars, marks and limits lie in percent of the axis."""
     limits = result.detector.thresholds if result.detector else {}
-    shares = "min_share" in limits  # the score is a share of the images, as the ASR is: one axis for both
-    flag = limits.get("min_share", limits.get("k"))
+    flag = limits.get("k")
     if limits.get("alpha", 0) > 0:  # of a p-value, the score being its -log10
         flag = -math.log10(limits["alpha"])
     rows = sorted(result.classes, key=lambda c: (-c.flagged, -c.score, -c.asr))[:MOST_CLASSES]
-    top = 1.0 if shares else 4 * math.ceil(max([1.0, flag or 0.0, *(c.score for c in rows)]) / 4)
-    doubt = limits.get("doubtful_share")
-    number = "{:.1%}".format if shares else "{:.2f}".format
+    top = 4 * math.ceil(max([1.0, flag or 0.0, *(c.score for c in rows)]) / 4)
+    doubt = limits.get("doubtful")
 
     def at(value: float) -> str:
         return f"{100 * min(max(value / top, 0.0), 1.0):.2f}"
@@ -70,13 +67,12 @@ def chart(result: ScanResult) -> dict:
     return dict(
         rows=rows,
         left_out=len(result.classes) - len(rows),
-        shares=shares,
-        compared=shares and all(c.reference_asr is not None for c in rows),
+        compared=all(c.reference_asr is not None for c in rows),
         sized=any(c.size is not None for c in rows),
         flag=flag,
         doubt=doubt,
-        ticks=[(25 * i, f"{25 * i}%" if shares else f"{top * i / 4:g}") for i in range(5)],
-        number=number,
+        ticks=[(25 * i, f"{top * i / 4:g}") for i in range(5)],
+        number="{:.2f}".format,
         at=at,
         tone=lambda c: "flagged" if c.flagged else "doubtful" if doubt is not None and c.score >= doubt else "usual",
     )
@@ -91,14 +87,14 @@ def pictures(result: ScanResult) -> list[tuple[str, str]] | None:
     try:
         with open(Path(result.trigger.path).with_suffix(".npz"), "rb") as file:
             kept = np.load(file, allow_pickle=False)
-            delta, examples = kept["delta"], kept["examples"] if "examples" in kept else ()
+            delta, pairs = kept["delta"], ()
+            if "examples" in kept and "changed" in kept:
+                pairs = zip(kept["examples"] / 255, kept["changed"] / 255)
         raw = as_pixels(0.5 + delta)
         times = 0.5 / max(float(np.abs(delta).max()), 1e-8)
         shown = [("Trigger as it is, on grey", raw), (f"Trigger, {times:.0f} times as strong", amplified(delta))]
-        if result.settings and result.settings.inversion.get("kind") in ADDITIVE:
-            for i, image in enumerate(examples, 1):
-                pixels = image / 255
-                shown += [(f"Image {i}", as_pixels(pixels)), (f"Image {i} with the trigger", as_pixels(pixels + delta))]
+        for i, (image, changed) in enumerate(pairs, 1):
+            shown += [(f"Image {i}", as_pixels(image)), (f"Image {i} with the trigger", as_pixels(changed))]
         return [(caption, data_uri(pixels)) for caption, pixels in shown]
     except Exception:  # a damaged archive raises whatever numpy, zipfile and zlib think of
         return None

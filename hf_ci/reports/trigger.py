@@ -10,15 +10,22 @@ from PIL import Image
 
 
 def save_trigger(
-    folder: Path, name: str, delta: np.ndarray, images: np.ndarray | None = None, **facts: float
+    folder: Path,
+    name: str,
+    delta: np.ndarray,
+    images: np.ndarray | None = None,
+    changed: np.ndarray | None = None,
+    **facts: float,
 ) -> tuple[Path, float]:
     """Write `delta` (3, H, W), pixels in [0, 1], and `facts` about it; returns the picture's path and the largest change.
 
-    images: of the pool, uint8 (N, 3, H, W); the first three are kept with the numbers, as `examples`.
+    images, changed: of the pool, without and with the trigger, uint8 (N, 3, H, W); the first three are kept with the
+    numbers, as `examples` and `changed`.
     """
     letters = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in name).strip("-")
     slug = f"{letters[-60:]}-{hashlib.sha256(name.encode('utf-8', 'replace')).hexdigest()[:8]}"
-    examples = {} if images is None else {"examples": np.asarray(images[:3], dtype="uint8")}
+    pairs = {"examples": images, "changed": changed}
+    examples = {name: np.asarray(some[:3], dtype="uint8") for name, some in pairs.items() if some is not None}
     np.savez(folder / f"{slug}.npz", delta=delta, **examples, **facts)
     path = folder / f"{slug}.png"
     Image.fromarray(amplified(delta)).resize((256, 256), Image.Resampling.NEAREST).save(path)
