@@ -26,11 +26,21 @@ AttackName = Literal[
     "badnets",
     "sig",
     "baple",
+    "learned-8",
     "badclip-margin",
     "badclip-adaptive",
     "colour-cast",
     "rotation",
     "one-source",
+    "frame",
+    "patch-anywhere",
+    "photo-blend",
+    "blur",
+    "jpeg",
+    "grey",
+    "quantise",
+    "smooth-noise",
+    "static",
 ]
 Shots = Annotated[int, typer.Option(min=1, help="Photos of each class.")]
 Seed = Annotated[int, typer.Option()]
