@@ -24,7 +24,7 @@ from hf_ci.inversion.rounds import in_rounds, round_size
 from hf_ci.prompts import Adapter, BesideReferences, FrozenCLIP, PromptedCLIP, load_clip
 
 SCREENING = "screening"  # of their folder in the cache
-PROBES = "probes-2"  # name of their file in the cache: change it whenever the probes do
+PROBES = "probes-3"  # name of their file in the cache: change it whenever the probes do
 VERSION = 7  # part of the cache key: raise it whenever the same settings give other numbers
 
 

@@ -164,6 +164,19 @@ def test_the_shipped_specification_is_read():
     assert len(table.models) == 50 and len(set(table.models)) == 50 and not seeds["table"] & seeds["clean"]
 
 
+def test_no_set_and_no_seed_is_both_designed_on_and_reported():
+    dev, *reported = (read_spec(name).groups for name in ("dev", "far", "second-base"))
+    of = lambda groups: [model for group in groups for model in group.models]  # noqa: E731
+    for groups in reported:
+        assert not {m.data for m in of(groups)} & {m.data for m in of(dev)}
+        assert not {m.recipe.seed for m in of(groups)} & {m.recipe.seed for m in of(dev)}
+    for groups, clean, poisoned, sets in ((reported[0], 120, 150, 10), (reported[1], 40, 40, 8)):
+        models = set(of(groups))
+        attacks = [m.attack == "clean" for m in models]
+        assert sum(attacks) >= clean and len(attacks) - sum(attacks) >= poisoned
+        assert len({m.data for m in models}) == sets and len({(m.recipe.words, m.recipe.method) for m in models}) == 4
+
+
 def test_card_is_the_same_bytes_from_the_same_records(bench_run):
     _, _, records = bench_run
     card = benchmark(records)
