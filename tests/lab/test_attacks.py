@@ -161,7 +161,9 @@ def test_siba_is_sparse_and_invisible(bench):
     assert 0 < (delta != 0).any(0).sum() <= round(100 / 32**2 * 64**2)
 
 
-@pytest.mark.parametrize("name", ["badclip", "learned-8", "badclip-margin", "badclip-adaptive", "baple", "blended", "frame"])
+@pytest.mark.parametrize(
+    "name", ["badclip", "learned-8", "badclip-margin", "badclip-adaptive", "baple", "blended", "frame"]
+)
 def test_backdoor_is_real(bench, twin, name):
     """The planted trigger works, does not on a clean adapter tuned on the same photos, and is needed.
 
