@@ -1,9 +1,9 @@
 """Probes: triggers of known families, tried as they are.
 
-A wave, a colour cast or a turned picture does not grow out of a descent that starts from nothing: a wave and its negative
-do the same, so there the gradient along it is zero, and a turn, a warp or a blur is no sum of pixels at all. But such families have few
-parameters, and a backdoor answers to a trigger somewhat like its own, so a coarse grid will do. One pass serves all
-classes, forward only.
+A wave, a colour cast or a turned picture does not grow out of a descent that starts from nothing: a wave and its
+negative do the same, so there the gradient along it is zero, and a turn, a warp or a blur is no sum of pixels at all.
+But such families have few parameters, and a backdoor answers to a trigger somewhat like its own, so a coarse grid will
+do. One pass serves all classes, forward only.
 """
 
 from __future__ import annotations

@@ -90,8 +90,9 @@ def read_spec(path: Path) -> Spec:
 
 
 def models_of(table: dict, entry: dict, base: str) -> Iterator[ModelSpec]:
-    """Every attack of a group with every method, seed and data set. `prompts` are not multiplied, they take turns, so that
-    an attack meets all of them over the sets, and a set over the attacks. Each is a Recipe's fields, and anonymous_names.
+    """Every attack of a group with every method, seed and data set. `prompts` are not multiplied, they take turns, so
+    that an attack meets all of them over the sets, and a set over the attacks. Each is a Recipe's fields, and
+    anonymous_names.
     """
     sets = entry.get("sets", table["sets"])
     if isinstance(sets, list):

@@ -32,8 +32,9 @@ CLEAN = "clean"
 class ModelSpec:
     """One model. `classes` of the data set, drawn with `split_seed`, are tuned on; the rest stay unseen.
 
-    data: a folder below the zoo's data root or by its whole path; an id on the Hub, where the root is empty. base: as for
-    `base_of`. anonymous_names: "category a", ... in place of the classes' own. The target class is drawn from the seed.
+    data: a folder below the zoo's data root or by its whole path; an id on the Hub, where the root is empty. base: as
+    for `base_of`. anonymous_names: "category a", ... in place of the classes' own. The target class is drawn from the
+    seed.
     """
 
     data: str
