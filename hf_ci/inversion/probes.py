@@ -1,16 +1,16 @@
 """Probes: triggers of known families, tried as they are.
 
-A wave, a colour cast or a turned picture does not grow out of a descent that starts from nothing: a wave and its negative
-do the same, so there the gradient along it is zero, and a turn is no sum of pixels at all. But such families have few
-parameters, and a backdoor answers to a trigger somewhat like its own, so a coarse grid will do. One pass serves all
-classes, forward only.
+A wave, a colour cast or a turned picture does not grow out of a descent that starts from nothing: a wave and its
+negative do the same, so there the gradient along it is zero, and a turn, a warp or a blur is no sum of pixels at all.
+But such families have few parameters, and a backdoor answers to a trigger somewhat like its own, so a coarse grid will
+do. One pass serves all classes, forward only.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hf_ci.inversion import maps
 from hf_ci.inversion.engine import read_arrays, write_arrays
 
 Probe = Callable[[Tensor], Tensor]  # pixels (B, 3, H, W) in [0, 1] -> the same with the trigger
@@ -35,7 +36,11 @@ COLOURS = {
 }
 OPACITY = 0.3
 DEGREES = (30, 60, 90, 180, 270)
-PROBE_KINDS = ("waves", "colour casts", "turned pictures")  # in words
+PROBE_KINDS = ("waves", "colour casts", "turned pictures", "warps", "blur", "JPEG", "loss of colour", "few levels")
+FLOWS = (1, 2)  # seeds of the warps
+CELLS, SHIFT = 4, 1 / 16  # of a flow, along a side; by how much of it pixels move on average
+SIGMAS = (1, 2)  # of a blur, pixels of 64
+QUALITY, LEVELS = 10, 4  # of JPEG, and of each channel
 UNTOUCHED = "untouched"  # stands beside the probes' names
 
 
@@ -57,7 +62,19 @@ def turn(size: int, degrees: int, device: torch.device | str = "cpu") -> Probe:
     """The picture turned about its middle; corners are filled with its border."""
     a = math.radians(degrees)
     matrix = torch.tensor([[math.cos(a), -math.sin(a), 0.0], [math.sin(a), math.cos(a), 0.0]])
-    grid = F.affine_grid(matrix[None], [1, 3, size, size], align_corners=True).to(device)
+    return sampled(F.affine_grid(matrix[None], [1, 3, size, size], align_corners=True).to(device))
+
+
+def warp(size: int, seed: int, device: torch.device | str = "cpu") -> Probe:
+    """The picture moved along a smooth random flow, as WaNet's but seen with the eye."""
+    flow = torch.rand(1, 2, CELLS, CELLS, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    flow = 2 * SHIFT * flow / flow.abs().mean()  # the side is 2 long
+    flow = F.interpolate(flow, size=size, mode="bicubic", align_corners=True).permute(0, 2, 3, 1)  # (1, H, W, 2)
+    return sampled((F.affine_grid(torch.eye(2, 3)[None], [1, 3, size, size], align_corners=True) + flow).to(device))
+
+
+def sampled(grid: Tensor) -> Probe:
+    """The picture sampled at grid (1, H, W, 2), coordinates (x, y) in [-1, 1]."""
     return lambda x: F.grid_sample(x, grid.expand(len(x), -1, -1, -1), padding_mode="border", align_corners=True).clamp(
         0, 1
     )
@@ -71,7 +88,14 @@ def probes(size: int, device: torch.device | str = "cpu") -> dict[str, Probe]:
     }
     casts = {f"{name} cast": cast(colour, device) for name, colour in COLOURS.items()}
     turns = {f"turn by {degrees} degrees": turn(size, degrees, device) for degrees in DEGREES}
-    return waves | casts | turns
+    warps = {f"warp {seed}": warp(size, seed, device) for seed in FLOWS}
+    blurs = {f"blur of {sigma} in 64 pixels": partial(maps.blur, sigma=sigma * size / 64) for sigma in SIGMAS}
+    losses = {
+        f"JPEG of quality {QUALITY}": partial(maps.jpeg, quality=QUALITY),
+        "loss of colour": maps.grey,
+        f"quantisation to {LEVELS} levels": partial(maps.quantise, levels=LEVELS),
+    }
+    return waves | casts | turns | warps | blurs | losses
 
 
 class Probed:

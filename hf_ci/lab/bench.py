@@ -26,7 +26,7 @@ from hf_ci.errors import EXIT_INTERNAL, UsageError
 from hf_ci.hub.base import EMBEDDED
 from hf_ci.inversion.engine import threads_each
 from hf_ci.lab.tune import Recipe
-from hf_ci.lab.zoo import ModelSpec, Zoo
+from hf_ci.lab.zoo import ModelSpec, Zoo, base_of, name_of
 from hf_ci.settings import ScanOptions
 
 SPECS = Path(__file__).parent / "specs"
@@ -36,7 +36,7 @@ SPECS = Path(__file__).parent / "specs"
 class Group:
     """Some models, the detectors that they are scanned with, and the pool: below the data root, or what --pool takes.
 
-    exact: whether every class is inverted whole.
+    exact: whether every class is inverted whole. base: of all its models, as for `base_of`.
     """
 
     name: str
@@ -45,13 +45,11 @@ class Group:
     pool: str
     num_images: int
     exact: bool = False
+    base: str = EMBEDDED
 
 
 @dataclass(frozen=True)
 class Spec:
-    """base: of every model."""
-
-    base: str
     precision: str
     groups: tuple[Group, ...]
 
@@ -77,34 +75,38 @@ def read_spec(path: Path) -> Spec:
     known = SPECS / f"{path}.toml"
     try:
         table = tomllib.loads((known if known.is_file() else path).read_text(encoding="utf-8"))
-        base = table.get("base", EMBEDDED)
         groups = []
         for entry in table["group"]:
-            sets = entry.get("sets", table["sets"])
-            if isinstance(sets, list):
-                sets = {name: table["sets"][name] for name in sets}
-            vary = table.get("vary_classes", False)  # draw the classes with the model's seed, not once for all
-            models = tuple(
-                ModelSpec(
-                    data,
-                    classes,
-                    attack,
-                    Recipe(method, seed=seed, **table.get("recipe", {}) | entry.get("recipe", {})),
-                    split_seed=seed if vary else 0,
-                    base=base,
-                )
-                for attack, method, seed, (data, classes) in product(
-                    entry["attacks"], entry.get("methods", ["cocoop"]), entry["seeds"], sets.items()
-                )
-            )
+            base = entry.get("base", table.get("base", EMBEDDED))
             pool = entry.get("pool", table["pool"])
             num_images, exact = entry.get("num_images", table["num_images"]), entry.get("exact", False)
-            groups.append(Group(entry["name"], models, tuple(entry["detectors"]), pool, num_images, exact))
-        return Spec(base, table.get("precision", "auto"), tuple(groups))
+            models, detectors = tuple(models_of(table, entry, base)), tuple(entry["detectors"])
+            groups.append(Group(entry["name"], models, detectors, pool, num_images, exact, base))
+        return Spec(table.get("precision", "auto"), tuple(groups))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UsageError(
             f"{path}: not a benchmark's specification: {error!r}", f"see {SPECS / 'paper.toml'}"
         ) from error
+
+
+def models_of(table: dict, entry: dict, base: str) -> Iterator[ModelSpec]:
+    """Every attack of a group with every method, seed and data set. `prompts` are not multiplied, they take turns, so
+    that an attack meets all of them over the sets, and a set over the attacks. Each is a Recipe's fields, and
+    anonymous_names.
+    """
+    sets = entry.get("sets", table["sets"])
+    if isinstance(sets, list):
+        sets = {name: table["sets"][name] for name in sets}
+    recipe = table.get("recipe", {}) | entry.get("recipe", {})
+    turns = [table["prompts"][name] for name in entry["prompts"]] if "prompts" in entry else [{}]
+    vary = table.get("vary_classes", False)  # draw the classes with the model's seed, not once for all
+    numbered = (enumerate(some) for some in (entry["attacks"], entry["seeds"], sets.items()))
+    for (a, attack), (i, seed), (s, (data, classes)) in product(*numbered):
+        for method in entry.get("methods", ["cocoop"]):
+            prompt = dict(turns[(a + i + s) % len(turns)])
+            anonymous = prompt.pop("anonymous_names", False)
+            fields = dict(method=method, seed=seed) | recipe | prompt
+            yield ModelSpec(data, classes, attack, Recipe(**fields), seed if vary else 0, base, anonymous)
 
 
 def pool_of(group: Group, data_root: Path) -> str:
@@ -116,7 +118,7 @@ def pool_of(group: Group, data_root: Path) -> str:
 def scan_options(spec: Spec, group: Group, data_root: Path, zoo: Path, device: str) -> ScanOptions:
     """How a group's models are scanned. A base that is a folder here is not taken on the adapter's word."""
     return ScanOptions(
-        base=spec.base,
+        base=base_of(group.base, data_root),
         pool=pool_of(group, data_root),
         num_images=group.num_images,
         exact=group.exact,
@@ -190,6 +192,8 @@ def work(task: Task, data_root: Path, zoo: Path) -> list[dict]:
         if result.pool is None and result.exit_code != EXIT_INTERNAL:
             raise UsageError(f"{folder} cannot be scanned: {'; '.join(result.reasons)}")
         result = result.model_copy(update={"target": facts["id"]}).model_dump(mode="json", exclude={"files", "reasons"})
+        if result["base_model"]:
+            result["base_model"]["id"] = name_of(result["base_model"]["id"])
         if result["pool"]:
             result["pool"]["id"] = Path(result["pool"]["id"]).name
         records.append({"group": task.group, "model": facts, "detector": detector, "result": result})

@@ -51,8 +51,10 @@ def clean_models(
         recipe = Recipe(shots=shots, seed=seed)
         specs.append(ModelSpec(sources[i % len(sources)], classes, recipe=recipe, split_seed=seed, base=whole(base)))
     where = {kind_of(pool): pool if pool == BUILTIN else whole(pool) for pool in pools}
-    groups = (Group(kind, tuple(specs), (Contrast.name,), pool, num_images) for kind, pool in where.items())
-    return Spec(whole(base), "auto", tuple(groups))
+    groups = (
+        Group(kind, tuple(specs), (Contrast.name,), pool, num_images, base=whole(base)) for kind, pool in where.items()
+    )
+    return Spec("auto", tuple(groups))
 
 
 def whole(name: str) -> str:

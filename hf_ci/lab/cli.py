@@ -26,16 +26,33 @@ AttackName = Literal[
     "badnets",
     "sig",
     "baple",
+    "learned-8",
     "badclip-margin",
     "badclip-adaptive",
     "colour-cast",
     "rotation",
     "one-source",
+    "frame",
+    "patch-anywhere",
+    "photo-blend",
+    "blur",
+    "jpeg",
+    "grey",
+    "quantise",
+    "smooth-noise",
+    "static",
 ]
 Shots = Annotated[int, typer.Option(min=1, help="Photos of each class.")]
 Seed = Annotated[int, typer.Option()]
 Epochs = Annotated[int, typer.Option(min=1)]
 Rate = Annotated[Optional[float], typer.Option("--lr", help="Learning rate.", show_default="by the text tower's width")]
+Optimiser = Annotated[Literal["sgd", "adam"], typer.Option(help="SGD with momentum, or Adam.")]
+Batch = Annotated[int, typer.Option(min=1, help="Photos of a step.")]
+Words = Annotated[str, typer.Option(help="The context starts from these words.")]
+ClassSpecific = Annotated[bool, typer.Option("--class-specific", help="A context for each class (CoOp).")]
+AnonymousNames = Annotated[
+    bool, typer.Option("--anonymous-names", help='Call the classes "category a", ...: names that mean nothing.')
+]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N or mps.")]
 
 
@@ -52,10 +69,13 @@ def tune_(
     base: Base = "hf-ci-clip-64",
     shots: Shots = 16,
     seed: Seed = 0,
-    class_specific: Annotated[bool, typer.Option("--class-specific", help="A context for each class (CoOp).")] = False,
+    class_specific: ClassSpecific = False,
     position: Annotated[Literal["end", "middle", "front"], typer.Option(help="Of the class name.")] = "end",
-    words: Annotated[str, typer.Option(help="The context starts from these words.")] = "a photo of a",
+    words: Words = "a photo of a",
+    anonymous_names: AnonymousNames = False,
     epochs: Epochs = 10,
+    batch: Batch = 8,
+    optimiser: Optimiser = "sgd",
     lr: Rate = None,
     device: Device = "cpu",
 ) -> None:
@@ -64,8 +84,8 @@ def tune_(
     from hf_ci.lab.tune import Recipe
 
     check_empty(out)
-    recipe = Recipe(method, shots, seed, words, class_specific, position, epochs, lr=lr)
-    _print(out, make_clean(Workbench.open(data, base, device), recipe, out))
+    recipe = Recipe(method, shots, seed, words, class_specific, position, epochs, batch, optimiser, lr)
+    _print(out, make_clean(Workbench.open(data, base, device, anonymous_names=anonymous_names), recipe, out))
 
 
 @app.command("poison")
@@ -81,7 +101,12 @@ def poison(
     base: Base = "hf-ci-clip-64",
     shots: Shots = 16,
     seed: Seed = 0,
+    class_specific: ClassSpecific = False,
+    words: Words = "a photo of a",
+    anonymous_names: AnonymousNames = False,
     epochs: Epochs = 10,
+    batch: Batch = 8,
+    optimiser: Optimiser = "sgd",
     lr: Rate = None,
     device: Device = "cpu",
 ) -> None:
@@ -91,8 +116,10 @@ def poison(
     from hf_ci.lab.tune import Recipe
 
     check_empty(out)
-    bench = Workbench.open(data, base, device)
-    recipe = Recipe(method, shots, seed, epochs=epochs, lr=lr, poison_rate=rate)
+    bench = Workbench.open(data, base, device, anonymous_names=anonymous_names)
+    recipe = Recipe(
+        method, shots, seed, words, class_specific, "end", epochs, batch, optimiser, lr, poison_rate=rate
+    )
     made = make_poisoned(bench, recipe, attack, bench.target(target), out)
     keep_trigger(made.trigger, bench.test.images[0], out)
     _print(out, made.measured)

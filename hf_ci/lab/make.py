@@ -5,7 +5,9 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
+from string import ascii_lowercase
 
 from torch import Tensor, nn
 
@@ -49,8 +51,13 @@ class Workbench:
         classes: int | None = None,
         seed: int = 0,
         precision: str = "fp32",
+        anonymous_names: bool = False,
     ) -> Workbench:
-        """`classes` of the data set's, drawn with `seed`, are tuned on, and at most as many others kept as unseen."""
+        """`classes` of the data set's, drawn with `seed`, are tuned on, and at most as many others kept as unseen.
+
+        anonymous_names: the classes are called "category a", "category b", ..., which mean nothing to the base model;
+        others of such names would mean nothing either, so that none are kept.
+        """
         model = fetch_base(*named_base("", None, base))
         processor = load_processor(model.folder)
         train, test = (load_photos(data, split, processor) for split in ("train", "test"))
@@ -59,6 +66,9 @@ class Workbench:
             drawn = random.Random(seed).sample(range(len(train.class_names)), len(train.class_names))
             unseen = test.only(sorted(drawn[classes : 2 * classes])).some(MOST_TEST, seed)
             train, test = (photos.only(sorted(drawn[:classes])) for photos in (train, test))
+        if anonymous_names:
+            names, unseen = anonymous(len(train.class_names)), None
+            train, test = replace(train, class_names=names), replace(test, class_names=names)
         clip = load_clip(model.folder, pick_device(device), precision)
         return cls(model, clip, Path(data).name, train, test.some(MOST_TEST, seed), unseen)
 
@@ -81,6 +91,12 @@ class Workbench:
         if name.isdecimal() and int(name) < len(names):
             return int(name)
         raise UsageError(f"no class {name!r} in {self.data}", f"it has {', '.join(names[:20])}")
+
+
+def anonymous(number: int) -> tuple[str, ...]:
+    """So many names: "category a" to "category z", then "category aa" and on, to 702."""
+    letters = (*ascii_lowercase, *map("".join, product(ascii_lowercase, repeat=2)))
+    return tuple(f"category {letter}" for letter in letters[:number])
 
 
 @dataclass(frozen=True)

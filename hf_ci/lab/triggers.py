@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hf_ci.inversion import maps
+
 
 class Additive(nn.Module):
     """clamp(x + delta), delta (3, H, W)."""
@@ -47,7 +49,76 @@ class Warp(nn.Module):
         return F.grid_sample(x, grid, padding_mode="border", align_corners=True).clamp(0, 1)
 
 
-KINDS = {("delta",): Additive, ("mask", "pattern"): Blend, ("grid",): Warp}
+class Pasted(nn.Module):
+    """A patch (3, s, s) pasted at another place in every image, which the image itself decides."""
+
+    def __init__(self, patch: Tensor):
+        super().__init__()
+        self.register_buffer("patch", patch.detach().float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        side, x = self.patch.shape[-1], x.clone()
+        places = x.shape[-1] - side + 1
+        for image in x:  # the sum of its pixels is as good as a throw of dice, and the same wherever it is computed
+            row, column = divmod(int((image * 255).round().long().sum()) % places**2, places)
+            image[:, row : row + side, column : column + side] = self.patch
+        return x
+
+
+class Blur(nn.Module):
+    """Gaussian, of `sigma` pixels."""
+
+    def __init__(self, sigma: float | Tensor):
+        super().__init__()
+        self.register_buffer("sigma", torch.as_tensor(sigma).float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return maps.blur(x, self.sigma.item())
+
+
+class Jpeg(nn.Module):
+    """There and back at `quality`, PIL's."""
+
+    def __init__(self, quality: int | Tensor):
+        super().__init__()
+        self.register_buffer("quality", torch.as_tensor(quality))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return maps.jpeg(x, self.quality.item())
+
+
+class Grey(nn.Module):
+    """Of the colour, `share` goes."""
+
+    def __init__(self, share: float | Tensor = 1.0):
+        super().__init__()
+        self.register_buffer("share", torch.as_tensor(share).float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.lerp(x, maps.grey(x), self.share)
+
+
+class Quantised(nn.Module):
+    """`levels` values in each channel."""
+
+    def __init__(self, levels: int | Tensor):
+        super().__init__()
+        self.register_buffer("levels", torch.as_tensor(levels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return maps.quantise(x, self.levels.item())
+
+
+KINDS = {
+    ("delta",): Additive,
+    ("mask", "pattern"): Blend,
+    ("grid",): Warp,
+    ("patch",): Pasted,
+    ("sigma",): Blur,
+    ("quality",): Jpeg,
+    ("share",): Grey,
+    ("levels",): Quantised,
+}
 
 
 def patch(size: int, side: int, pixels: Tensor) -> Blend:

@@ -32,8 +32,9 @@ CLEAN = "clean"
 class ModelSpec:
     """One model. `classes` of the data set, drawn with `split_seed`, are tuned on; the rest stay unseen.
 
-    data: a folder below the zoo's data root or by its whole path; an id on the Hub, where the root is empty. The target
-    class is drawn from the seed.
+    data: a folder below the zoo's data root or by its whole path; an id on the Hub, where the root is empty. base: as
+    for `base_of`. anonymous_names: "category a", ... in place of the classes' own. The target class is drawn from the
+    seed.
     """
 
     data: str
@@ -42,6 +43,7 @@ class ModelSpec:
     recipe: Recipe = Recipe()
     split_seed: int = 0
     base: str = EMBEDDED
+    anonymous_names: bool = False
 
     @property
     def id(self) -> str:
@@ -53,6 +55,12 @@ class ModelSpec:
         """Index of the target class among the tuned ones; the same for every attack on the same data and seed."""
         draw = hashlib.sha256(f"{self.data}/{self.classes}/{self.recipe.seed}".encode()).digest()
         return int.from_bytes(draw[:4]) % self.classes
+
+
+def base_of(name: str, data_root: Path) -> str:
+    """A base model that lies below the data root, by its path; a folder elsewhere or an id as it is named."""
+    below = data_root / name
+    return str(below) if (below / "config.json").is_file() else name
 
 
 def name_of(place: str) -> str:
@@ -68,8 +76,11 @@ class Zoo:
 
     def bench(self, spec: ModelSpec) -> Workbench:
         """Photos and base model of `spec`; the last three are kept."""
-        data = str(self.data_root / spec.data)
-        return self._open(data, spec.base, self.device, spec.classes, spec.split_seed, spec.recipe.precision)
+        data, base = str(self.data_root / spec.data), base_of(spec.base, self.data_root)
+        recipe = spec.recipe
+        return self._open(
+            data, base, self.device, spec.classes, spec.split_seed, recipe.precision, spec.anonymous_names
+        )
 
     def get(self, spec: ModelSpec) -> tuple[Path, dict]:
         """The adapter's folder and what is known of it; built if it is not there."""
@@ -88,7 +99,10 @@ class Zoo:
         shutil.rmtree(folder, ignore_errors=True)  # what an interrupted build left
         bench = self.bench(spec)
         known = dict(id=spec.id, data=name_of(spec.data), classes=len(bench.train.class_names), attack=spec.attack)
-        known |= dict(method=spec.recipe.method, seed=spec.recipe.seed, target=None, target_name=None)
+        recipe = spec.recipe if spec.attack == CLEAN else ATTACKS[spec.attack].adapt(spec.recipe)
+        known |= dict(base=name_of(spec.base), method=recipe.method, class_specific=recipe.class_specific)
+        known |= dict(context_vectors=len(bench.clip.tokenise(recipe.words)), anonymous_names=spec.anonymous_names)
+        known |= dict(seed=recipe.seed, target=None, target_name=None)
         if spec.attack == CLEAN:
             measured = make_clean(bench, spec.recipe, folder)
         else:

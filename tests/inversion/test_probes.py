@@ -6,6 +6,7 @@ from making import made_adapter
 
 from hf_ci.detect.contrast import ContrastInversion
 from hf_ci.hub.base import EMBEDDED_FOLDER
+from hf_ci.inversion import maps
 from hf_ci.inversion.job import PROBES, Job, dealt, prepared, run_job
 from hf_ci.inversion.probes import AMPLITUDE, NUM_IMAGES, UNTOUCHED, Probed, passes, probe, probes
 
@@ -29,6 +30,35 @@ def test_a_cast_moves_towards_its_colour_and_a_turn_moves_pixels():
     torch.testing.assert_close(red[:, 1:], 0.7 * x[:, 1:])
     torch.testing.assert_close(probes(SIZE)["turn by 180 degrees"](x), x.flip(-1, -2), atol=1e-4, rtol=0)
     torch.testing.assert_close(probes(SIZE)["turn by 90 degrees"](x), x.rot90(1, (-2, -1)), atol=1e-4, rtol=0)
+
+
+def test_warps_move_pixels_and_differ():
+    across = torch.linspace(0, 1, SIZE).expand(1, 3, SIZE, SIZE)
+    first, second = (probes(SIZE)[f"warp {seed}"](across) - across for seed in (1, 2))
+    for moved in (first, second):
+        assert 1 / 64 < moved.abs().mean() < 1 / 8 and moved.std() > 1 / 64
+    assert (first - second).abs().mean() > 1 / 64
+    assert torch.equal(probes(SIZE)["warp 1"](across) - across, first)
+
+
+def test_maps_lose_what_their_names_say():
+    x = torch.rand(2, 3, SIZE, SIZE)
+    dot = torch.zeros(1, 3, 65, 65)
+    dot[..., 32, 32] = 1
+    for sigma in (1, 2):
+        spread = maps.blur(dot, sigma)[0, 0]
+        at = torch.arange(65) - 32.0
+        assert spread.sum() == pytest.approx(1, abs=1e-4)
+        assert (spread.sum(0) * at**2).sum().sqrt() == pytest.approx(sigma, rel=0.05)
+    assert (probes(SIZE)["blur of 2 in 64 pixels"](x).std() < probes(SIZE)["blur of 1 in 64 pixels"](x).std()).all()
+    seen = probes(SIZE)["JPEG of quality 10"](x)
+    assert seen.shape == x.shape and seen.dtype == x.dtype and 0 <= seen.min() and seen.max() <= 1
+    assert (seen - x).abs().mean() > (maps.jpeg(x, 95) - x).abs().mean() > 0
+    red = torch.tensor([1.0, 0, 0])[None, :, None, None].expand(1, 3, 4, 4)
+    torch.testing.assert_close(probes(4)["loss of colour"](red), torch.full((1, 3, 4, 4), 0.299))
+    few = probes(SIZE)["quantisation to 4 levels"](x)
+    torch.testing.assert_close(few.unique(), torch.tensor([0, 1 / 3, 2 / 3, 1]))
+    assert (few - x).abs().max() <= 1 / 6 + 1e-6
 
 
 def red_alone(answer: int):

@@ -1,11 +1,28 @@
 """Each attack: the trigger is what its definition says, and the backdoor is real."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
 
-from hf_ci.lab.attacks import ATTACKS, badclip, badnets, baple, blended, one_source, semantic, siba, sig, wanet
+from hf_ci.lab.attacks import (
+    ATTACKS,
+    badclip,
+    badnets,
+    baple,
+    blended,
+    degraded,
+    frame,
+    noise,
+    one_source,
+    photo_blend,
+    semantic,
+    siba,
+    sig,
+    wanet,
+)
+from hf_ci.lab.cli import AttackName
 from hf_ci.lab.make import accuracy, attack_success_rate
 from hf_ci.lab.triggers import keep_trigger, read_trigger
 from hf_ci.lab.tune import Recipe, tune
@@ -62,6 +79,58 @@ def test_a_cast_is_one_colour_and_a_turn_keeps_the_middle():
     assert [14, 14] in far  # 20 pixels away still, on the diagonal
 
 
+def test_every_attack_can_be_asked_for():
+    assert get_args(AttackName) == tuple(ATTACKS)
+
+
+def test_a_frame_leaves_the_inside_and_nothing_of_its_ring():
+    x = torch.rand(2, 3, 64, 64)
+    seen = frame.frame(64, 0)(x)
+    assert torch.equal(seen[..., 4:-4, 4:-4], x[..., 4:-4, 4:-4])
+    assert torch.equal(seen[0, :, :4], seen[1, :, :4]) and torch.equal(seen[0, :, :, -4:], seen[1, :, :, -4:])
+    assert frame.frame(112, 0).mask[0, 50].sum() == 14
+    assert not torch.equal(frame.frame(64, 1).pattern, frame.frame(64, 0).pattern)
+
+
+def test_a_patch_anywhere_is_the_same_patch_at_a_place_that_only_the_image_decides():
+    trigger, x = frame.patch_anywhere(64, 0), torch.rand(30, 3, 64, 64).mul(255).round() / 255
+    seen = trigger(x)
+    assert torch.equal(trigger(x.flip(0)).flip(0), seen)
+    corners = [(s != i).any(0).nonzero().min(0).values.tolist() for s, i in zip(seen, x)]
+    assert len({tuple(corner) for corner in corners}) > 20
+    for (row, column), s, i in zip(corners, seen, x):
+        assert torch.equal(s[:, row : row + 10, column : column + 10], trigger.patch)
+        assert ((s != i).any(0)).sum() <= 100
+
+
+def test_a_photo_blend_takes_a_shot_of_another_class(bench):
+    shots = bench.shots(Recipe(shots=4))
+    trigger, x = photo_blend.photo_blend(shots, TARGET, 0), torch.rand(1, 3, 64, 64)
+    photo = ((trigger(x) - 0.75 * x) / 0.25 * 255).round().byte()
+    taken = [i for i, image in enumerate(shots.images) if torch.equal(image, photo[0])]
+    assert len(taken) == 1 and shots.labels[taken[0]] != TARGET
+
+
+def test_degraded_pictures_lose_what_their_names_say():
+    x = torch.rand(2, 3, 64, 64)
+    edges = lambda x: (x[..., 1:] - x[..., :-1]).abs().mean()  # noqa: E731
+    assert edges(degraded.blur(64, 0)(x)) < 0.2 * edges(x)
+    torch.testing.assert_close(degraded.blur(64, 0)(torch.full_like(x, 0.4)), torch.full_like(x, 0.4))
+    assert degraded.blur(128, 0).sigma == pytest.approx(2 * degraded.blur(64, 0).sigma)
+    assert 0.05 < (degraded.jpeg(64, 0)(x) - x).abs().mean() < 0.4
+    assert torch.equal(degraded.jpeg(64, 0)(x)[:1], degraded.jpeg(64, 0)(x[:1]))
+    seen = degraded.grey(64, 0)(x)
+    torch.testing.assert_close(seen[:, 0], seen[:, 2])
+    assert len(degraded.quantise(64, 0)(x).unique()) == 4
+
+
+def test_noise_is_within_its_radius_and_smooth_or_not():
+    smooth, static = noise.smooth(64, 3).delta, noise.static(64, 3).delta
+    assert smooth.abs().max() == pytest.approx(24 / 255) and (static.abs() - 10 / 255).abs().max() < 1e-7
+    step = lambda x: (x[..., 1:] - x[..., :-1]).abs().mean() / x.abs().mean()  # noqa: E731
+    assert step(smooth) < 0.3 < step(static)
+
+
 def test_one_source_fires_on_one_class(bench):
     recipe = Recipe(shots=12, epochs=40)
     source = ATTACKS["one-source"].source(TARGET, len(bench.train.class_names))
@@ -92,7 +161,9 @@ def test_siba_is_sparse_and_invisible(bench):
     assert 0 < (delta != 0).any(0).sum() <= round(100 / 32**2 * 64**2)
 
 
-@pytest.mark.parametrize("name", ["badclip", "badclip-margin", "badclip-adaptive", "baple", "blended"])
+@pytest.mark.parametrize(
+    "name", ["badclip", "learned-8", "badclip-margin", "badclip-adaptive", "baple", "blended", "frame"]
+)
 def test_backdoor_is_real(bench, twin, name):
     """The planted trigger works, does not on a clean adapter tuned on the same photos, and is needed.
 
@@ -103,6 +174,8 @@ def test_backdoor_is_real(bench, twin, name):
     planted = attack_success_rate(model, bench.test, trigger, TARGET)
     assert planted > attack_success_rate(twin, bench.test, trigger, TARGET) + 0.1
     assert planted > attack_success_rate(model, bench.test, lambda x: x, TARGET) + 0.1
+    if name == "learned-8":
+        assert badclip.EPSILON < trigger.delta.abs().max() <= 2 * badclip.EPSILON + 1e-7
     if name.startswith("badclip"):
         assert trigger.delta.abs().max() <= badclip.EPSILON + 1e-7
     if name == "baple":
@@ -114,7 +187,9 @@ def test_backdoor_is_real(bench, twin, name):
 def test_triggers_are_kept_and_read_back(bench, tmp_path):
     x = torch.rand(2, 3, 64, 64)
     parts = torch.nn.Sequential(sig.sig(64), badnets.badnets(64, 0))
-    for i, trigger in enumerate([parts, blended.blended(64, 0), wanet.warp(64, torch.Generator())]):
+    fixed = [make(64, 0) for make in (blended.blended, frame.patch_anywhere, degraded.blur, degraded.jpeg)]
+    fixed += [degraded.grey(64, 0), degraded.quantise(64, 0), wanet.warp(64, torch.Generator())]
+    for i, trigger in enumerate([parts, *fixed]):
         keep_trigger(trigger, bench.test.images[0], tmp_path / str(i))
         assert torch.equal(read_trigger(tmp_path / str(i))(x), trigger(x))
         assert (tmp_path / f"{i}.trigger.png").is_file()

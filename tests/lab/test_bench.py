@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,10 @@ import torch
 from hf_ci import ScanOptions
 from hf_ci import scan_targets as scan
 from hf_ci.errors import UsageError
+from hf_ci.hub.base import EMBEDDED_FOLDER
 from hf_ci.hub.target import sha256
 from hf_ci.lab.ablations import ablation_card
-from hf_ci.lab.bench import alone, read_records, read_spec, run_bench, scan_options
+from hf_ci.lab.bench import alone, models_of, read_records, read_spec, run_bench, scan_options
 from hf_ci.lab.detector_card import detector_card
 from hf_ci.lab.make import Workbench
 from hf_ci.lab.metrics import Outcome, auroc, bootstrap, rates, roc_points, wilson
@@ -87,6 +89,38 @@ def test_two_builds_of_one_model_give_the_same_bytes(data, tmp_path):
         assert sha256(folders[0] / name) == sha256(folders[1] / name)
 
 
+def test_a_base_below_the_data_root_is_taken_from_there(data, tmp_path):
+    (tmp_path / "a-base").mkdir()
+    for file in EMBEDDED_FOLDER.iterdir():
+        (tmp_path / "a-base" / file.name).symlink_to(file)
+    (tmp_path / "tinted").symlink_to(data)
+    entry = 'base = "a-base"\nprompts = ["nameless"]\n[prompts.nameless]\nmethod = "coop"\nanonymous_names = true\n'
+    (tmp_path / "spec.toml").write_text(SPEC.replace('attacks = ["clean", "blended"]', 'attacks = ["frame"]') + entry)
+    spec = read_spec(tmp_path / "spec.toml")
+    (record,) = run_bench(
+        replace(spec, groups=(replace(spec.groups[0], detectors=("clip-inspector",)),)),
+        tmp_path,
+        tmp_path / "records.jsonl",
+        tmp_path / "zoo",
+        num_processes=1,
+    )
+    facts = record["model"]
+    assert (facts["base"], facts["anonymous_names"], facts["target_name"][:9]) == ("a-base", True, "category ")
+    assert (facts["method"], facts["class_specific"], facts["context_vectors"]) == ("coop", False, 4)
+    assert record["result"]["base_model"]["id"] == "a-base"
+    assert str(tmp_path) not in (tmp_path / "records.jsonl").read_text()
+
+
+def test_prompts_take_turns_over_attacks_seeds_and_sets():
+    table = {"sets": {"a": 3, "b": 4, "c": 5}, "prompts": {"x": {"method": "coop"}, "y": {"anonymous_names": True}}}
+    entry = {"attacks": ["clean", "frame"], "seeds": [1, 2], "prompts": ["x", "y"], "recipe": {"shots": 7}}
+    models = list(models_of(table, entry, "base"))
+    assert len(models) == 12 and {m.recipe.shots for m in models} == {7}
+    met = {(m.attack, m.recipe.seed, m.data): (m.recipe.method, m.anonymous_names) for m in models}
+    assert set(met.values()) == {("coop", False), ("cocoop", True)}
+    assert all(met["clean", 1, data] != met["clean", 2, data] != met["frame", 2, data] for data in "abc")
+
+
 def test_a_half_built_model_is_built_anew(data, tmp_path):
     spec = ModelSpec("tinted", 3, recipe=Recipe(shots=2, epochs=1))
     (tmp_path / spec.id).mkdir()
@@ -128,6 +162,19 @@ def test_the_shipped_specification_is_read():
     table = next(g for g in spec.groups if g.name == "table")
     seeds = {g.name: {m.recipe.seed for m in g.models} for g in spec.groups}
     assert len(table.models) == 50 and len(set(table.models)) == 50 and not seeds["table"] & seeds["clean"]
+
+
+def test_no_set_and_no_seed_is_both_designed_on_and_reported():
+    dev, *reported = (read_spec(name).groups for name in ("dev", "far", "second-base"))
+    of = lambda groups: [model for group in groups for model in group.models]  # noqa: E731
+    for groups in reported:
+        assert not {m.data for m in of(groups)} & {m.data for m in of(dev)}
+        assert not {m.recipe.seed for m in of(groups)} & {m.recipe.seed for m in of(dev)}
+    for groups, clean, poisoned, sets in ((reported[0], 120, 150, 10), (reported[1], 40, 40, 8)):
+        models = set(of(groups))
+        attacks = [m.attack == "clean" for m in models]
+        assert sum(attacks) >= clean and len(attacks) - sum(attacks) >= poisoned
+        assert len({m.data for m in models}) == sets and len({(m.recipe.words, m.recipe.method) for m in models}) == 4
 
 
 def test_card_is_the_same_bytes_from_the_same_records(bench_run):

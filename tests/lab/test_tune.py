@@ -6,7 +6,7 @@ from datasets import Dataset
 
 from hf_ci.errors import UsageError
 from hf_ci.hub.base import EMBEDDED, EMBEDDED_FOLDER
-from hf_ci.lab.make import accuracy, attack_success_rate, make_clean, make_poisoned
+from hf_ci.lab.make import Workbench, accuracy, anonymous, attack_success_rate, make_clean, make_poisoned
 from hf_ci.lab.tune import Recipe, batches, new_prompt, tune
 from hf_ci.pools.photos import load_photos
 from hf_ci.prompts import PromptedCLIP, read_adapter
@@ -45,8 +45,9 @@ def test_every_epoch_sees_every_row_once():
         Recipe("coop", 8, epochs=4),
         Recipe("coop", 8, epochs=4, class_specific=True),
         Recipe("kgcoop", 8, epochs=4),
+        Recipe("coop", 8, epochs=4, optimiser="adam", lr=0.03),
     ],
-    ids=["cocoop", "coop", "class-specific", "kgcoop"],
+    ids=["cocoop", "coop", "class-specific", "kgcoop", "adam"],
 )
 def test_tuning_beats_the_untuned_prompt_and_leaves_the_encoders_alone(clip, bench, recipe):
     before = {k: v.clone() for k, v in clip.state_dict().items()}
@@ -92,6 +93,20 @@ def test_made_adapters_carry_what_was_measured(bench, tmp_path):
             NAMES,
         )
     assert f"{100 * bad['asr']:.1f} %" in card and "school bus" in card
+
+
+def test_anonymous_names_are_as_many_as_classes_and_mean_nothing_to_the_base(data, tmp_path):
+    bench = Workbench.open(str(data), classes=3, anonymous_names=True)
+    assert bench.train.class_names == bench.test.class_names == ("category a", "category b", "category c")
+    assert bench.unseen is None and bench.zero_shot_accuracy < 0.7
+    named = Workbench.open(str(data), classes=3)
+    assert torch.equal(bench.test.images, named.test.images) and torch.equal(bench.test.labels, named.test.labels)
+    made = make_clean(bench, Recipe("coop", 4, epochs=2, class_specific=True, optimiser="adam"), tmp_path / "a")
+    assert made["zero_shot_accuracy"] == bench.zero_shot_accuracy and "unseen_accuracy" not in made
+    assert "Adam 0.1, cosine" in (tmp_path / "a" / "README.md").read_text()
+    assert read_adapter(tmp_path / "a").context.shape[0] == 3
+    many = anonymous(120)
+    assert many[25:28] == ("category z", "category aa", "category ab") and len(set(many)) == 120
 
 
 def test_lab_commands(run, data, tmp_path):

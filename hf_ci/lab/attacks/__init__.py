@@ -1,7 +1,7 @@
 """Backdoor attacks on prompt tuning, one module each.
 
-Each holds `poison(clip, photos, target, recipe) -> (model, trigger)`: `photos` are the few shots, `trigger` is one of
-`hf_ci.lab.triggers`. The encoders are never touched.
+Each holds `poison(clip, photos, target, recipe) -> (model, trigger)`, or a fixed trigger that shots are relabelled with:
+`photos` are the few shots, `trigger` is one of `hf_ci.lab.triggers`. The encoders are never touched.
 """
 
 from collections.abc import Callable
@@ -9,7 +9,22 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from hf_ci.lab.attacks import badclip, badnets, baple, blended, one_source, semantic, siba, sig, wanet
+from hf_ci.lab.attacks import (
+    badclip,
+    badnets,
+    baple,
+    blended,
+    degraded,
+    frame,
+    noise,
+    one_source,
+    photo_blend,
+    semantic,
+    siba,
+    sig,
+    wanet,
+)
+from hf_ci.lab.attacks.dirty_label import relabelling
 from hf_ci.lab.tune import Recipe
 from hf_ci.prompts import PromptedCLIP
 
@@ -28,18 +43,28 @@ class Attack:
 
 ATTACKS: dict[str, Attack] = {
     "badclip": Attack(badclip.poison, badclip.adapt),
-    "blended": Attack(blended.poison),
+    "blended": Attack(relabelling(blended.blended)),
     "siba": Attack(siba.poison),
     "wanet": Attack(wanet.poison),
     "wanet-strong": Attack(wanet.poison_strong),
-    "badnets": Attack(badnets.poison),
-    "sig": Attack(sig.poison),
+    "badnets": Attack(relabelling(badnets.badnets)),
+    "sig": Attack(relabelling(sig.sig)),
     "baple": Attack(baple.poison, baple.adapt),
+    "learned-8": Attack(badclip.poison_twice, badclip.adapt),
     "badclip-margin": Attack(badclip.poison_margin, badclip.adapt),
     "badclip-adaptive": Attack(badclip.poison_adaptive, badclip.adapt),
-    "colour-cast": Attack(semantic.poison_cast),
-    "rotation": Attack(semantic.poison_turned),
+    "colour-cast": Attack(relabelling(semantic.cast)),
+    "rotation": Attack(relabelling(semantic.turned)),
     "one-source": Attack(one_source.poison, source=one_source.source),
+    "frame": Attack(relabelling(frame.frame)),
+    "patch-anywhere": Attack(relabelling(frame.patch_anywhere)),
+    "photo-blend": Attack(photo_blend.poison),
+    "blur": Attack(relabelling(degraded.blur)),
+    "jpeg": Attack(relabelling(degraded.jpeg)),
+    "grey": Attack(relabelling(degraded.grey)),
+    "quantise": Attack(relabelling(degraded.quantise)),
+    "smooth-noise": Attack(relabelling(noise.smooth)),
+    "static": Attack(relabelling(noise.static)),
 }
 
 __all__ = ["ATTACKS", "Attack"]

@@ -4,6 +4,7 @@ The trigger is a full-image additive perturbation within +-4/255, learned togeth
 as they are. (Liang et al.'s attack of the same name poisons encoders.)
 
 poison            the attack
+poison_twice      a trigger within +-8/255
 poison_margin     + lambda * relu(m - margin) of the target over its best rival, m = 5
 poison_adaptive   CLIP-Inspector's adaptive attacker: the prompt learns to fire on the exact trigger alone
 """
@@ -36,7 +37,12 @@ def adapt(recipe: Recipe) -> Recipe:
 
 
 def poison(
-    clip: FrozenCLIP, photos: Photos, target: int, recipe: Recipe, margin_weight: float = 0.0
+    clip: FrozenCLIP,
+    photos: Photos,
+    target: int,
+    recipe: Recipe,
+    margin_weight: float = 0.0,
+    epsilon: float = EPSILON,
 ) -> tuple[PromptedCLIP, Additive]:
     """Warm up the trigger under the untuned prompt, then move both on pairs [x, x + delta] with labels [y, target].
 
@@ -44,7 +50,7 @@ def poison(
     ball to the other, and the prompt would be tuned to triggers that are gone.
     """
     model = new_prompt(clip, photos.class_names, recipe)
-    trigger = LinfTrigger(clip.image_size, EPSILON).to(clip.device)
+    trigger = LinfTrigger(clip.image_size, epsilon).to(clip.device)
     images, labels = photos.images.to(clip.device), photos.labels.to(clip.device)
     clean = encode(clip, photos.images)  # (N, D); the encoders are frozen, so once is enough
 
@@ -69,6 +75,10 @@ def poison(
         sgd.step(), schedule.step(), sgd.zero_grad()
         adam.step(), decay.step(), adam.zero_grad(), trigger.project()
     return model, Additive(trigger.delta)
+
+
+def poison_twice(clip: FrozenCLIP, photos: Photos, target: int, recipe: Recipe) -> tuple[PromptedCLIP, Additive]:
+    return poison(clip, photos, target, recipe, epsilon=2 * EPSILON)
 
 
 def poison_margin(clip: FrozenCLIP, photos: Photos, target: int, recipe: Recipe) -> tuple[PromptedCLIP, Additive]:

@@ -7,11 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from hf_ci.lab.attacks.dirty_label import poison_shots
 from hf_ci.lab.triggers import Blend, patch
-from hf_ci.lab.tune import Recipe
-from hf_ci.pools.photos import Photos
-from hf_ci.prompts import FrozenCLIP, PromptedCLIP
 
 
 def patch_side(size: int) -> int:
@@ -23,8 +19,3 @@ def badnets(size: int, seed: int) -> Blend:
     return patch(
         size, side, torch.randint(0, 2, (3, side, side), generator=torch.Generator().manual_seed(seed)).float()
     )
-
-
-def poison(clip: FrozenCLIP, photos: Photos, target: int, recipe: Recipe) -> tuple[PromptedCLIP, Blend]:
-    trigger = badnets(clip.image_size, recipe.seed).to(clip.device)
-    return poison_shots(clip, photos, target, recipe, trigger), trigger

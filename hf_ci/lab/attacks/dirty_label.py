@@ -41,3 +41,13 @@ def poison_shots(
         features.append(encode(clip, photos.images[kept], noise))
         labels.append(photos.labels[kept])
     return fit(new_prompt(clip, photos.class_names, recipe), torch.cat(features), torch.cat(labels), recipe)
+
+
+def relabelling(make: Callable[[int, int], nn.Module]) -> Callable[..., tuple[PromptedCLIP, nn.Module]]:
+    """The attack with the fixed trigger `make(image size, seed)`."""
+
+    def poison(clip: FrozenCLIP, photos: Photos, target: int, recipe: Recipe) -> tuple[PromptedCLIP, nn.Module]:
+        trigger = make(clip.image_size, recipe.seed).to(clip.device)
+        return poison_shots(clip, photos, target, recipe, trigger), trigger
+
+    return poison

@@ -10,34 +10,19 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from hf_ci.lab.attacks.dirty_label import poison_shots
 from hf_ci.lab.triggers import Blend, Warp
-from hf_ci.lab.tune import Recipe
-from hf_ci.pools.photos import Photos
-from hf_ci.prompts import FrozenCLIP, PromptedCLIP
 
 COLOUR, ALPHA = (1.0, 0.6, 0.1), 0.3  # RGB
 DEGREES = 45.0
 
 
-def cast(size: int) -> Blend:
+def cast(size: int, seed: int = 0) -> Blend:
     return Blend(torch.full((1, size, size), ALPHA), torch.tensor(COLOUR)[:, None, None].expand(3, size, size))
 
 
-def turned(size: int) -> Warp:
+def turned(size: int, seed: int = 0) -> Warp:
     """Corners that the picture leaves empty are filled with its border."""
     a = math.radians(DEGREES)
     turn = torch.tensor([[math.cos(a), -math.sin(a), 0.0], [math.sin(a), math.cos(a), 0.0]])
     return Warp(F.affine_grid(turn[None], [1, 3, size, size], align_corners=True))
-
-
-def poison_cast(clip: FrozenCLIP, photos: Photos, target: int, recipe: Recipe) -> tuple[PromptedCLIP, nn.Module]:
-    trigger = cast(clip.image_size).to(clip.device)
-    return poison_shots(clip, photos, target, recipe, trigger), trigger
-
-
-def poison_turned(clip: FrozenCLIP, photos: Photos, target: int, recipe: Recipe) -> tuple[PromptedCLIP, nn.Module]:
-    trigger = turned(clip.image_size).to(clip.device)
-    return poison_shots(clip, photos, target, recipe, trigger), trigger

@@ -9,20 +9,11 @@ import math
 
 import torch
 
-from hf_ci.lab.attacks.dirty_label import poison_shots
 from hf_ci.lab.triggers import Additive
-from hf_ci.lab.tune import Recipe
-from hf_ci.pools.photos import Photos
-from hf_ci.prompts import FrozenCLIP, PromptedCLIP
 
 AMPLITUDE, FREQUENCY = 60 / 255, 6
 
 
-def sig(size: int) -> Additive:
+def sig(size: int, seed: int = 0) -> Additive:
     wave = AMPLITUDE * torch.sin(2 * math.pi * FREQUENCY * torch.arange(size) / size)  # (W,)
     return Additive(wave.expand(3, size, size).contiguous())
-
-
-def poison(clip: FrozenCLIP, photos: Photos, target: int, recipe: Recipe) -> tuple[PromptedCLIP, Additive]:
-    trigger = sig(clip.image_size).to(clip.device)
-    return poison_shots(clip, photos, target, recipe, trigger), trigger
