@@ -6,7 +6,8 @@ import json
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from copy import copy
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cache, lru_cache
 
@@ -23,7 +24,7 @@ from hf_ci.inversion import PERTURBATION, Done, Inversion, Job, check_cache, run
 from hf_ci.inversion.probes import PROBE_KINDS, Probed, passes
 from hf_ci.photos import FEW, Witnesses, ask
 from hf_ci.pools import BUILTIN, Pool, load_pool
-from hf_ci.pools.photos import few_photos
+from hf_ci.pools.photos import Photos, few_photos
 from hf_ci.progress import Silent
 from hf_ci.prompts import Adapter, FrozenCLIP, load_clip, read_adapter
 from hf_ci.prompts.clip import load_processor
@@ -88,11 +89,6 @@ class Run:
         self.pool = lru_cache(maxsize=2)(
             lambda folder: load_pool(options.pool, options.num_images, options.seed, load_processor(folder))
         )
-        self.photos = lru_cache(maxsize=2)(
-            lambda folder, class_names: few_photos(
-                options.data, class_names, options.shots, options.seed, load_processor(folder)
-            )
-        )
         self.probed = lru_cache(maxsize=2)(
             lambda folder, place: Probed(
                 self.clip(folder).image_features, self.pool(folder).images.to(self.device), place
@@ -101,6 +97,18 @@ class Run:
         for folder in (options.cache, options.save_trigger):
             if folder:
                 check_cache(folder)
+
+
+    def with_photos(self, data: str, shots: int) -> Run:
+        """The same run, which is given labelled photos."""
+        other = copy(self)
+        other.options = replace(self.options, data=data, shots=shots)
+        return other
+
+    def photos(self, base: BaseModel, adapter: Adapter) -> Photos:
+        """Of `--data`, a few of each of the adapter's classes."""
+        options = self.options
+        return few_photos(options.data, adapter.class_names, options.shots, options.seed, load_processor(base.folder))
 
 
 def once() -> FetchBase:
@@ -174,7 +182,7 @@ def examine(text: str, run: Run, fetch: Fetch = fetch_text) -> tuple[ScanResult,
         tuned = ()
         if options.data:
             progress.step(f"{text}: tuning clean prompts on photos of {options.data}")
-            witnesses = ask(clip, adapter, run.photos(base.folder, adapter.class_names), options.data, options.seed)
+            witnesses = ask(clip, adapter, run.photos(base, adapter), options.data, options.seed)
             found |= dict(photos=photos_ref(witnesses))
             warnings += photo_warnings(witnesses)
             tuned = witnesses.prompts

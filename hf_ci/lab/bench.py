@@ -36,7 +36,8 @@ SPECS = Path(__file__).parent / "specs"
 class Group:
     """Some models, the detectors that they are scanned with, and the pool: below the data root, or what --pool takes.
 
-    exact: whether every class is inverted whole. base: of all its models, as for `base_of`.
+    exact: whether every class is inverted whole. base: of all its models, as for `base_of`. shots: labelled photos of each
+    class that a scan is given, one scan for each number; 0: none.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Group:
     num_images: int
     exact: bool = False
     base: str = EMBEDDED
+    shots: tuple[int, ...] = (0,)
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Spec:
 class Task:
     group: str
     model: ModelSpec
-    detectors: tuple[str, ...]
+    scans: tuple[tuple[str, int], ...]  # detector, shots
     options: ScanOptions
 
 
@@ -81,7 +83,8 @@ def read_spec(path: Path) -> Spec:
             pool = entry.get("pool", table["pool"])
             num_images, exact = entry.get("num_images", table["num_images"]), entry.get("exact", False)
             models, detectors = tuple(models_of(table, entry, base)), tuple(entry["detectors"])
-            groups.append(Group(entry["name"], models, detectors, pool, num_images, exact, base))
+            shots = tuple(entry.get("photos", (0,)))
+            groups.append(Group(entry["name"], models, detectors, pool, num_images, exact, base, shots))
         return Spec(table.get("precision", "auto"), tuple(groups))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UsageError(
@@ -161,14 +164,16 @@ def run_bench(
     """Yields each new record after it was written to `out`."""
     from accelerate.utils import patch_environment
 
-    done = {(record["group"], record["model"]["id"], record["detector"]) for record in read_records(out)}
+    done = {(r["group"], r["model"]["id"], r["detector"], r.get("shots", 0)) for r in read_records(out)}
     tasks = []
     for group in spec.chosen(groups) if groups else spec.groups:
         options = scan_options(spec, group, data_root, zoo, device)
-        for model in sorted(group.models, key=lambda m: m.data):  # decoding a set's photos takes longer than a model
-            missing = tuple(name for name in group.detectors if (group.name, model.id, name) not in done)
+        for model in group.models:
+            scans = product(group.detectors, (n for n in group.shots if not (n and model.anonymous_names)))
+            missing = tuple(scan for scan in scans if (group.name, model.id, *scan) not in done)
             if missing:
                 tasks.append(Task(group.name, model, missing, options))
+    tasks.sort(key=lambda task: task.model.id[-8:])  # a digest: a benchmark that is stopped has some of everything
     with ExitStack() as stack:
         stack.enter_context(alone(zoo))
         stack.enter_context(patch_environment(omp_num_threads=threads_each(num_processes)))
@@ -187,8 +192,11 @@ def work(task: Task, data_root: Path, zoo: Path) -> list[dict]:
 
     folder, facts = _zoo(zoo, data_root, task.options.device).get(task.model)
     records = []
-    for detector in task.detectors:
-        result = scan_target(str(folder), _run(replace(task.options, detector=detector)))
+    for detector, shots in task.scans:
+        run = _run(replace(task.options, detector=detector))
+        if shots:  # of the set's own, drawn with another seed than the adapter's
+            run = run.with_photos(str(data_root / task.model.data), shots)
+        result = scan_target(str(folder), run)
         if result.pool is None and result.exit_code != EXIT_INTERNAL:
             raise UsageError(f"{folder} cannot be scanned: {'; '.join(result.reasons)}")
         result = result.model_copy(update={"target": facts["id"]}).model_dump(mode="json", exclude={"files", "reasons"})
@@ -196,7 +204,7 @@ def work(task: Task, data_root: Path, zoo: Path) -> list[dict]:
             result["base_model"]["id"] = name_of(result["base_model"]["id"])
         if result["pool"]:
             result["pool"]["id"] = Path(result["pool"]["id"]).name
-        records.append({"group": task.group, "model": facts, "detector": detector, "result": result})
+        records.append({"group": task.group, "model": facts, "detector": detector, "shots": shots, "result": result})
     return records
 
 

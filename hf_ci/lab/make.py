@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import product
 from pathlib import Path
 from string import ascii_lowercase
@@ -59,8 +59,7 @@ class Workbench:
         others of such names would mean nothing either, so that none are kept.
         """
         model = fetch_base(*named_base("", None, base))
-        processor = load_processor(model.folder)
-        train, test = (load_photos(data, split, processor) for split in ("train", "test"))
+        train, test = (decoded(data, split, model.folder) for split in ("train", "test"))
         unseen = None
         if classes is not None and classes < len(train.class_names):
             drawn = random.Random(seed).sample(range(len(train.class_names)), len(train.class_names))
@@ -97,6 +96,12 @@ def anonymous(number: int) -> tuple[str, ...]:
     """So many names: "category a" to "category z", then "category aa" and on, to 702."""
     letters = (*ascii_lowercase, *map("".join, product(ascii_lowercase, repeat=2)))
     return tuple(f"category {letter}" for letter in letters[:number])
+
+
+@lru_cache(maxsize=32)
+def decoded(data: str, split: str, base_folder: Path) -> Photos:
+    """A whole set: decoding it takes longer than making an adapter of it."""
+    return load_photos(data, split, load_processor(base_folder))
 
 
 @dataclass(frozen=True)

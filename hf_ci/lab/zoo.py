@@ -71,11 +71,11 @@ def name_of(place: str) -> str:
 class Zoo:
     def __init__(self, folder: Path, data_root: Path, device: str = "cpu"):
         self.folder, self.data_root, self.device = folder, data_root, device
-        self._open = lru_cache(maxsize=3)(Workbench.open)
+        self._open = lru_cache(maxsize=16)(Workbench.open)
         folder.mkdir(parents=True, exist_ok=True)
 
     def bench(self, spec: ModelSpec) -> Workbench:
-        """Photos and base model of `spec`; the last three are kept."""
+        """Photos and base model of `spec`; the last ones are kept."""
         data, base = str(self.data_root / spec.data), base_of(spec.base, self.data_root)
         recipe = spec.recipe
         return self._open(
