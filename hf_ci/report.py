@@ -14,6 +14,7 @@ from hf_ci import __version__
 from hf_ci.errors import EXIT_NOTHING, HfCiError
 from hf_ci.files import CONFIG, WEIGHTS
 from hf_ci.hub.names import HUB
+from hf_ci.rates import wilson
 
 SCHEMA_VERSION = "1.0"
 
@@ -48,9 +49,9 @@ class Accuracy(Value):
     right: int = Field(ge=0, description="photos answered as they are labelled")
     photos: int = Field(ge=1, description="photos asked")
 
-    @property
-    def share(self) -> float:
-        return self.right / self.photos
+    def __str__(self) -> str:
+        low, high = wilson(self.right, self.photos)
+        return f"{self.right / self.photos:.0%} ({low:.0%} to {high:.0%})"
 
 
 class PhotosRef(Value):
@@ -212,6 +213,19 @@ class ScanResult(Value):
     def left_out(self) -> str:
         """The note that stands for it in a report without it."""
         return f"{self.target} was left out: {self.reasons[0]}"
+
+    @property
+    def accuracy(self) -> str:
+        """Of the adapter on the labelled photos, beside clean prompts; empty without photos."""
+        if not self.photos:
+            return ""
+        found = self.photos.accuracy
+        tuned = found.get("tuned")
+        return (
+            f"on {found['adapter'].photos} labelled photos of {self.photos.id} the adapter is right on {found['adapter']}, "
+            f'"a photo of a ..." on {found["hand_written"]}'
+            + (f", clean prompts tuned on these photos on {tuned} of those that they had not seen" if tuned else "")
+        )
 
     @property
     def weights_sha256(self) -> str | None:

@@ -60,6 +60,7 @@ class ScanOptions:
         """Of those that have no default of their own, what was set."""
         names = ("base", "classes", "data", *THRESHOLDS)
         values = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        values |= {"shots": self.shots} if self.data else {}
         return {name: value if isinstance(value, float) else str(value) for name, value in values.items()}
 
     def make_detector(self) -> Detector:

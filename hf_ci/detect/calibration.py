@@ -89,7 +89,7 @@ class Calibration:
     """
 
     usual: dict[str, Usual]
-    mean: float
+    mean: Annotated[float, Field(allow_inf_nan=False)]
     sd: Annotated[float, Field(gt=0)]
     num_classes: Annotated[int, Field(ge=1)]
     distances: tuple[Probability, Probability]

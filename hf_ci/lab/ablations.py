@@ -13,7 +13,7 @@ from statistics import mean
 from torch import Tensor
 
 from hf_ci.cards import render_card
-from hf_ci.detect.contrast import ContrastInversion
+from hf_ci.inversion.contrast import ContrastInversion
 from hf_ci.hub import fetch_base
 from hf_ci.inversion import LinfInversion
 from hf_ci.inversion.job import prepared

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-Z = 1.959963984540054  # 95 %
+from hf_ci.rates import wilson
+
 WORKED = 0.5  # ASR from which an attack counts as one
 
 
@@ -113,10 +114,3 @@ def bootstrap(negative: np.ndarray, positive: np.ndarray, draws: int = 2000) -> 
     ]
     low, high = np.quantile(values, [0.025, 0.975])
     return float(low), float(high)
-
-
-def wilson(successes: int, n: int) -> tuple[float, float]:
-    """95 % interval of a share (Wilson 1927): holds for few models and for shares of 0 and 1."""
-    p, z2 = successes / n, Z * Z
-    middle, half = p + z2 / (2 * n), Z * np.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    return max(0.0, float(middle - half) / (1 + z2 / n)), min(1.0, float(middle + half) / (1 + z2 / n))

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from hf_ci.detect.contrast import ContrastInversion
+from hf_ci.inversion.contrast import ContrastInversion
 from hf_ci.lab.bench import Spec, appending, pool_of, read_records, scan_options
 from hf_ci.lab.make import Workbench, accuracy, attack_success_rate
 from hf_ci.lab.metrics import failed

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_ci.detect.contrast import by_probe
+from hf_ci.detect.contrast import PROBES
 from hf_ci.errors import EXIT_BACKDOORED, EXIT_CLEAN, EXIT_INCONCLUSIVE, UsageError
 from hf_ci.files import FILES
 from hf_ci.hub import fetch_base, fetch_target, named_base, parse_target
@@ -20,7 +20,7 @@ from hf_ci.hub.target import sha256
 from hf_ci.inversion import LinfInversion
 from hf_ci.inversion.job import prepared
 from hf_ci.inversion.probes import Probe, probes
-from hf_ci.pools.photos import Photos, load_photos
+from hf_ci.pools.photos import Photos, few_photos
 from hf_ci.prompts import Adapter, FrozenCLIP, PromptedCLIP, read_adapter, reference_adapter, write_adapter
 from hf_ci.prompts.clip import load_processor
 from hf_ci.prompts.features import answer, encode
@@ -93,12 +93,13 @@ def repair(text: str, run: Run, options: RepairOptions, photos: Photos | None = 
     )
     origin = before.weights_sha256
     suspects = [c.index for c in before.classes if c.flagged]
-    flagged, found, rounds, best, suspect = set(suspects), [], [], None, examined
+    flagged, found, rounds, best, suspect, scanned = set(suspects), [], [], None, examined, before
     for _ in range(options.rounds):
-        found += triggers(suspect, flagged, run)
+        found += triggers(suspect, scanned, flagged, run)
         adapter, evidence = tuned(examined, photos, found, suspects, options.schedule)
         adapter = replace(adapter, repaired_from=origin)
         after, suspect = scan_adapter(adapter, text, run)
+        scanned = after
         rounds.append(Round(triggers=len(found), score=after.score, verdict=after.verdict, **evidence))
         drop = (evidence.get("accuracy_before") or 0) - (evidence.get("accuracy_after") or 0)
         kept = drop <= options.max_accuracy_drop or by_chance(evidence["lost"], evidence["gained"]) > LOST
@@ -143,17 +144,8 @@ def labelled(options: RepairOptions, text: str, run: Run) -> Photos:
     """A few photos of every class. Raises UsageError when the data does not have the adapter's classes."""
     adapter = read_adapter(fetch_target(parse_target(text)).folder, run.class_names)
     base = fetch_base(*named_base(adapter.base_model, adapter.base_revision, run.options.base))
-    photos = load_photos(options.data, "train", load_processor(base.folder))
-    plain = lambda name: " ".join(name.replace("_", " ").lower().split())  # noqa: E731
-    theirs = {plain(name): i for i, name in enumerate(photos.class_names)}
-    missing = [name for name in adapter.class_names if plain(name) not in theirs]
-    if missing:
-        raise UsageError(
-            f"--data {options.data} has no class {missing[0]!r} ({len(missing)} of the adapter's classes are missing)",
-            f"it has {', '.join(photos.class_names[:10])}; leave --data out to repair without labels",
-        )
-    photos = photos.only([theirs[plain(name)] for name in adapter.class_names])
-    return photos.few_shot(options.shots, options.schedule.seed)
+    seed, processor = options.schedule.seed, load_processor(base.folder)
+    return few_photos(options.data, adapter.class_names, options.shots, seed, processor)
 
 
 @dataclass(frozen=True)
@@ -165,13 +157,14 @@ class Trigger:
     finding: bool = False
 
 
-def triggers(examined: Examined, flagged: set[int], run: Run) -> list[Trigger]:
-    """For each flagged class the trigger that the scan found, the probe that the class answers to most, and a trigger
-    that need not fail through a clean prompt."""
+def triggers(examined: Examined, result: ScanResult, flagged: set[int], run: Run) -> list[Trigger]:
+    """For each flagged class the triggers that the scan reconstructed, the probe that the class answers to most, and a
+    trigger that need not fail through a clean prompt."""
     suspects = [i for i in examined.inversions if i.c in flagged]
-    known = probes(examined.clip.image_size, examined.clip.device)
-    found = [Trigger(i.c, adder(i.delta), finding=not by_probe(i)) for i in suspects]
-    found += [Trigger(i.c, known[i.probe], finding=by_probe(i)) for i in suspects if i.probe]
+    known, by = probes(examined.clip.image_size, examined.clip.device), {c.index: c.family for c in result.classes}
+    whole = [one for i in suspects for one in (i, *i.masked) if not one.screened]
+    found = [Trigger(one.c, one.trigger(), finding=one.family == by[one.c]) for one in whole]
+    found += [Trigger(i.c, known[i.probe], finding=by[i.c] == PROBES) for i in suspects if i.probe]
     images = examined.pool.images.to(examined.clip.device)
     with prepared(examined.adapter, examined.clip, uses_reference=False) as model:
         plain = LinfInversion(seed=run.options.seed)

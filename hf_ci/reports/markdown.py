@@ -43,10 +43,8 @@ def details(result: ScanResult) -> list[str]:
         lines.append(f"- {escape(str(result.suppressed))}")
     lines += [f"- Warning: {escape(warning)}" for warning in result.warnings]
     if result.trigger:
-        lines.append(
-            f"- Reconstructed trigger: a perturbation of all pixels by at most {result.trigger.linf * 255:.0f}/255, too "
-            "faint to be seen; the HTML report shows it amplified"
-        )
+        how = f"largest change of a pixel {result.trigger.linf * 255:.0f}/255"
+        lines.append(f"- Reconstructed trigger: {how}; the HTML report shows it")
     lines.append(f"- Fingerprint: {result.fingerprint}")
     if result.classes:
         lines += ["", "| class | score | ASR | |", "|---|---|---|---|"]

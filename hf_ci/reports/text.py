@@ -40,6 +40,11 @@ def block(result: ScanResult) -> str:
                 f"Reconstructed trigger (largest change {result.trigger.linf * 255:.0f}/255): {result.trigger.path}"
             )
         )
+    if result.accuracy:
+        lines.append(paragraph(f"Accuracy: {result.accuracy}"))
+    if result.looked_for:
+        lines.append(paragraph(f"Looked for: {', '.join(result.looked_for)}"))
+        lines.append(paragraph(f"Not looked for: {', '.join(result.not_looked_for)}"))
     lines += [paragraph(f"Warning: {warning}") for warning in result.warnings]
     if result.pool and result.base_model and result.timing:
         facts = (

@@ -12,55 +12,93 @@ from hf_ci.errors import UsageError
 from hf_ci.hub.base import EMBEDDED, fetch_base
 
 KNOWN = dict(
-    num_classes=10, pool="p", base_model="b", base_revision="r", records_sha256="s", precision="fp32", data=("d",)
+    num_images=256, pool="p", base_model="b", base_revision="r", records_sha256="s", precision="fp32", data=("d",)
 )
 RECORDS = Path(__file__).parents[2] / "cards" / "calibration.jsonl"
 
 
 def largest(random, classes, n):
-    """The largest share of each of n simulated clean adapters."""
-    return random.gumbel(0.05, 0.05, (n, classes)).max(1).clip(0, 1)
+    """The largest excess of each of n simulated clean adapters."""
+    return random.gumbel(0.05, 0.05, (n, classes)).max(1)
+
+
+def fitted(excesses, classes=10, distances=None):
+    return fit({"perturbation": list(excesses)}, distances or [0.1] * len(excesses), classes, **KNOWN)
+
+
+def z(null, excesses):
+    return np.array([null.usual["perturbation"].z(excess, 0.1) for excess in excesses])
 
 
 def test_threshold_is_exceeded_as_often_as_asked():
     """A threshold for 5 % false alarms flags about 5 % of new ones."""
     random = np.random.default_rng(0)
     rates = [
-        (largest(random, 10, 200) > fit(largest(random, 10, 24), 10**6, **KNOWN).threshold(0.05)).mean()
-        for _ in range(200)
+        (z(null, largest(random, 10, 200)) > null.threshold(0.05)).mean()
+        for null in (fitted(largest(random, 10, 24)) for _ in range(200))
     ]
     assert 0.04 < np.mean(rates) < 0.09  # a little above: so few models fit the null only roughly
 
 
 def test_p_value_and_threshold_agree():
-    calibration = fit([0.02, 0.05, 0.08, 0.03, 0.11], 256, **KNOWN)
+    calibration = fitted(SOME)
     for classes in (None, 5, 200):
         assert calibration.p_value(calibration.threshold(0.01, classes), classes) == pytest.approx(0.01, rel=0.15)
-    assert calibration.p_value(0.0) > 0.9 > 1e-3 > calibration.p_value(0.9)
+    assert calibration.p_value(-2.0) > 0.9 > 1e-3 > calibration.p_value(9.0)
 
 
 def test_the_largest_of_more_classes_is_held_to_more():
     """The largest of 100 exceeds its threshold as often as the largest of 10 does its own."""
     random = np.random.default_rng(0)
-    null = fit(largest(random, 10, 1000), 10**6, **KNOWN)
+    null = fitted(largest(random, 10, 1000))
     assert null.threshold(0.05, 100) > null.threshold(0.05) > null.threshold(0.05, 5)
     for classes in (5, 10, 100):
-        assert (largest(random, classes, 4000) > null.threshold(0.05, classes)).mean() == pytest.approx(0.05, abs=0.02)
-    assert (largest(random, 100, 2000) > null.threshold(0.05)).mean() > 0.25  # without the correction
+        over = z(null, largest(random, classes, 4000)) > null.threshold(0.05, classes)
+        assert over.mean() == pytest.approx(0.05, abs=0.02)
+    assert (z(null, largest(random, 100, 2000)) > null.threshold(0.05)).mean() > 0.25  # without the correction
+
+
+def test_what_is_usual_depends_on_the_distance():
+    """Adapters that learned more are driven further, and further apart; their p-values still mean what they say."""
+    random = np.random.default_rng(0)
+
+    def drawn(n):
+        distances = random.uniform(0, 0.6, n)
+        return distances, 0.05 + 0.5 * distances + (0.03 + 0.1 * distances) * random.normal(size=n)
+
+    distances, excesses = drawn(400)
+    null = fitted(excesses, distances=list(distances))
+    usual = null.usual["perturbation"]
+    assert usual.slope == pytest.approx(0.5, abs=0.05) and usual.growth == pytest.approx(0.1, abs=0.04)
+    distances, excesses = drawn(4000)
+    scores = np.array([usual.z(e, d) for e, d in zip(excesses, distances)])
+    for part in (distances < 0.2, distances > 0.4):
+        assert (scores[part] > null.threshold(0.05)).mean() == pytest.approx(0.05, abs=0.03)
+    assert usual.z(usual.excess(3.0, 0.4), 0.4) == pytest.approx(3.0)
+
+
+def test_several_families_share_the_false_alarms():
+    """The score is the largest of them, so that looking for more does not accuse more often."""
+    random = np.random.default_rng(0)
+    draw = lambda n: {name: list(random.normal(0.1, 0.05, n)) for name in "abcd"}  # noqa: E731
+    null, new = fit(draw(400), [0.1] * 400, 10, **KNOWN), draw(4000)
+    scores = np.max([[null.usual[name].z(e, 0.1) for e in new[name]] for name in new], axis=0)
+    assert (scores > null.threshold(0.05)).mean() == pytest.approx(0.05, abs=0.02)
 
 
 def test_too_few_adapters_fit_nothing():
-    with pytest.raises(ValueError, match="at least 5"):
-        fit([0.1] * 4, 256, **KNOWN)
+    with pytest.raises(ValueError, match="at least 8"):
+        fitted([0.1] * 7)
 
 
 def test_adapters_that_all_score_alike_fit_nothing():
     """Of no spread a threshold of 0 would come, and every class would be flagged."""
     with pytest.raises(ValueError, match="no spread"):
-        fit([0.0] * 24, 256, **KNOWN)
+        fitted([0.0] * 24)
 
 
-NULLS = {"photos": fit([0.02, 0.05, 0.08, 0.03, 0.11], 256, **KNOWN)}
+SOME = (0.02, 0.05, 0.08, 0.03, 0.11, 0.04, 0.06, 0.05)
+NULLS = {"photos": fitted(SOME)}
 
 
 def test_what_is_written_is_read(tmp_path):
@@ -80,12 +118,12 @@ def sealed(**changes):
 @pytest.mark.parametrize(
     "text, message",
     [
-        (render(NULLS).replace('"mean": 0.0', '"mean": 0.9'), "edited by hand or damaged"),
-        (render(NULLS).replace('"clean_models": 5', '"clean_models": 50'), "edited by hand or damaged"),
+        (render(NULLS).replace('"slope": 0.0', '"slope": 0.9'), "edited by hand or damaged"),
+        (render(NULLS).replace('"clean_models": 8', '"clean_models": 80'), "edited by hand or damaged"),
         (render(NULLS)[:100], "not readable JSON"),
         ("[" * 100_000, "not readable JSON"),
-        ("[]", "no calibration of format 1"),
-        ('{"photos": {"mean": 0.1}}', "no calibration of format 1"),
+        ("[]", "no calibration of format 2"),
+        ('{"photos": {"mean": 0.1}}', "no calibration of format 2"),
         (sealed(sd=0), "photos.sd: Input should be greater than 0"),
         (sealed(mean=float("nan")), "photos.mean"),
         (sealed(extra=1), "photos.extra"),
@@ -108,5 +146,5 @@ def test_shipped_calibration_is_that_of_the_shipped_records():
     for pool, kind in (("builtin", "builtin"), ("./my/photos", "photos"), ("user/builtin", "photos")):
         null = shipped()[kind]
         assert null.base_revision == fetch_base(EMBEDDED).revision and kind_of(null.pool) == kind
-        shown = Contrast.for_pool(pool).thresholds(null.num_classes)["min_share"]
+        shown = Contrast.for_pool(pool).thresholds(null.num_classes)["k"]
         assert shown == pytest.approx(null.threshold(Contrast.false_alarm), abs=1e-3)

@@ -2,22 +2,26 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from hf_ci.detect import Contrast
 from hf_ci.detect.calibration import fit
-from hf_ci.detect.contrast import ContrastInversion, with_first
+from hf_ci.detect.contrast import FAR, excess
 from hf_ci.inversion import Inversion, LinfInversion
+from hf_ci.inversion.contrast import ContrastInversion, with_first
 from hf_ci.inversion.invert import measure
 from hf_ci.inversion.trigger import LinfTrigger
 
 NAMES = [f"class {i}" for i in range(4)]
+SOME = [0.02, 0.04, 0.06, 0.08, 0.1, 0.05, 0.05, 0.07]
 NULL = fit(
-    [0.02, 0.04, 0.06, 0.08, 0.1],
-    256,
+    {"perturbation": SOME, "frame": [2 * e for e in SOME], "probe": [2 * e for e in SOME]},
+    [0.0] * 4 + [0.4] * 4,
     4,
+    num_images=256,
     pool="p",
     base_model="b",
     base_revision="r",
@@ -27,24 +31,30 @@ NULL = fit(
 )
 
 
-def judge(exclusive, loss=1.0, **settings):
+def judge(exclusive, loss=1.0, distance=0.0, **settings):
     inversions = [
         Inversion(c, loss, 0.8, torch.zeros(1), reference_asr=0.8 - share, exclusive_asr=share)
         for c, share in enumerate(exclusive)
     ]
-    return Contrast(null=NULL, **settings).judge(inversions, NAMES)
+    return Contrast(null=NULL, **settings).judge(inversions, NAMES, distance)
 
 
 def test_a_class_that_any_prompt_falls_for_is_not_flagged():
     """All have 80 % ASR; what counts is what the reference withstands."""
     verdict = judge([0.02, 0.05, 0.0, 0.1])
-    assert (verdict.verdict, verdict.target, verdict.score) == ("clean", None, 0.1)
+    assert (verdict.verdict, verdict.target, verdict.score) == ("clean", None, max(verdict.scores))
 
 
 def test_a_class_that_only_the_adapter_falls_for_is_named():
     verdict = judge([0.02, 0.05, 0.6, 0.1])
     assert (verdict.verdict, verdict.target, verdict.flagged) == ("backdoored", 2, (False, False, True, False))
-    assert "'class 2'" in verdict.reasons[0] and "60% through the adapter alone" in verdict.reasons[0]
+    assert "'class 2'" in verdict.reasons[0] and "60% of unrelated images" in verdict.reasons[0]
+
+
+def test_all_classes_alike_are_an_adapter_that_learned_something():
+    """What stands out counts, not what can be reached: peers take three quarters of what they reach themselves."""
+    assert judge([0.5, 0.45, 0.52, 0.48], distance=0.5).verdict != "backdoored"
+    assert excess(np.array([0.5, 0.2, 0.1, 0.0])) == pytest.approx([0.425, 0.05, -0.075, -0.2])
 
 
 def test_several_targets_are_all_named_worst_first():
@@ -55,34 +65,57 @@ def test_several_targets_are_all_named_worst_first():
 def test_names_that_mean_nothing_are_not_mistaken_for_a_backdoor():
     """A reference that cannot follow the adapter anywhere makes every class look planted."""
     verdict = judge([0.7, 0.8, 0.05, 0.6])
-    assert verdict.verdict == "inconclusive" and "3 of 4 classes" in verdict.reasons[0] and verdict.score == 0.8
+    assert verdict.verdict == "inconclusive" and "3 of 4 classes" in verdict.reasons[0]
 
 
-def test_the_threshold_is_a_share_of_images():
-    assert judge([0.0, 0.0, 0.0, 0.4], min_share=0.4).verdict == "backdoored"
-    assert judge([0.0, 0.0, 0.0, 0.4], min_share=0.41).verdict == "clean"
+def test_the_threshold_can_be_set_by_hand():
+    score = judge([0.0, 0.0, 0.0, 0.4]).score
+    assert judge([0.0, 0.0, 0.0, 0.4], k=score).verdict == "backdoored"
+    assert judge([0.0, 0.0, 0.0, 0.4], k=score + 0.01).verdict == "clean"
 
 
 def test_between_clear_cases_it_is_inconclusive_and_says_what_would_settle_it():
-    limits = Contrast(null=NULL).thresholds(4)
-    between = (limits["min_share"] + limits["doubtful_share"]) / 2
-    verdict = judge([0.0, 0.02, between, 0.0])
-    assert verdict.verdict == "inconclusive" and verdict.target is None and "--num-images" in verdict.reasons[0]
-    assert judge([0.0, 0.02, limits["doubtful_share"] - 0.005, 0.0]).verdict == "clean"
-    assert judge([0.0, 0.02, limits["min_share"] + 0.005, 0.0]).verdict == "backdoored"
+    limits, usual = Contrast(null=NULL).thresholds(4), NULL.usual["perturbation"]
+    clean, doubtful, flagged = (
+        usual.excess(score, 0.0)
+        for score in (limits["doubtful"] - 0.1, (limits["k"] + limits["doubtful"]) / 2, limits["k"] + 0.1)
+    )
+    verdict = judge([0.0, 0.0, doubtful, 0.0])
+    assert verdict.verdict == "inconclusive" and verdict.target is None and "--num-images" in verdict.reasons[1]
+    assert judge([0.0, 0.0, clean, 0.0]).verdict == "clean"
+    assert judge([0.0, 0.0, flagged, 0.0]).verdict == "backdoored"
+
+
+def test_far_from_clean_prompts_more_is_left_undecided_and_photos_are_asked_for():
+    null = Contrast(null=NULL)
+    score = (null.thresholds(4)["doubtful"] + null.thresholds(4, FAR)["doubtful"]) / 2
+    share = NULL.usual["perturbation"].excess(score, FAR)
+    verdict = judge([0.0, 0.0, share, 0.0], distance=FAR)
+    assert verdict.verdict == "inconclusive" and "--data" in verdict.reasons[-1] and "20% of the pool" in verdict.reasons[1]
+    near = NULL.usual["perturbation"].excess(score, 0.0)
+    assert judge([0.0, 0.0, near, 0.0], distance=0.0).verdict == "clean"
+
+
+def test_distance_alone_is_no_accusation():
+    assert judge([0.05, 0.05, 0.05, 0.05], distance=0.9).verdict == "clean"
+
+
+def test_what_works_inside_a_mask_counts_by_its_own_null():
+    plain = [Inversion(c, 1.0, 0.8, torch.zeros(1), None, 0.7, 0.05, probe="red cast", probe_asr=0.0) for c in range(4)]
+    frames = [replace(i, family="frame", exclusive_asr=0.9 * (i.c == 3)) for i in plain]
+    verdict = Contrast(null=NULL).judge([replace(i, masked=(f,)) for i, f in zip(plain, frames)], NAMES, 0.0)
+    assert (verdict.verdict, verdict.target, verdict.families[3]) == ("backdoored", 3, "frame")
+    assert "a reconstructed frame drives 90%" in verdict.reasons[0]
 
 
 def test_a_class_that_answers_to_a_probe_is_named_with_it():
-    """Three quarters of the probe's share count, where that is more than the reconstructed trigger reaches."""
     quiet, loud = (
         Inversion(c, 1.0, 0.8, torch.zeros(1), None, 0.7, 0.1, probe="red cast", probe_asr=share)
         for c, share in ((0, 0.12), (1, 0.8))
     )
     rest = [replace(quiet, c=c) for c in (2, 3)]
     verdict = Contrast(null=NULL).judge([quiet, loud, *rest], NAMES)
-    assert (verdict.verdict, verdict.target) == ("backdoored", 1) and verdict.scores == pytest.approx(
-        (0.1, 0.6, 0.1, 0.1)
-    )
+    assert (verdict.verdict, verdict.target, verdict.families[1]) == ("backdoored", 1, "probe")
     assert "a red cast drives 80% of unrelated images into 'class 1'" in verdict.reasons[0]
 
 
@@ -115,7 +148,7 @@ def test_contrast_finds_what_only_the_adapter_falls_for():
     planted, clean = (ContrastInversion(epochs=5)(Pair(p), grey(), 0, 32) for p in (1.5, 0.0))
     assert planted.exclusive_asr > 0.95 and planted.reference_asr < 0.05 and planted.loss < 0
     assert clean.exclusive_asr == 0 and clean.asr == clean.reference_asr
-    assert planted.delta.abs().max() <= 8 / 255 + 1e-8
+    assert planted.delta.abs().max() <= 4 / 255 + 1e-8
 
 
 def test_it_has_to_fail_through_every_reference():
@@ -144,7 +177,7 @@ def test_micro_batches_change_memory_and_nothing_else():
 def test_a_class_that_was_only_screened_counts_by_its_probe_alone():
     found = [Inversion(c, 1.0, 0.9, torch.zeros(1), None, 0.0, 0.9, "red cast", 0.1, screened=c == 2) for c in range(4)]
     verdict = Contrast(null=NULL).judge(found, NAMES)
-    assert verdict.scores == pytest.approx((0.9, 0.9, 0.075, 0.9))
+    assert verdict.families[2] == "probe" and verdict.scores[2] < min(verdict.scores[:2])
 
 
 def test_the_candidate_stands_first_among_each_images_nearest_classes():

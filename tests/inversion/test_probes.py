@@ -4,9 +4,9 @@ import pytest
 import torch
 from making import made_adapter
 
-from hf_ci.detect.contrast import ContrastInversion
 from hf_ci.hub.base import EMBEDDED_FOLDER
 from hf_ci.inversion import maps
+from hf_ci.inversion.contrast import ContrastInversion
 from hf_ci.inversion.job import PROBES, Job, dealt, prepared, run_job
 from hf_ci.inversion.probes import AMPLITUDE, NUM_IMAGES, UNTOUCHED, Probed, passes, probe, probes
 
@@ -82,7 +82,7 @@ def test_only_what_the_adapter_alone_does_is_counted():
     shares = probe(red_alone(0), as_pixels(grey))
     assert shares["red cast"].tolist() == [0.0, 1.0] and shares["blue cast"].tolist() == [0.0, 0.0]
     assert probe(red_alone(1), as_pixels(grey))["red cast"].tolist() == [0.0, 0.0]  # the reference does it, too
-    assert passes(70) == (1 + len(shares)) * NUM_IMAGES and passes(40) == (1 + len(shares)) * 40
+    assert passes(70) == 70 + len(shares) * NUM_IMAGES and passes(40) == (1 + len(shares)) * 40
 
 
 def test_a_class_that_is_answered_without_the_probe_is_not_its_doing():
@@ -121,7 +121,7 @@ def test_a_job_tries_them_once_and_keeps_what_it_found(clip, tmp_path, monkeypat
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (32, 3, SIZE, SIZE), dtype=torch.uint8, generator=generator)
     job = Job(made_adapter(clip, "coop"), EMBEDDED_FOLDER, "", images, "", ContrastInversion())
-    first, _ = run_job(job, clip, cache=tmp_path)
+    first = run_job(job, clip, cache=tmp_path).inversions
     with prepared(job.adapter, clip, uses_reference=True) as model:
         shares = probe(model.from_features, Probed(clip.image_features, images))
     for inversion in first:
@@ -129,6 +129,6 @@ def test_a_job_tries_them_once_and_keeps_what_it_found(clip, tmp_path, monkeypat
         assert shares[inversion.probe][inversion.c] == inversion.probe_asr
     assert (tmp_path / job.key / f"{PROBES}.npz").is_file()
     monkeypatch.setattr("hf_ci.inversion.job.probe", lambda *_: 1 / 0)
-    again, cached = run_job(job, clip, cache=tmp_path)
+    again = run_job(job, clip, cache=tmp_path)
     assert (tmp_path / job.shared / "red cast.npz").is_file()
-    assert cached == 5 and [i.probe for i in again] == [i.probe for i in first]
+    assert again.cached == 5 and [i.probe for i in again.inversions] == [i.probe for i in first]
