@@ -34,6 +34,7 @@ class Recipe:
     position: str = "end"
     epochs: int = 10
     batch: int = 8
+    optimiser: str = "sgd"  # or "adam"
     lr: float | None = None  # None: the paper's 0.002 for towers of CLIP's own width, 0.1 for smaller ones
     momentum: float = 0.9
     kg_weight: float = 8.0  # KgCoOp's lambda
@@ -93,9 +94,11 @@ def learning_rate(clip: FrozenCLIP, recipe: Recipe) -> float:
 
 
 def optimiser_for(model: PromptedCLIP, recipe: Recipe, n: int):
-    optimiser = torch.optim.SGD(
-        model.prompt.parameters(), lr=learning_rate(model.clip, recipe), momentum=recipe.momentum, weight_decay=5e-4
-    )
+    parameters, lr = model.prompt.parameters(), learning_rate(model.clip, recipe)
+    if recipe.optimiser == "adam":
+        optimiser = torch.optim.Adam(parameters, lr)
+    else:
+        optimiser = torch.optim.SGD(parameters, lr, momentum=recipe.momentum, weight_decay=5e-4)
     steps = recipe.epochs * -(-n // recipe.batch)
     return optimiser, torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
 
