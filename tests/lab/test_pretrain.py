@@ -70,7 +70,7 @@ def test_image_tower_is_written_and_a_stopped_run_goes_on(photos, tmp_path):
     def train(steps: int) -> int:
         train_image_tower(
             model, tokenizer, loaded, teacher, work, steps=steps, minutes=5, seed=0,
-            watch=lambda: export(model, tokenizer, tmp_path / "out") or {},
+            watch=lambda: export(model, tmp_path / "out") or {},
         )  # fmt: skip
         return json.loads((work / "image.jsonl").read_text().splitlines()[-1])["step"]
 

@@ -74,7 +74,7 @@ def main() -> None:
     )  # fmt: skip
 
     def watch() -> dict:
-        export(model, tokenizer, args.out)
+        export(model, args.out)
         return dict(zero_shot=zero_shot(model, tokenizer, args.watch)) if args.watch else {}
 
     train_image_tower(

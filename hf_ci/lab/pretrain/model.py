@@ -91,7 +91,7 @@ def normalised(images: Tensor) -> Tensor:
 
 
 def pooled(vision, pixels: Tensor, keep: float = 1.0) -> Tensor:
-    """(B, 3, 64, 64) -> (B, 192), the class token after the last norm; `keep` < 1 sees a random share of the patches."""
+    """(B, 3, 64, 64) -> (B, 192), the class token; `keep` < 1 sees a random share of the patches."""
     tokens = vision.pre_layrnorm(vision.embeddings(pixels))  # (B, 1+64, d)
     if keep < 1:
         n = tokens.shape[1] - 1
@@ -114,14 +114,15 @@ def text_features(model, tokenizer, texts: list[str]) -> Tensor:
     return out
 
 
-def export(model, tokenizer, out: Path) -> None:
+def export(model, out: Path) -> None:
     """A complete `CLIPModel` folder: fp16 weights, configuration, tokenizer, image processor."""
     from transformers import CLIPImageProcessorPil
 
     half = type(model)(model.config).half()
     half.load_state_dict({k: v.half() for k, v in model.state_dict().items()})
     half.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    for name in ("tokenizer.json", "tokenizer_config.json"):  # as they are: a used tokenizer saves how it last padded
+        (out / name).write_bytes((EMBEDDED_FOLDER / name).read_bytes())
     CLIPImageProcessorPil(
         size={"shortest_edge": IMAGE_SIZE},
         crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},

