@@ -2,54 +2,83 @@
 
     python -m hf_ci.lab.embedded --clip hf_ci/assets/clip --data ROOT --out hf_ci/assets/clip
 
-ROOT holds one folder for each data set, with train and test files. Written: `accuracy.json`, and the card from it.
+ROOT holds one folder for each data set, with train and test files; those of SETS that are there are measured. Written:
+`accuracy.json`, and the card from it. The figure that matters is what a shared context gains over a hand-written
+prompt on sets that the base has never seen: prompts are tuned in the field because they gain.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import random
 from pathlib import Path
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
 from hf_ci.cards import render_card
 from hf_ci.hub.target import sha256
 from hf_ci.lab.make import accuracy
-from hf_ci.lab.tune import Recipe, new_prompt, tune
+from hf_ci.lab.tune import Recipe, fit, new_prompt
 from hf_ci.pools.photos import load_photos
 from hf_ci.prompts import load_clip
 from hf_ci.prompts.clip import load_processor
+from hf_ci.prompts.features import encode
 
-SETS = (
-    "tiny_imagenet",
-    "cifar10",
-    "caltech101",
-    "scene15",
-    "pacs",
-    "rsscn7",
-    "grocery",
-    "flowers17",
-    "clothing",
+SEEN = ("tiny_imagenet",)  # the sets that the embedded CLIP was trained on, training images only
+NEVER_SEEN = (
     "animals",
+    "caltech101",
+    "chest_xray",
+    "cifar10",
+    "clothing",
+    "flowers17",
+    "grocery",
+    "pacs",
+    "road_signs",
+    "rsscn7",
+    "scene15",
+    "textures",
+    "trash",
 )
-MOST_CLASSES = 50  # CoCoOp reads one text for every image and class: larger sets are tuned on a drawn subset
+CLASSES = 10  # tuned on; larger sets are represented by this many, drawn with the seed
 MOST_TEST = 2000
+SHARED = Recipe(method="coop", shots=40, epochs=20, batch=64, optimiser="adam", lr=0.03)  # one context for all classes
 
 
-def measure(clip, processor, folder: Path, recipe: Recipe) -> dict:
+def measure(clip, processor, folder: Path, recipe: Recipe) -> dict[str, float]:
+    """Test accuracies: hand-written on all classes; hand-written, shared context and linear classifier on the drawn."""
     train, test = (load_photos(str(folder), split, processor) for split in ("train", "test"))
-    everything = new_prompt(clip, test.class_names, Recipe(method="coop"))
-    result = dict(classes=len(test.class_names), test_images=len(test), zero_shot=accuracy(everything, test))
-    drawn = sorted(
-        random.Random(recipe.seed).sample(range(len(test.class_names)), min(MOST_CLASSES, len(test.class_names)))
-    )
-    train, test = train.only(drawn), test.only(drawn)
+    everything = new_prompt(clip, test.class_names, recipe)
+    result = dict(classes=len(test.class_names), test_images=len(test), hand_written_all=accuracy(everything, test))
+    drawn = random.Random(recipe.seed).sample(range(len(test.class_names)), len(test.class_names))[:CLASSES]
+    train, test = train.only(sorted(drawn)).few_shot(recipe.shots, recipe.seed), test.only(sorted(drawn))
     test = test.some(MOST_TEST, recipe.seed)
-    tuned = tune(clip, train.few_shot(recipe.shots, recipe.seed), recipe)
-    subset = new_prompt(clip, test.class_names, Recipe(method="coop"))
+    shots, seen = encode(clip, train.images), encode(clip, test.images)
+    hand_written = accuracy(new_prompt(clip, test.class_names, recipe), test, seen)
+    tuned = accuracy(fit(new_prompt(clip, test.class_names, recipe), shots, train.labels, recipe), test, seen)
+    linear = (linear_classifier(shots, train.labels)(seen).argmax(1) == test.labels).float().mean().item()
     return result | dict(
-        tuned_classes=len(drawn), zero_shot_of_those=accuracy(subset, test), cocoop=accuracy(tuned, test)
+        tuned_classes=len(drawn), hand_written=hand_written, coop=tuned, gain=tuned - hand_written, linear=linear
     )
+
+
+def linear_classifier(features: Tensor, labels: Tensor, weight_decay: float = 1e-4) -> torch.nn.Linear:
+    """Logistic regression on unit features (N, D): what the image tower knows, whatever the text tower can say."""
+    layer = torch.nn.Linear(features.shape[1], int(labels.max()) + 1)
+    optimiser = torch.optim.LBFGS(layer.parameters(), max_iter=300, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimiser.zero_grad()
+        value = F.cross_entropy(layer(features), labels) + weight_decay * layer.weight.square().sum()
+        value.backward()
+        return value
+
+    optimiser.step(loss)
+    return layer
 
 
 def main() -> None:
@@ -57,27 +86,39 @@ def main() -> None:
     parser.add_argument("--clip", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--training-log", type=Path, help="log.jsonl of the training run, for the card")
+    parser.add_argument("--training-log", type=Path, help="image.jsonl of the training run, for the card")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    clip, processor, recipe = load_clip(args.clip), load_processor(args.clip), Recipe(seed=args.seed)
-    record = dict(weights_sha256=sha256(args.clip / "model.safetensors"), shots=recipe.shots, seed=args.seed, sets={})
+    clip, processor = load_clip(args.clip), load_processor(args.clip)
+    record = dict(
+        weights_sha256=sha256(args.clip / "model.safetensors"),
+        shots=SHARED.shots,
+        seed=args.seed,
+        seen=SEEN,
+        sets={},
+    )
     if args.training_log:
         record["training"] = [json.loads(line) for line in args.training_log.read_text().splitlines()][-1]
-    for name in SETS:
-        record["sets"][name] = {k: round(v, 4) for k, v in measure(clip, processor, args.data / name, recipe).items()}
-        print(name, record["sets"][name], flush=True)
-    (args.out / "accuracy.json").write_text(json.dumps(record, indent=2) + "\n")
-    text, vision = clip.model.config.text_config, clip.model.config.vision_config
+    for name in (*SEEN, *NEVER_SEEN):
+        if (args.data / name).is_dir():
+            figures = measure(clip, processor, args.data / name, dataclasses.replace(SHARED, seed=args.seed))
+            record["sets"][name] = {k: round(v, 4) for k, v in figures.items()}
+            print(name, record["sets"][name], flush=True)
+    write(record, clip, args.clip, args.out)
+
+
+def write(record: dict, clip, folder: Path, out: Path) -> None:
+    """`accuracy.json`, and the card."""
+    (out / "accuracy.json").write_text(json.dumps(record, indent=2) + "\n")
     card = render_card(
         "embedded-clip.md.j2",
         record=record,
-        text=text,
-        vision=vision,
+        text=clip.model.config.text_config,
+        vision=clip.model.config.vision_config,
         parameters=sum(p.numel() for p in clip.model.parameters()),
-        bytes=sum(p.stat().st_size for p in args.clip.iterdir()),
+        bytes=sum(p.stat().st_size for p in folder.iterdir()),
     )
-    (args.out / "README.md").write_text(card, encoding="utf-8")
+    (out / "README.md").write_text(card, encoding="utf-8")
 
 
 if __name__ == "__main__":

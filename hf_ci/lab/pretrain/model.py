@@ -1,61 +1,26 @@
-"""The embedded CLIP untrained: tokenizer, architecture, initialisation, embeddings; and how it is written."""
+"""The embedded CLIP untrained: architecture, initialisation, how its two towers run; and how it is written."""
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from hf_ci.hub.base import EMBEDDED_FOLDER
 
 IMAGE_SIZE = 64
-VOCAB_SIZE = 8192
+SHARED = 384  # dimensions of the shared space: those of the sentence embeddings that the text tower learns
 MEAN_STD = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])  # CLIP's own
-TEMPLATES = (
-    "a photo of a {}.",
-    "a photo of the {}.",
-    "a photo of {}.",
-    "a picture of a {}.",
-    "an image of a {}.",
-    "a blurry photo of a {}.",
-    "a close-up photo of a {}.",
-    "a cropped photo of a {}.",
-    "a good photo of a {}.",
-    "a small photo of a {}.",
-    "a photo of one {}.",
-    "a low resolution photo of a {}.",
-    "{}.",
-)
+LOGIT_SCALE = 100.0  # where OpenAI's CLIP has it
 
 
-def build_tokenizer(words: Path, out: Path):
-    """A CLIP tokenizer whose merges are learned from WordNet's names: `CLIPTokenizer` saved to `out`."""
-    from tokenizers import pre_tokenizers, trainers
-    from transformers import CLIPTokenizer
+def load_tokenizer():
+    """The embedded CLIP's tokenizer: byte-level BPE whose merges were learned from WordNet's names."""
+    from transformers import AutoTokenizer
 
-    corpus = [line.split("\t", 1)[1] for line in words.read_text(encoding="utf-8").splitlines()]
-    corpus += [t.format("") for t in TEMPLATES] * 200
-    backend = CLIPTokenizer().backend_tokenizer
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE - 2,
-        end_of_word_suffix="</w>",
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    backend.train_from_iterator(corpus, trainer)
-    model = json.loads(backend.to_str())["model"]
-    vocab = {token: i for token, i in model["vocab"].items() if not token.startswith("<|")}
-    # A byte must be encodable at a word's end, too, or rare scripts would fall to the unknown token.
-    for letter in sorted(pre_tokenizers.ByteLevel.alphabet()):
-        vocab.setdefault(letter + "</w>", -1)
-    vocab = {token: i for i, token in enumerate(vocab)}
-    for special in ("<|startoftext|>", "<|endoftext|>"):  # last, as in CLIP: EOT has the highest id
-        vocab[special] = len(vocab)
-    merges = [tuple(m) for m in model["merges"]]
-    tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77)
-    tokenizer.save_pretrained(out)
-    return tokenizer
+    return AutoTokenizer.from_pretrained(EMBEDDED_FOLDER, local_files_only=True)
 
 
 def build_model(tokenizer):
@@ -67,13 +32,13 @@ def build_model(tokenizer):
     config = CLIPConfig(
         text_config=dict(
             vocab_size=len(tokenizer),
-            hidden_size=128,
-            intermediate_size=512,
-            num_hidden_layers=3,
-            num_attention_heads=2,
+            hidden_size=256,
+            intermediate_size=1024,
+            num_hidden_layers=4,
+            num_attention_heads=4,
             max_position_embeddings=77,
             hidden_act="gelu",
-            projection_dim=512,
+            projection_dim=SHARED,
             **special,
         ),
         vision_config=dict(
@@ -84,11 +49,15 @@ def build_model(tokenizer):
             num_hidden_layers=6,
             num_attention_heads=3,
             hidden_act="gelu",
-            projection_dim=512,
+            projection_dim=SHARED,
         ),
-        projection_dim=512,
+        projection_dim=SHARED,
     )
-    return CLIPModel(config)
+    model = CLIPModel(config)
+    model.set_attn_implementation("eager")  # twice as fast as sdpa's backward on CPU at these lengths
+    mimetic_init(model.vision_model)
+    nn.init.constant_(model.logit_scale, math.log(LOGIT_SCALE))
+    return model
 
 
 @torch.no_grad()
@@ -115,34 +84,45 @@ def mimetic_init(vision) -> None:
     vision.embeddings.position_embedding.weight[1:].copy_(0.3 * torch.cat(waves, dim=1))
 
 
-def image_embeds(model, pixels: Tensor, keep: float = 1.0) -> Tensor:
-    """(B, 3, 64, 64) -> (B, 512) fp32, not normalised; `keep` < 1 sees a random share of the patches."""
-    vision = model.vision_model
+def normalised(images: Tensor) -> Tensor:
+    """(B, 64, 64, 3) uint8 -> (B, 3, 64, 64) fp32 as the towers expect it."""
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in MEAN_STD)
+    return (images.permute(0, 3, 1, 2).float() / 255 - mean) / std
+
+
+def pooled(vision, pixels: Tensor, keep: float = 1.0) -> Tensor:
+    """(B, 3, 64, 64) -> (B, 192), the class token; `keep` < 1 sees a random share of the patches."""
     tokens = vision.pre_layrnorm(vision.embeddings(pixels))  # (B, 1+64, d)
     if keep < 1:
         n = tokens.shape[1] - 1
         order = torch.rand(len(tokens), n).argsort(dim=1)[:, : int(keep * n)] + 1
         order = torch.cat([torch.zeros(len(tokens), 1, dtype=torch.long), order], dim=1)
         tokens = tokens.gather(1, order[..., None].expand(-1, -1, tokens.shape[-1]))
-    pooled = vision.post_layernorm(vision.encoder(inputs_embeds=tokens).last_hidden_state[:, 0])
-    return pooled.float() @ model.visual_projection.weight.float().T
+    return vision.post_layernorm(vision.encoder(inputs_embeds=tokens).last_hidden_state[:, 0])
 
 
-def text_embeds(model, tokenizer, texts: list[str]) -> Tensor:
-    """n texts -> (n, 512) fp32, not normalised."""
-    batch = tokenizer(texts, padding=True, return_tensors="pt")
-    pooled = model.text_model(input_ids=batch.input_ids).pooler_output
-    return pooled.float() @ model.text_projection.weight.float().T
+@torch.no_grad()  # not inference mode: the image tower's loss is taken against them
+def text_features(model, tokenizer, texts: list[str]) -> Tensor:
+    """n texts -> (n, 384) unit vectors."""
+    out = torch.empty(len(texts), SHARED)
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # little padding
+    for i in range(0, len(order), 256):
+        rows = order[i : i + 256]
+        batch = tokenizer([texts[j] for j in rows], padding=True, truncation=True, return_tensors="pt")
+        hidden = model.text_model(input_ids=batch.input_ids).pooler_output
+        out[rows] = nn.functional.normalize(model.text_projection(hidden).float(), dim=1)
+    return out
 
 
 def export(model, out: Path) -> None:
-    """fp16 weights and an image processor, beside the tokenizer already there."""
+    """A complete `CLIPModel` folder: fp16 weights, configuration, tokenizer, image processor."""
     from transformers import CLIPImageProcessorPil
 
-    weights = {k: v.half() for k, v in model.state_dict().items()}
     half = type(model)(model.config).half()
-    half.load_state_dict(weights)
+    half.load_state_dict({k: v.half() for k, v in model.state_dict().items()})
     half.save_pretrained(out)
+    for name in ("tokenizer.json", "tokenizer_config.json"):  # as they are: a used tokenizer saves how it last padded
+        (out / name).write_bytes((EMBEDDED_FOLDER / name).read_bytes())
     CLIPImageProcessorPil(
         size={"shortest_edge": IMAGE_SIZE},
         crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
