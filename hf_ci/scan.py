@@ -232,9 +232,11 @@ def examine(text: str, run: Run, fetch: Fetch = fetch_text) -> tuple[ScanResult,
             name = f"{text}-{adapter.class_names[verdict.target]}"
             facts = dict(class_index=inversion.c, loss=inversion.loss, asr=inversion.asr)
             x = pool.images[:3]
-            changed = (inversion.trigger()(x.float() / 255) * 255).round().byte()
+            changed = None  # where the method's trigger is nothing that is put on an image
+            if inversion.family in KINDS:
+                changed = (inversion.trigger()(x.float() / 255) * 255).round().byte().numpy()
             path, linf = save_trigger(
-                options.save_trigger, name, inversion.delta.numpy(), x.numpy(), changed.numpy(), **facts
+                options.save_trigger, name, inversion.delta.numpy(), x.numpy(), changed, **facts
             )
             found |= dict(trigger=Trigger(path=str(path), linf=linf))
         exit_code = EXIT_CODES[verdict.verdict]
@@ -302,7 +304,7 @@ def shown(i: Inversion, family: str | None) -> Inversion | None:
 def looked_for(inversions: Sequence[Inversion]) -> tuple[str, ...]:
     """The kinds of triggers that were searched for, in words."""
     one = inversions[0]
-    return (KINDS[one.family], *(KINDS[m.family] for m in one.masked), *(PROBE_KINDS if one.probe else ()))
+    return (KINDS.get(one.family, one.family), *(KINDS[m.family] for m in one.masked), *(PROBE_KINDS if one.probe else ()))
 
 
 def cost_of(inversions: Sequence[Inversion], adapter: Adapter, num_images: int) -> Cost:

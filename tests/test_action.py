@@ -197,7 +197,7 @@ def test_the_pull_requests_own_configuration_does_not_count(configured, action, 
         (repo / configured).write_text(texts[configured])
     git("add", "."), git("commit", "-qm", "base")
     base = git("rev-parse", "HEAD").strip()
-    (repo / ".hf-ci.yaml").write_text("adapters: [./harmless]\nscan: {min-share: 1}")
+    (repo / ".hf-ci.yaml").write_text("adapters: [./harmless]\nscan: {k: 1000}")
     shutil.copytree(DEMOS / "badclip", repo / "models" / "bad")
     git("add", "."), git("commit", "-qm", "a pull request")
     (example,) = [path for path in EXAMPLES if path.name == "pull-request.yml"]

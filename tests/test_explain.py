@@ -1,5 +1,6 @@
 """hf-ci explain: the evidence as numbers, the null, and what speaks against the verdict."""
 
+import json
 import shutil
 from dataclasses import asdict
 
@@ -14,8 +15,8 @@ from hf_ci.report import BaseModelRef, ClassScore, DetectorRef, NamedClass, Pool
 NULL = shipped()["photos"]
 
 
-def result(verdict="backdoored", score=0.6, reference=0.7, base="hf-ci-clip-64", images=256, precision=NULL.precision):
-    scores = [("frog", score, verdict == "backdoored"), ("cat", 0.05, False), ("dog", 0.0, False)]
+def result(verdict="backdoored", score=6.0, reference=0.7, base="hf-ci-clip-64", images=256, precision=NULL.precision):
+    scores = [("frog", score, verdict == "backdoored"), ("cat", 0.5, False), ("dog", 0.0, False)]
     return ScanResult(
         target="a",
         verdict=verdict,
@@ -30,8 +31,8 @@ def result(verdict="backdoored", score=0.6, reference=0.7, base="hf-ci-clip-64",
         detector=DetectorRef(
             name="contrast",
             calibration=NULL.describe(),
-            thresholds={"min_share": 0.3, "doubtful_share": 0.2},
-            fitted=asdict(NULL),
+            thresholds={"k": 3.0, "doubtful": 2.0},
+            fitted=json.loads(json.dumps(asdict(NULL))),
         ),
         settings=Settings(num_images=images, seed=0, precision=precision, device="cpu", inversion={}),
         base_model=BaseModelRef(id=base, revision=None),
@@ -42,9 +43,9 @@ def result(verdict="backdoored", score=0.6, reference=0.7, base="hf-ci-clip-64",
 def test_every_class_stands_beside_the_null():
     text = explain(result())
     frog, cat = (next(line for line in text.splitlines() if line.startswith(f"  {n} ")) for n in ("frog", "cat"))
-    assert "forced through this adapter alone" in frog and f"{NULL.p_value(0.6, 3):.1g}" in frog
-    assert "vulnerable" in cat and f"{NULL.p_value(0.05, 3):.1g}" in cat
-    assert "the worst class scores 0.60, the next 0.05, the median 0.05" in " ".join(text.split())
+    assert "forced through this adapter alone" in frog and f"{NULL.p_value(6.0, 3):.1g}" in frog
+    assert "vulnerable" in cat and f"{NULL.p_value(0.5, 3):.1g}" in cat
+    assert "the worst class scores 6.00, the next 0.50, the median 0.50" in " ".join(text.split())
     assert "hf-ci scan a --detector contrast" in text
 
 
@@ -55,7 +56,7 @@ def test_doubts_are_named_where_there_are_some():
     other = "bf16" if NULL.precision == "fp32" else "fp32"
     assert f"measured in {NULL.precision}, this scan computed in {other}" in flat(result(precision=other))
     assert "measured with 256 images, this scan had 64" in flat(result(images=64))
-    assert "unusual, not beyond doubt" in flat(result("inconclusive", score=0.25))
+    assert "unusual, not beyond doubt" in flat(result("inconclusive", score=2.5))
     assert "is not looked for" in flat(result("clean", score=0.1))
 
 
@@ -68,7 +69,7 @@ def test_a_report_of_before_has_no_null_and_one_with_a_made_up_null_is_refused()
     old, bad = result(), result()
     old = old.model_copy(update={"detector": old.detector.model_copy(update={"fitted": None})})
     assert "p-value" not in explain(old)
-    bad = bad.model_copy(update={"detector": bad.detector.model_copy(update={"fitted": asdict(NULL) | {"sd": 0}})})
+    bad = bad.model_copy(update={"detector": bad.detector.model_copy(update={"fitted": bad.detector.fitted | {"sd": 0}})})
     with pytest.raises(UsageError, match="the report's null: sd"):
         explain(bad)
 

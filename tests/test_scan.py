@@ -170,9 +170,10 @@ def test_an_adapter_equal_to_the_reference_is_clean(clip, tmp_path):
     """Where both prompts give the same answers, nothing can be driven through the adapter alone."""
     write_adapter(replace(reference_adapter(clip, ANIMALS), base_model=EMBEDDED), tmp_path / "a")
     (result,) = scan([str(tmp_path / "a")], replace(QUICK, detector="contrast")).results
-    assert (result.verdict, result.score) == ("clean", 0.0)
+    assert result.verdict == "clean" and result.distance == 0 and not any(c.exclusive_asr for c in result.classes)
     assert all(c.asr <= c.reference_asr for c in result.classes)  # the adapter is one of the references
-    assert result.cost.image_backward == 5 * 32 and result.detector.thresholds["min_share"] > 0
+    masked = 2 * (5 * 16 + 2 * 2 * 32)  # frame and patch: a step for each of five classes, and two whole
+    assert result.cost.image_backward == 5 * 32 + masked and result.detector.thresholds["k"] > 0
 
 
 def test_contrast_is_the_same_in_two_processes(adapter_folder, tmp_path, monkeypatch):

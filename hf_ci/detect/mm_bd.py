@@ -33,6 +33,7 @@ class MarginAscent:
 
     uses_reference = False
     screening = None
+    fewest = 0
 
     def __call__(self, model: nn.Module, images: Tensor, c: int, micro_batch: int) -> Inversion:
         size, device = images.shape[-1], images.device
@@ -51,7 +52,7 @@ class MarginAscent:
         passes = self.batch * self.steps
         asr = (losses < 0).float().mean().item()
         delta = x[best].detach().float().cpu() - 0.5
-        return Inversion(c, losses[best].item(), asr, delta, forward=passes + self.batch, backward=passes)
+        return Inversion(c, losses[best].item(), asr, delta, forward=passes + self.batch, backward=passes, family="image")
 
 
 @dataclass(frozen=True)

@@ -81,8 +81,10 @@ class MaskInversion:
     early_stop: int | None = 25  # steps without improvement; None: all epochs
     seed: int = 0
 
+    family = "pattern in a mask"
     uses_reference = False
     screening = None
+    fewest = 0
 
     def trigger(self, size: int, generator: torch.Generator) -> nn.Module:
         return MaskTrigger(size, generator)
@@ -118,7 +120,7 @@ class MaskInversion:
         with torch.no_grad():  # a class that was never reached has a trigger as large as the image
             size = self.final_size(trigger) if smallest is not None else float(images.shape[-1] ** 2)
             delta = trigger.change().float().cpu()
-        return Inversion(c, loss, asr, delta, size, forward=seen + len(images), backward=seen)
+        return Inversion(c, loss, asr, delta, size, forward=seen + len(images), backward=seen, family=self.family)
 
     def final_size(self, trigger: nn.Module) -> float:
         return trigger.size().item()

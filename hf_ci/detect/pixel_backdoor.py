@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hf_ci.detect.neural_cleanse import MaskInversion, judge_sizes
 from hf_ci.detect.verdict import Detector, Verdict
-from hf_ci.inversion import Inversion
+from hf_ci.inversion import PERTURBATION, Inversion
 
 SMALLEST_CHANGE = 1 / 255  # what an 8-bit image can show
 
@@ -48,6 +48,8 @@ class PixelInversion(MaskInversion):
     down: float = 1.5**1.5
     patience: int = 10
     early_stop: int | None = None
+
+    family = PERTURBATION
 
     def trigger(self, size: int, generator: torch.Generator) -> nn.Module:
         return SignedTrigger(size, generator)

@@ -27,14 +27,21 @@ from hf_ci.pools import BUILTIN
 from hf_ci.pools.photos import class_names_of
 from hf_ci.report import ClassScore
 
-FIRST_SEED = 201  # as in specs/calibration.toml: no benchmark's
+FIRST_SEED = 401  # as in specs/calibration.toml: no benchmark's
+PROMPTS = (  # in turns: how far clean adapters are from hand-written prompts has to vary
+    dict(method="coop", epochs=40),
+    dict(method="cocoop"),
+    dict(method="coop", class_specific=True, epochs=40),
+    dict(method="kgcoop"),
+    dict(method="coop", epochs=1),
+)
 
 
 def clean_models(
     base: str, data: Sequence[str], pools: Sequence[str], models: int, classes: int, shots: int, num_images: int
 ) -> Spec:
-    """A group of clean CoCoOp prompts for each pool, named by its kind: the data sets take turns, and the classes are
-    drawn anew for each seed.
+    """A group of clean prompts for each pool, named by its kind: the data sets and the kinds of prompts take turns, and
+    the classes are drawn anew for each seed.
 
     Raises UsageError for a data set that cannot be used, and for two pools of one kind.
     """
@@ -48,7 +55,7 @@ def clean_models(
     specs = []
     for i in range(models):
         seed = FIRST_SEED + i // len(sources)
-        recipe = Recipe(shots=shots, seed=seed)
+        recipe = Recipe(shots=shots, seed=seed, **PROMPTS[i % len(PROMPTS)])
         specs.append(ModelSpec(sources[i % len(sources)], classes, recipe=recipe, split_seed=seed, base=whole(base)))
     where = {kind_of(pool): pool if pool == BUILTIN else whole(pool) for pool in pools}
     groups = (

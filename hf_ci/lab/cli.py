@@ -296,7 +296,7 @@ def calibrate_base(
         Optional[list[str]],
         typer.Option(help="As for scan. Twice for both kinds: photos, and 'builtin'.", show_default="builtin"),
     ] = None,
-    models: Annotated[int, typer.Option(min=5, help="Clean prompts to tune.")] = 24,
+    models: Annotated[int, typer.Option(min=8, help="Clean prompts to tune.")] = 24,
     classes: Annotated[int, typer.Option(min=3, help="Of each prompt, drawn anew for each seed.")] = 10,
     shots: Shots = 16,
     num_images: Annotated[int, typer.Option(min=32, help="Images to draw from the pool.")] = 256,

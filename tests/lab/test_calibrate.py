@@ -21,7 +21,7 @@ from hf_ci.lab.bench import read_records
 from hf_ci.lab.calibrate import check_complete, clean_models
 from hf_ci.prompts import write_adapter
 
-FEW = ("--models", "5", "--classes", "3", "--shots", "2", "--num-images", "32", "--num-processes", "1")
+FEW = ("--models", "8", "--classes", "3", "--shots", "2", "--num-images", "32", "--num-processes", "1")
 QUICK = ScanOptions(num_images=32)
 
 
@@ -49,7 +49,7 @@ def calibrated(data, other_base, tmp_path_factory):
     command = [sys.executable, "-m", "hf_ci", "calibrate", "--base", other_base, "--data", data, "--out", out, *FEW]
     first, again = (subprocess.run([*map(str, command)], capture_output=True, text=True) for _ in range(2))
     assert first.returncode == again.returncode == 0, first.stderr + again.stderr
-    assert first.stdout.count("accuracy") == 5 and again.stdout.count("accuracy") == 0
+    assert first.stdout.count("accuracy") == 8 and again.stdout.count("accuracy") == 0
     return out
 
 
@@ -57,7 +57,7 @@ def test_the_file_says_what_it_was_fitted_on_and_the_records_lie_in_the_zoo(cali
     (null,) = read(calibrated).values()
     (records,) = calibrated.with_name("mine.json.zoo").glob("calibration-*.jsonl")
     assert (null.base_model, null.base_revision) == ("my-clip", sha256(other_base / "model.safetensors"))
-    assert (null.data, null.clean_models, null.num_classes, null.num_images) == (("tinted",), 5, 3, 32)
+    assert (null.data, null.clean_models, null.num_classes, null.num_images) == (("tinted",), 8, 3, 32)
     assert (null.pool, null.records_sha256) == ("builtin", sha256(records)) and null.precision in ("fp32", "bf16")
     found = read_records(records)
     assert len({tuple(c["name"] for c in r["result"]["classes"]) for r in found}) > 1  # classes are drawn anew
@@ -74,7 +74,7 @@ def test_on_the_base_that_it_was_fitted_on_the_thresholds_are_measured_and_elsew
     )
     (null,) = read(calibrated).values()
     for result in (measured, transferred):
-        assert result.detector.thresholds["min_share"] == round(null.threshold(0.002, 3), 3)
+        assert result.detector.thresholds["k"] == round(null.threshold(0.002, 3), 3)
         assert result.detector.calibration_sha256 == sha256(calibrated)
     warning = f"the thresholds were fitted on my-clip@{null.base_revision[:7]} and are transferred to {EMBEDDED}@"
     assert measured.detector.measured and not any("transferred" in w for w in measured.warnings)
@@ -88,7 +88,7 @@ def test_on_the_base_that_it_was_fitted_on_the_thresholds_are_measured_and_elsew
 
 
 def test_by_hand_nothing_is_measured_or_transferred(other_base, small):
-    (result,) = scan([small], replace(QUICK, base=str(other_base), min_share=0.9)).results
+    (result,) = scan([small], replace(QUICK, base=str(other_base), k=0.9)).results
     assert result.detector.measured is None and "set by hand" in result.detector.calibration
     assert not any("transferred" in w for w in result.warnings)
 
@@ -124,9 +124,9 @@ def test_data_sets_take_turns_and_two_kinds_of_pool_are_two_groups(data, tmp_pat
     spec = clean_models(EMBEDDED, [str(data), str(other)], ["builtin", "photos.parquet"], 5, 3, 2, 32)
     models = spec.groups[0].models
     assert [(m.data, m.recipe.seed, m.split_seed) for m in models[:3]] == [
-        (str(data), 201, 201),
-        (str(other), 201, 201),
-        (str(data), 202, 202),
+        (str(data), 401, 401),
+        (str(other), 401, 401),
+        (str(data), 402, 402),
     ]
     assert len(set(models)) == 5 and [g.name for g in spec.groups] == ["builtin", "photos"]
     with pytest.raises(Inconclusive, match="10 clean models could not be scanned"):

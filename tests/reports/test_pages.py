@@ -46,22 +46,22 @@ HOSTILE = (
     "\u6a21\u578b \u0645\u0647\u0627\u064a\u0626",
 )
 UNSEEN = "\x00\x1b\x85\u200f\u202e\u2066\ud800"
-LIMITS = {"min_share": 0.302, "doubtful_share": 0.228, "false_alarm": 0.002}
+LIMITS = {"k": 3.02, "doubtful": 2.28, "false_alarm": 0.002}
 CODES = {"clean": 0, "backdoored": 1, "inconclusive": 4}
 
 
 def made(verdict="backdoored", names=("frog", "cat", "dog", "ship"), limits=LIMITS, kind="ContrastInversion", **other):
     """A result with a number in every place; the first class is flagged if the verdict says so."""
-    shares = "min_share" in limits
+    compared = "doubtful" in limits
     classes = tuple(
         ClassScore(
             index=i,
             name=name,
             loss=-1.25 + i,
             asr=0.875 - i / 1000,
-            score=(0.668 if i == 0 else 0.2611 / i) * (1 if shares else 10),
+            score=6.68 if i == 0 else 2.611 / i,
             flagged=i == 0 and verdict == "backdoored",
-            reference_asr=0.191 + i / 1000 if shares else None,
+            reference_asr=0.191 + i / 1000 if compared else None,
         )
         for i, name in enumerate(names)
     )
@@ -229,19 +229,18 @@ def test_the_table_has_the_numbers_of_the_report_worst_first():
     worst = sorted(result.classes, key=lambda c: -c.score)
     assert [row[0] for row in rows] == [c.name for c in worst]
     for c, (_, score, asr, reference, loss, flagged) in zip(worst, rows):
-        shares = [float(text.removesuffix("%")) / 100 for text in (score, asr, reference)]
-        assert shares == pytest.approx([c.score, c.asr, c.reference_asr], abs=0.0005)
-        assert float(loss) == pytest.approx(c.loss, abs=0.005)
-        assert flagged == (c.mark or ("doubtful" if c.score >= 0.228 else "no"))
+        shares = [float(text.removesuffix("%")) / 100 for text in (asr, reference)]
+        assert shares == pytest.approx([c.asr, c.reference_asr], abs=0.0005)
+        assert (float(score), float(loss)) == pytest.approx((c.score, c.loss), abs=0.005)
+        assert flagged == (c.mark or ("doubtful" if c.score >= 2.28 else "no"))
 
 
 def test_bars_marks_and_limits_lie_where_the_numbers_say():
     text = html.render(Report(results=(made(),)))
     styles = dict((name, style) for name, style in re.findall(r'class="([\w -]+)" style="([^"]+)"', text)[::-1])
-    assert styles["bar"] == "--w: 66.80" and styles["clean-asr"] == "--v: 19.10"
-    assert styles["full zone"] == "--w: 22.80" and styles["full limit"] == "--v: 30.20"
-    assert styles["gap"] == "--v: 19.10; --w: 68.40" and '<circle style="--v: 87.50"/>' in text
-    assert 'style="--v: 22.80; --w: 7.40" fill="url(#hatch-1)"' in text and "flagged from 30.2%" in text
+    assert styles["bar"] == "--w: 83.50"  # of an axis to 8
+    assert styles["full zone"] == "--w: 28.50" and styles["full limit"] == "--v: 37.75"
+    assert 'style="--v: 28.50; --w: 9.25" fill="url(#hatch-1)"' in text and "flagged from 3.02" in text
 
 
 @pytest.mark.parametrize(
@@ -250,13 +249,13 @@ def test_bars_marks_and_limits_lie_where_the_numbers_say():
 def test_other_detectors_have_a_limit_of_their_own_and_no_band(limits, line):
     text = html.render(Report(results=(made(limits=limits),)))
     assert re.findall(r'class="full limit" style="--v: ([\d.]+)"', text) == ([line] if line else [])
-    assert "full zone" not in text and "<circle" not in text and "url(#" not in text
+    assert "full zone" not in text and "url(#" not in text
     assert "6.68" in text and "--w: 83.50" in text  # of an axis to 8
 
 
 def test_of_many_classes_the_worst_forty_are_shown():
     page = page_of(made(names=tuple(f"class {i}" for i in range(100))))
-    assert len(page.cells) == 1 + 40 and page.tags.count("circle") == 2 * 40
+    assert len(page.cells) == 1 + 40
     assert "The worst 40 of 100 classes" in page.words and "60 classes with lower scores are left out" in flat(
         page.words
     )
@@ -273,7 +272,7 @@ def test_evidence_is_complete_and_notes_and_suppression_are_shown():
         "bf16",
         "3 unreadable",
         "2 duplicates",
-        "min_share 0.302",
+        "k 3.02",
         "51,200 texts",
     ):
         assert fact in words
@@ -308,11 +307,12 @@ def test_the_structure_is_one_that_can_be_walked_without_seeing_it():
 # ---------------------------------------------------------------- pictures
 
 
-def kept_trigger(folder, size=64):
+def kept_trigger(folder, size=64, added=True):
     rng = np.random.default_rng(0)
     delta = rng.uniform(-4 / 255, 4 / 255, (3, size, size)).astype("float32")
     images = rng.integers(0, 256, (5, 3, size, size), dtype="uint8")
-    path, linf = save_trigger(folder, "org/model-frog", delta, images, asr=0.5)
+    changed = (images + 255 * delta).clip(0, 255).round().astype("uint8") if added else None
+    path, linf = save_trigger(folder, "org/model-frog", delta, images, changed, asr=0.5)
     return Trigger(path=str(path), linf=linf), delta, images
 
 
@@ -338,8 +338,8 @@ def test_the_trigger_is_shown_as_it_is_amplified_and_on_three_images(tmp_path):
 
 
 def test_a_trigger_that_is_not_added_to_images_is_shown_alone(tmp_path):
-    trigger, *_ = kept_trigger(tmp_path)
-    assert len(shown(page_of(made(trigger=trigger, kind="MaskInversion")))) == 2
+    trigger, *_ = kept_trigger(tmp_path, added=False)
+    assert len(shown(page_of(made(trigger=trigger)))) == 2
 
 
 class Pickled:
