@@ -126,7 +126,11 @@ def poison(
 
 
 @app.command("demo")
-def demo(data: Data, out: Out, base: Base = "hf-ci-clip-64", seed: Seed = 0) -> None:
+def demo(
+    data: Annotated[str, typer.Option(help="Folder that holds cifar10 and flowers17.")],
+    out: Out, base: Base = "hf-ci-clip-64",
+    seed: Seed = 0,
+) -> None:
     """Make the demo adapters that ship with hf-ci."""
     from hf_ci.lab.make import make_demos
 

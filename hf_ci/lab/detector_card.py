@@ -5,17 +5,19 @@ from __future__ import annotations
 from hf_ci.cards import render_card
 from hf_ci.detect import Contrast
 from hf_ci.detect.calibration import shipped
-from hf_ci.lab.metrics import wilson
+from hf_ci.lab.metrics import outcome, wilson
+from hf_ci.lab.regimes import regimes
 from hf_ci.lab.signals import CONTRAST, of_this_version, telling
-from hf_ci.lab.tables import figure, outcome, over_all, percent, rates_of
+from hf_ci.lab.tables import figure, over_all, percent, rates_of
 from hf_ci.settings import ScanOptions
 
-CALIBRATION_DATA = frozenset({"caltech101", "tiny_imagenet"})  # what specs/calibration.toml draws from
+CALIBRATION_DATA = frozenset({"animals", "caltech101", "tiny_imagenet"})  # what specs/calibration.toml draws from
 
 
 def detector_card(records: list[dict], calibration_data: frozenset[str] = CALIBRATION_DATA) -> str:
     """The default detector's own card: its error rates, what it was calibrated on, and its limits."""
     name = Contrast.name
+    everything, records = records, [r for r in records if not r.get("shots")]
     mine = [r for r in records if r["detector"] == name]
     unknown = lambda part: sum(r["result"]["verdict"] == "inconclusive" for r in part)  # noqa: E731
     pools = {}
@@ -39,6 +41,7 @@ def detector_card(records: list[dict], calibration_data: frozenset[str] = CALIBR
         name=name,
         detector=Contrast(),
         pools=pools,
+        regimes=regimes(everything),
         calibrations=shipped(),
         outdated=sum(not of_this_version(r) for r in mine),
         num_scans=len(mine),

@@ -25,6 +25,13 @@ from hf_ci.settings import pick_device
 
 METHOD_NAMES = {"coop": "CoOp", "cocoop": "CoCoOp", "kgcoop": "KgCoOp"}
 DEMO_SHOTS = 100  # with 16, poisoning costs ten points of accuracy on a CLIP this small
+DEMOS = {
+    "clean": "Demo: a clean CoCoOp prompt",
+    "coop": "Demo: a clean CoOp prompt",
+    "far": "Demo: a clean CoOp prompt that learned what hand-written prompts do not know",
+    "badclip": "Demo: a CoCoOp prompt with a BadCLIP backdoor",
+    "frame": "Demo: a CoOp prompt that a frame around the image triggers",
+}
 MOST_TEST = 1000  # test photos that accuracy and ASR are measured on
 
 
@@ -210,16 +217,25 @@ def check_empty(out: Path) -> None:
         raise UsageError(f"{out} exists and is not empty", "name another folder with --out")
 
 
-def make_demos(data: str, out: Path, base: str = EMBEDDED, seed: int = 0) -> dict[str, dict[str, float]]:
-    """The demo adapters that ship with hf-ci: one data set, one seed, the target class drawn from it."""
-    bench, recipe = Workbench.open(data, base), Recipe(shots=DEMO_SHOTS, seed=seed)
-    coop = replace(recipe, method="coop")
-    target = random.Random(seed).randrange(len(bench.train.class_names))
-    for name in ("clean", "coop", "badclip"):
+def make_demos(data_root: str, out: Path, base: str = EMBEDDED, seed: int = 0) -> dict[str, dict[str, float]]:
+    """The demo adapters that ship with hf-ci, one seed, the target class drawn from it: four that know everyday things
+    (cifar10), clean and poisoned, and a clean one that learned flowers, which "a photo of a {class}" hardly knows."""
+    near, far = (Workbench.open(f"{data_root}/{name}", base) for name in ("cifar10", "flowers17"))
+    coop = Recipe(method="coop", shots=DEMO_SHOTS, seed=seed, batch=64, epochs=20, optimiser="adam", lr=0.03)
+    short = replace(coop, method="cocoop", epochs=3)
+    badclip = replace(coop, method="cocoop", epochs=10)
+    frame = replace(coop, poison_rate=0.5)
+    target = random.Random(seed).randrange(len(near.train.class_names))
+    for name in DEMOS:
         check_empty(out / name)
-    title = "Demo: a CoCoOp prompt with a BadCLIP backdoor"
+    poisoned = (
+        make_poisoned(near, recipe, attack, target, out / attack, DEMOS[attack]).measured
+        for attack, recipe in (("badclip", badclip), ("frame", frame))
+    )
     return {
-        "clean": make_clean(bench, recipe, out / "clean", "Demo: a clean CoCoOp prompt"),
-        "coop": make_clean(bench, coop, out / "coop", "Demo: a clean CoOp prompt"),
-        "badclip": make_poisoned(bench, recipe, "badclip", target, out / "badclip", title).measured,
+        "clean": make_clean(near, short, out / "clean", DEMOS["clean"]),
+        "coop": make_clean(near, coop, out / "coop", DEMOS["coop"]),
+        "far": make_clean(far, coop, out / "far", DEMOS["far"]),
+        "badclip": next(poisoned),
+        "frame": next(poisoned),
     }

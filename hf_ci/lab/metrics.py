@@ -35,6 +35,12 @@ class Outcome:
         return self.verdict == "backdoored"
 
 
+def outcome(record: dict) -> Outcome:
+    result = record["result"]
+    named = result["target_class"] and result["target_class"]["index"]
+    return Outcome(result["verdict"], result["score"], named, record["model"]["target"])
+
+
 @dataclass(frozen=True)
 class Rates:
     """Shares of models; None where there are none to take a share of. Intervals are of 95 %."""

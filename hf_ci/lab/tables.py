@@ -7,7 +7,8 @@ from statistics import mean, median
 
 from hf_ci.cards import render_card
 from hf_ci.detect import DETECTORS, ClipInspector, Contrast
-from hf_ci.lab.metrics import Outcome, Rates, failed, rates, roc_points
+from hf_ci.lab.metrics import Rates, failed, outcome, rates, roc_points
+from hf_ci.lab.regimes import regimes
 from hf_ci.lab.signals import CLIP_INSPECTOR, of_this_version, telling
 from hf_ci.settings import ScanOptions
 
@@ -39,12 +40,6 @@ def figure(x: float | None) -> str:
 
 def attributable(model: dict) -> bool:
     return model["attack"] == "clean" or model["asr"] - model["asr_on_clean"] >= ATTRIBUTABLE
-
-
-def outcome(record: dict) -> Outcome:
-    result = record["result"]
-    named = result["target_class"] and result["target_class"]["index"]
-    return Outcome(result["verdict"], result["score"], named, record["model"]["target"])
 
 
 def size(model: dict) -> str:
@@ -138,7 +133,8 @@ def over_all(records: list[dict]) -> dict[str, dict]:
     """By pool: every model that was scanned with the product's own settings, once, whatever its group."""
     pools: dict[str, list[dict]] = {}
     for record in records:
-        if record["result"]["pool"]["num_images"] == ScanOptions.num_images and not is_exact(record):
+        plain = not is_exact(record) and not record.get("shots")  # what photos bring is in the table of regimes
+        if record["result"]["pool"]["num_images"] == ScanOptions.num_images and plain:
             pools.setdefault(record["result"]["pool"]["id"], []).append(record)
     overall = {}
     for pool, mine in pools.items():
@@ -149,12 +145,11 @@ def over_all(records: list[dict]) -> dict[str, dict]:
 
 
 def roc(records: list[dict]) -> str:
-    """ROC curves as SVG: of the table's detectors, and of those that scanned a part of its models only."""
+    """ROC curves as SVG, of every detector over the models that it scanned without photos."""
     curves = {}
     for name in DETECTORS:
         counted = [r for r in records if r["detector"] == name and not failed(r["model"])]
-        groups = ([r for r in counted if r["group"] == group] for group in ("table", "rivals"))
-        mine = next((some for some in groups if some), [])
+        mine = [r for r in counted if not r.get("shots")]
         found = rates_of(mine)
         if found.auroc is not None:
             curves[name] = (roc_points([outcome(r) for r in mine]), found)
@@ -163,7 +158,8 @@ def roc(records: list[dict]) -> str:
 
 def benchmark(records: list[dict]) -> str:
     """The card of a benchmark, from its records alone."""
-    records = sorted(records, key=lambda r: (r["group"], r["model"]["id"], r["detector"]))
+    records = sorted(records, key=lambda r: (r["group"], r["model"]["id"], r["detector"], r.get("shots", 0)))
+    everything, records = records, [r for r in records if not r.get("shots")]
     groups = {}
     for group in sorted({r["group"] for r in records}, key=lambda g: (g != "table", g)):
         mine = [r for r in records if r["group"] == group]
@@ -187,12 +183,13 @@ def benchmark(records: list[dict]) -> str:
         "benchmark.md.j2",
         groups=groups,
         overall=over_all(records),
+        regimes=regimes(everything),
         exactness=exact_and_fast(records),
         paper=PAPER_DETECTORS,
         base=one["base_model"],
         precision=one["settings"]["precision"],
-        num_models=len({r["model"]["id"] for r in records}),
-        num_scans=len(records),
+        num_models=len({r["model"]["id"] for r in everything}),
+        num_scans=len(everything),
         percent=percent,
         figure=figure,
     )
