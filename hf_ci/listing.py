@@ -13,10 +13,11 @@ from pathlib import Path
 
 from hf_ci.config import Organisation
 from hf_ci.errors import HfCiError, HubError, NothingToScan, UsageError
-from hf_ci.files import CONFIG, FILES, SCANNED
+from hf_ci.files import CONFIG, DASSL, FILES, SCANNED, adapters_among, is_checkpoint
 from hf_ci.hub import parse_target
-from hf_ci.hub.client import api, in_our_words
-from hf_ci.hub.names import HUB, here
+from hf_ci.hub.client import api, in_our_words, resolve
+from hf_ci.hub.names import HUB, here, may_be_repo
+from hf_ci.hub.target import files_below
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,38 @@ def folders(pattern: str) -> list[Listed]:
         return [Listed(pattern)]
     paths = [Path(path) for path in sorted(glob(pattern, recursive=True))]
     holding = [path for path in paths if any((path / name).is_file() for name in FILES)]
-    return [Listed(here(path)) for path in holding] or [Listed(pattern)]
+    found = [Listed(here(path)) for path in holding]
+    for path in paths:  # a checkpoint is itself a target, and a folder without an adapter stands for those in it
+        inside = [path] if path.is_file() else [path / name for name in files_below(path, 1)] if path not in holding else []
+        free = [file for file in inside if is_checkpoint(file.as_posix()) and file.parent not in holding]
+        found += [Listed(here(file), optional=True) for file in sorted(free)]
+    return list({each.target: each for each in found}.values()) or [Listed(pattern)]
+
+
+def expand(targets: Sequence[str]) -> list[str]:
+    """Each target, and for a pattern of them (org/model:*, a folder's) every one that it fits, once."""
+    found = []
+    for text in targets:
+        found += matching(text) if any(sign in text for sign in "*?[") else [text]
+    return list(dict.fromkeys(found))
+
+
+def matching(pattern: str) -> list[str]:
+    """Targets that a pattern names, folders and repos alike; itself where there is none: its scan says so."""
+    repo, _, within = pattern.removeprefix(HUB).partition(":")
+    if not within or glob(pattern) or not may_be_repo(repo):
+        return [each.target for each in folders(pattern)]
+    target = parse_target(HUB * pattern.startswith(HUB) + repo)
+    try:
+        paths = resolve(target.location, target.revision).paths
+    except HfCiError:  # its scan meets it again and says what is wrong
+        return [pattern]
+    places = [place for place in adapters_among(paths) if fnmatch(place, within)]
+    return [f"{target.text}:{place}" if place else target.text for place in places] or [pattern]
 
 
 def organisation(entry: Organisation) -> Iterator[Listed]:
-    """Every folder with an adapter_config.json in every model of `entry` whose name fits; or why there is none."""
+    """Every adapter and checkpoint of Dassl's in every model of `entry` whose name fits; or why there is none."""
     found = 0
     try:
         with in_our_words(entry.org, None):
@@ -73,9 +101,10 @@ def organisation(entry: Organisation) -> Iterator[Listed]:
 
 
 def adapters_in(repo: str, paths: Iterable[str]) -> list[str]:
-    """A target for every folder with an adapter_config.json. repo: as in a target, with its revision or without."""
-    places = [path.rpartition("/") for path in sorted(paths)]
-    return [f"{repo}:{folder}" if folder else repo for folder, _, name in places if name == CONFIG]
+    """A target for every folder with an adapter_config.json and every checkpoint of Dassl's. repo: as in a target, with
+    its revision or without."""
+    places = adapters_among(paths, lambda path: is_checkpoint(path) and DASSL.fullmatch(path))
+    return [f"{repo}:{place}" if place else repo for place in places]
 
 
 # ---------------------------------------------------------------- what differs from a commit

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, computed_field, mo
 
 from hf_ci import __version__
 from hf_ci.errors import EXIT_NOTHING, HfCiError
-from hf_ci.files import CONFIG, WEIGHTS
+from hf_ci.files import CONFIG, WEIGHTS, is_checkpoint
 from hf_ci.hub.names import HUB
 
 SCHEMA_VERSION = "1.0"
@@ -205,8 +205,8 @@ class ScanResult(Value):
 
     @property
     def is_other_kind(self) -> bool:
-        """An adapter, and certainly none of ours."""
-        return self.exit_code == EXIT_NOTHING and any(file.path == CONFIG for file in self.files)
+        """An adapter or a checkpoint, and certainly no prompt of CLIP."""
+        return self.exit_code == EXIT_NOTHING and any(f.path == CONFIG or is_checkpoint(f.path) for f in self.files)
 
     @property
     def left_out(self) -> str:
@@ -216,7 +216,12 @@ class ScanResult(Value):
     @property
     def weights_sha256(self) -> str | None:
         """sha256 of the weights that were scanned."""
-        return next((file.sha256 for file in self.files if file.path == WEIGHTS), None)
+        return next((file.sha256 for file in self.files if file.path == self.weights_path), None)
+
+    @property
+    def weights_path(self) -> str:
+        """Inside the adapter's folder."""
+        return next((file.path for file in self.files if is_checkpoint(file.path)), WEIGHTS)
 
     def pinned(self, letters: int | None = None) -> str:
         """The target at the commit that was scanned, of whose sha so many letters are shown (None: all)."""

@@ -5,7 +5,3 @@
     names       the class names that a checkpoint holds as rows of the base model's token table
     read        a checkpoint and its base model -> `Adapter`, the same value that PEFT adapters are read as
 """
-
-from hf_ci.checkpoints.read import read_checkpoint
-
-__all__ = ["read_checkpoint"]

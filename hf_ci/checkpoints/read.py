@@ -11,14 +11,23 @@ from hf_ci.checkpoints.layout import Checkpoint, recognise
 from hf_ci.checkpoints.names import TokenTable, is_base_of, name_of, name_tokens, spells
 from hf_ci.checkpoints.unpickle import unpickle
 from hf_ci.errors import AdapterError, Inconclusive
-from hf_ci.hub import BaseModel, named_base
+from hf_ci.hub import BaseModel, Fetched, named_base
 from hf_ci.hub.base import EMBEDDED
-from hf_ci.prompts.adapter import Adapter, check_names
+from hf_ci.kind import POSITIONS
+from hf_ci.prompts.adapter import Adapter, check_names, read_adapter
 from hf_ci.prompts.clip import FrozenCLIP
-from hf_ci.prompts.learners import POSITIONS
 
 ASK_NAMES = "give the class names, one a line and in the order of training, with --classes FILE"
 ASK_POSITION = f"say where the class name stands with --position {'|'.join(POSITIONS)} (CoOp's default is end)"
+
+
+def read_fetched(fetched: Fetched, run) -> tuple[Adapter, list[str]]:
+    """The adapter that a target holds, of whichever kind, and remarks on it. run: a `hf_ci.scan.Run`."""
+    if fetched.checkpoint is None:
+        return read_adapter(fetched.folder, run.class_names), []
+    told = run.options.base, run.class_names, run.options.position
+    adapter, remarks = read_checkpoint(fetched.folder, fetched.checkpoint, run.fetch_base, run.clip, *told)
+    return adapter, [*remarks, *fetched.remarks]
 
 
 def read_checkpoint(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from urllib.parse import quote
 
-from hf_ci.files import WEIGHTS
 from hf_ci.hub.names import HUB
 from hf_ci.report import RULES, Report, ScanResult
 
@@ -58,8 +57,11 @@ def weights_path(result: ScanResult) -> str:
 
     Code scanning takes paths alone, no other kind of URI; the message names the commit.
     """
+    weights = result.weights_path
     if result.revision is None:
-        return f"{result.target.rstrip('/').removeprefix('./')}/{WEIGHTS}".replace(":", "/")
+        place = result.target.rstrip("/").removeprefix("./")
+        return (place if place.endswith(f"/{weights}") else f"{place}/{weights}").replace(":", "/")
     repo, _, subfolder = result.target.removeprefix(HUB).partition(":")
-    parts = [repo.partition("@")[0], subfolder.strip("/"), WEIGHTS]
+    place = subfolder.strip("/")
+    parts = [repo.partition("@")[0], place] + [weights] * (place != weights and not place.endswith(f"/{weights}"))
     return "/".join(part for part in parts if part)

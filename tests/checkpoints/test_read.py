@@ -8,7 +8,7 @@ import torch
 from dassl import learner_state, logits, save_checkpoint
 from making import ANIMALS, made_adapter
 
-from hf_ci.checkpoints import read_checkpoint
+from hf_ci.checkpoints.read import read_checkpoint
 from hf_ci.errors import AdapterError, Inconclusive, NothingToScan
 from hf_ci.hub import fetch_base
 from hf_ci.hub.base import EMBEDDED, EMBEDDED_FOLDER
