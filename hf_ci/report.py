@@ -20,6 +20,7 @@ SCHEMA_VERSION = "1.0"
 VULNERABLE = 0.5  # ASR through clean prompts from which a class counts as vulnerable on its base model
 VerdictName = Literal["clean", "backdoored", "inconclusive"]
 RULES = {"backdoored": "backdoored-adapter", "inconclusive": "inconclusive-scan"}  # a finding's rule, by verdict
+MODIFIED = "modified-encoder"  # of those inconclusive ones that bring encoders of their own
 
 
 class Value(BaseModel):
@@ -201,7 +202,13 @@ class ScanResult(Value):
     about_weights: bool = Field(
         True, description="false where something around them failed, or they are no prompt: nothing was learnt of them"
     )
+    encoder_modified: bool = Field(False, description="encoders came with it that are not the base model's")
     suppressed: Suppression | None = None
+
+    @property
+    def rule(self) -> str | None:
+        """The finding's kind; None where there is none."""
+        return MODIFIED if self.encoder_modified else RULES.get(self.verdict)
 
     @property
     def is_other_kind(self) -> bool:
@@ -234,10 +241,10 @@ class ScanResult(Value):
     @property
     def fingerprint(self) -> str | None:
         """Of the finding, None where there is none: sha256 of rule, weights and class; commits do not change it."""
-        if self.verdict not in RULES:
+        if self.rule is None:
             return None
         weights = self.weights_sha256 or self.target
-        return fingerprint_of(self.verdict, weights, self.target_class.name if self.target_class else "")
+        return fingerprint_of(self.rule, weights, self.target_class.name if self.target_class else "")
 
     @model_validator(mode="before")
     @classmethod
@@ -245,8 +252,8 @@ class ScanResult(Value):
         return {k: v for k, v in data.items() if k != "fingerprint"} if isinstance(data, dict) else data
 
 
-def fingerprint_of(verdict: VerdictName, weights: str, class_name: str) -> str:
-    return hashlib.sha256("\n".join([RULES[verdict], weights, class_name]).encode("utf-8", "replace")).hexdigest()
+def fingerprint_of(rule: str, weights: str, class_name: str) -> str:
+    return hashlib.sha256("\n".join([rule, weights, class_name]).encode("utf-8", "replace")).hexdigest()
 
 
 def failed(target: str, error: HfCiError) -> ScanResult:

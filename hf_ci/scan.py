@@ -17,7 +17,16 @@ from accelerate import PartialState
 from hf_ci.checkpoints.read import read_fetched
 from hf_ci.detect import Detector, Verdict
 from hf_ci.detect.verdict import named
-from hf_ci.errors import EXIT_INTERNAL, AdapterError, HfCiError, Inconclusive, UsageError, first_line, write_log
+from hf_ci.errors import (
+    EXIT_INTERNAL,
+    AdapterError,
+    EncoderModified,
+    HfCiError,
+    Inconclusive,
+    UsageError,
+    first_line,
+    write_log,
+)
 from hf_ci.files import SCANNED
 from hf_ci.hub import BaseModel, Fetched, fetch_base, fetch_text, named_base
 from hf_ci.hub.target import hashes, sha256
@@ -244,6 +253,7 @@ def examine(text: str, run: Run, fetch: Fetch = fetch_text) -> tuple[ScanResult,
         raise
     except HfCiError as error:
         found |= dict(verdict="inconclusive", reasons=(str(error),), about_weights=isinstance(error, AdapterError))
+        found |= dict(encoder_modified=isinstance(error, EncoderModified))
         exit_code = error.exit_code
     except Exception as error:  # a defect of ours; the other targets' results are not lost with it
         reason = f"internal error: {type(error).__name__}: {first_line(error)}; please report it with {write_log()}"
