@@ -48,8 +48,8 @@ def folders(pattern: str) -> list[Listed]:
     paths = [Path(path) for path in sorted(glob(pattern, recursive=True))]
     holding = [path for path in paths if any((path / name).is_file() for name in FILES)]
     found = [Listed(here(path)) for path in holding]
-    for path in paths:  # a checkpoint is itself a target, and a folder without an adapter stands for those in it
-        inside = [path] if path.is_file() else [path / name for name in files_below(path, 1)] if path not in holding else []
+    for path in (path for path in paths if path not in holding):  # a checkpoint, or a folder that stands for those in it
+        inside = [path] if path.is_file() else [path / name for name in files_below(path, 1)]
         free = [file for file in inside if is_checkpoint(file.as_posix()) and file.parent not in holding]
         found += [Listed(here(file), optional=True) for file in sorted(free)]
     return list({each.target: each for each in found}.values()) or [Listed(pattern)]
@@ -120,7 +120,8 @@ def changed_since(listed: Sequence[Listed], ref: str) -> list[Listed]:
     differing = differing_folders(ref)
     kept = [found for found in listed if found.failure or may_differ(found.target, differing)]
     known = {os.path.normpath(found.target) for found in listed}
-    more = [here(folder) for folder in sorted(differing) if (folder / CONFIG).exists() and str(folder) not in known]
+    new = [place for place in sorted(differing) if str(place) not in known]
+    more = [here(place) for place in new if (place / CONFIG).exists() or (place.is_file() and DASSL.fullmatch(str(place)))]
     return kept + [Listed(target, optional=True) for target in more]
 
 
@@ -152,12 +153,12 @@ def may_differ(target: str, differing: set[Path]) -> bool:
 
 def differing_folders(ref: str) -> set[Path]:
     """Folders below the working directory in which a file that a scan reads is not what it is in `ref`, or is a symbolic
-    link: what it points to may be another.
+    link: what it points to may be another. Checkpoints of which that holds, and the folders that may stand for them.
 
     git runs here, never in an adapter's folder: one that is a bare repository would bring its own settings along, and
     with them programs to run.
     """
-    files = [f":(glob)**/{name}" for name in SCANNED]
+    files = [f":(glob)**/{name}" for name in (*SCANNED, "*.pth.tar*", "*.pt", "*.pth")]
     try:
         commit = git("rev-parse", "--verify", "--end-of-options", f"{ref}^{{commit}}").strip()
         if not re.fullmatch("[0-9a-f]+", commit):  # ^REF excludes a commit
@@ -168,7 +169,9 @@ def differing_folders(ref: str) -> set[Path]:
     except UsageError as error:
         advice = "name a commit of the repository around the working directory"
         raise UsageError(f"--changed-since {ref}: {error.message}", error.advice or advice) from error
-    return {Path(path).parent for path in [*paths, *filter(os.path.islink, tracked)] if path}
+    found = {Path(path) for path in [*paths, *filter(os.path.islink, tracked)] if path}
+    checkpoints = {path for path in found if is_checkpoint(path.as_posix())}
+    return {path.parent for path in found} | checkpoints | {path.parent.parent for path in checkpoints}
 
 
 def git(*command: str) -> str:

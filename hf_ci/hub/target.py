@@ -18,7 +18,7 @@ from typing import Literal
 from hf_ci.errors import AdapterError, Inconclusive, NothingToScan
 from hf_ci.files import CONFIG, DASSL, ENCODERS, FILES, LARGEST, SCANNED, adapters_among, is_checkpoint
 from hf_ci.hub.client import download, read_file, resolve, size_of
-from hf_ci.hub.names import HUB, check_is_no_id, here, is_folder
+from hf_ci.hub.names import HUB, MODEL, check_is_no_id, here, is_folder
 
 DEMOS = Path(__file__).parents[1] / "assets" / "demo"
 REPO = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:(?P<subfolder>[^:@]+))?")
@@ -80,7 +80,7 @@ def parse_target(text: str) -> Target:
     if is_folder(text):
         return Target(text, "folder", text)
     if is_checkpoint(text) and Path(text).is_file():
-        check_is_no_id(text)
+        check_is_no_id(text, MODEL)
         return Target(text, "folder", str(Path(text).parent), file=Path(text).name)
     match = REPO.fullmatch(text.removeprefix(HUB))
     if not match or text.startswith((".", "/", "~")):

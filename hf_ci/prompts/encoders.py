@@ -71,7 +71,7 @@ def check_encoders(folder: Path, base: Path) -> int:
         largest = max(found)[0]
         by = "shapes or types differ" if largest == math.inf else f"largest difference {largest:.2g}"
         raise EncoderModified(
-            f"encoder modified: {len(other)} of {len(brought)} tensors are not the base model's, {by}: {some(other)}; "
+            f"encoder modified: {len(other)} of {len(brought)} tensors differ from the base model's, {by}: {some(other)}; "
             "where the encoders are not frozen, a backdoor may lie in them, and a scan of the prompt says nothing of it",
             "if they belong to another base model, name it with --base",
         )

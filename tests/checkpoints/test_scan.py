@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from hf_ci.dev.loopback import LoopbackHub
 from hf_ci.errors import AdapterError, Inconclusive, NothingToScan
 from hf_ci.hub import fetch_text
 from hf_ci.hub.target import DEMOS
-from hf_ci.listing import expand
+from hf_ci.listing import changed_since, expand, list_targets
 from hf_ci.prompts import read_adapter
 from hf_ci.reports import render
 
@@ -116,7 +117,9 @@ def test_what_a_checkpoint_lacks_is_said_in_the_report_and_its_pickle_stays_clos
     coop, evil = report.results
     assert coop.exit_code == 4 and "--position end|middle|front" in coop.reasons[0]
     assert evil.exit_code == 4 and "wants 'torch.nn.modules.linear.Linear'" in evil.reasons[0]
-    assert '"coop/model.pth.tar-10"' in render(report, "sarif") and '"evil.pth"' in render(report, "sarif")
+    results = json.loads(render(report, "sarif", lasting=False))["runs"][0]["results"]
+    places = [result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] for result in results]
+    assert places == ["coop/model.pth.tar-10", "evil.pth"]
 
 
 def test_convert_refuses_what_needs_none_and_what_exists(adapter_folder, output, run):
@@ -124,3 +127,18 @@ def test_convert_refuses_what_needs_none_and_what_exists(adapter_folder, output,
     assert done.returncode == 3 and "needs no conversion" in done.stderr
     done = run("convert", output, "--out", output)
     assert done.returncode == 2 and "not empty" in done.stderr
+
+
+def test_a_changed_checkpoint_is_scanned_again_by_whatever_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    git = ("git", "-c", "user.name=a", "-c", "user.email=a@b.c")
+    for name in ("a", "b"):
+        save_checkpoint({"ctx": torch.zeros(4, 8)}, tmp_path / name / "prompt_learner")
+    for command in (("init", "-q"), ("add", "."), ("commit", "-q", "-m", "two")):
+        subprocess.run([*git, *command], check=True)
+    listed = list_targets(["./a", "./b", "./b/prompt_learner/model.pth.tar-10"])
+    assert changed_since(listed, "HEAD") == []
+    save_checkpoint({"ctx": torch.ones(4, 8)}, tmp_path / "b" / "prompt_learner")
+    save_checkpoint({"ctx": torch.ones(4, 8)}, tmp_path / "new" / "prompt_learner")
+    found = [each.target for each in changed_since(listed, "HEAD")]
+    assert found == ["./b", "./b/prompt_learner/model.pth.tar-10", "./new/prompt_learner/model.pth.tar-10"]
