@@ -24,13 +24,13 @@ STATES = ("state_dict", "model_state_dict", "prompt_learner")  # what the tensor
 TRAINING = ("optimizer", "scheduler", "val_result", "epoch")  # what Dassl saves beside them
 NAMES = ("class_names", "classnames", "classes")
 META_NET = "meta_net."
-WRAPPED = re.compile(r"(module\.|prompt_learner\.)+")  # by DataParallel, or in the model that holds the learner
+WRAPPED = re.compile(r"^(module\.|prompt_learner\.)+")  # by DataParallel, or in the model that holds the learner
 UNUSED = ("bias_vectors", "meta_net.linear1.weight", "meta_net.linear1.bias")  # KgCoOp's own
 OTHER_METHODS = (  # the first one that fits
     (r"compound_prompts_text", "MaPLe: prompts in several layers of both towers"),
     (r"ZS_image_encoder", "PromptSRC: prompts in several layers of both towers"),
     (r"(?=.*\bctx\b).*\bVPT", "IVLP: prompts in several layers of both towers"),
-    (r"\bVPT|prompt_embeddings|deep_prompt", "VPT: a visual prompt"),
+    (r"\bVPT|deep_prompt", "VPT: a visual prompt"),
     (r"embedding_prompt", "CLIP-LIT: whole token sequences for two kinds of images"),
     (r"lora_[AB]", "LoRA: changed encoders"),
     (r"(image|text)_encoder\.|visual\.|transformer\.resblocks", "a whole model, encoders and all"),
@@ -69,18 +69,20 @@ def recognise(value: object, name: str) -> Checkpoint:
             around = {k: v for k, v in outer.items() if k != key and k not in TRAINING}
             state = state[key]
             break
-    tensors = {str(key): tensor for key, tensor in state.items() if isinstance(tensor, Tensor)}
-    check_supported(tensors, name)
-    tensors = {WRAPPED.sub("", key, count=1): tensor for key, tensor in tensors.items()}
-    noise = tensors.pop("1.noise", None) if "0.ctx" in tensors else None
-    if noise is not None:
-        tensors = {key.removeprefix("0."): tensor for key, tensor in tensors.items()}
-    rest = {k: v for k, v in state.items() if not isinstance(v, Tensor)} | around
+    named = [(str(key), tensor) for key, tensor in state.items() if isinstance(tensor, Tensor)]
+    check_supported([key for key, _ in named], name)
+    named = [(WRAPPED.sub("", key), tensor) for key, tensor in named]
+    sequence = any(key == "0.ctx" for key, _ in named)  # BAPLe's of prompt learner and trigger
+    tensors = {key.removeprefix("0.") if sequence else key: tensor for key, tensor in named}
+    if len(tensors) < len(named):
+        raise AdapterError(f"{name} holds some tensors twice under one name", "expected one prompt learner's")
+    noise = tensors.pop("1.noise", None) if sequence else None
+    rest = {k: v for k, v in state.items() if not isinstance(v, Tensor) and k not in TRAINING} | around
     if "ctx" not in tensors:
         raise NothingToScan(f"{name} holds no prompt of CLIP: there is no tensor ctx", "name a prompt's checkpoint")
 
     context, prefix, suffix = (taken(tensors, key, name) for key in ("ctx", "token_prefix", "token_suffix"))
-    method, position = ("coop", "end" if noise is not None else None)
+    method, position = ("coop", "end" if sequence else None)
     meta_net = {}
     if "bias_vectors" in tensors:
         method, position = "kgcoop", "end"
@@ -108,12 +110,12 @@ def recognise(value: object, name: str) -> Checkpoint:
     )
 
 
-def check_supported(tensors: dict[str, Tensor], name: str) -> None:
-    names = "\n".join(tensors)
+def check_supported(keys: list[str], name: str) -> None:
+    names = "\n".join(keys)
     for pattern, what in OTHER_METHODS:
         if re.search(pattern, names, re.DOTALL):
             raise Inconclusive(
-                f"{name} holds {what} ({len(tensors)} tensors), which hf-ci cannot scan yet",
+                f"{name} holds {what} ({len(keys)} tensors), which hf-ci cannot scan yet",
                 "CoOp, CoCoOp, KgCoOp, ProGrad, BadCLIP and BAPLe can be scanned",
             )
 

@@ -145,6 +145,7 @@ def test_methods_that_cannot_be_scanned_are_called_by_their_names(read, tmp_path
 @pytest.mark.parametrize(
     ("value", "error", "said"),
     [
+        ({"ctx": torch.zeros(4, 8), "module.ctx": torch.ones(4, 8)}, AdapterError, "twice under one name"),
         ({"ctx": torch.zeros(4, 8), "extra": torch.zeros(2)}, AdapterError, "unexpected tensors: 'extra'"),
         ({"ctx": torch.zeros(4, 8), "more": {"deep": [torch.zeros(2)]}}, AdapterError, "unexpected.*'more.deep.0'"),
         ({"state_dict": {"ctx": torch.zeros(4, 8)}, "encoder": torch.zeros(2)}, AdapterError, "'encoder'"),
