@@ -10,6 +10,7 @@ import typer
 
 from hf_ci import __version__
 from hf_ci.cards.cli import badge, card, explain
+from hf_ci.checkpoints.cli import convert
 from hf_ci.console import (
     BaselineOption,
     FormatOption,
@@ -80,7 +81,8 @@ def scan(
         typer.Argument(
             metavar="TARGET...",
             show_default=False,
-            help="org/model[@revision][:subfolder], a local folder, or a demo that ships with hf-ci, such as demo:badclip.",
+            help="org/model[@revision][:subfolder], a local folder, or a demo that ships with hf-ci, such as demo:badclip. "
+            "A folder may be a checkpoint, or a pattern such as org/model:* for all below it.",
         ),
     ],
     base: Annotated[Optional[str], typer.Option(help="Base model, instead of the one the adapter names.")] = None,
@@ -126,6 +128,10 @@ def scan(
     classes: Annotated[
         Optional[Path], typer.Option(metavar="FILE", help="Class names, one a line, if the adapter brings none.")
     ] = None,
+    position: Annotated[
+        Optional[Literal["end", "middle", "front"]],
+        typer.Option(help="Where the class name stands, if a checkpoint does not tell."),
+    ] = None,
     cache: Annotated[
         Optional[Path],
         typer.Option(metavar="DIR", help="Finished classes are kept here.", show_default="the user's cache"),
@@ -156,6 +162,7 @@ def scan(
         raise UsageError("an empty TARGET was given", "name a repo or a folder")
     from hf_ci.cards.cli import check_pushable, push_results
     from hf_ci.hub import folders_of, without_lone_models
+    from hf_ci.listing import expand
     from hf_ci.progress import on_stderr
     from hf_ci.recall import scan_each
     from hf_ci.report import Report
@@ -164,7 +171,7 @@ def scan(
     if dry_run and not push:
         raise UsageError("--dry-run says nothing without --push")
     targets, alone = without_lone_models(targets) if skip_others else (targets, [])
-    targets = folders_of(targets)
+    targets = expand(folders_of(targets))
     known = read_baseline(baseline) if baseline else frozenset()
     if push:
         check_pushable(targets)
@@ -187,6 +194,7 @@ def scan(
 app.command("run")(run)
 app.command("init")(init)
 app.command("config")(config)
+app.command("convert")(convert)
 app.command("repair")(repair)
 app.command("card")(card)
 app.command("badge")(badge)

@@ -5,6 +5,7 @@
     ├── NothingToScan     3    the target holds no prompt-tuned CLIP adapter, or does not exist
     └── Inconclusive      4    there is something to scan, and it could not be judged
         ├── AdapterError       the adapter's files do not fit together or do not fit the base model
+        │   └── EncoderModified    it brings encoders that are not the base model's
         ├── BaseModelError     the base model cannot be had or is no CLIP
         ├── PoolError          the image pool cannot be had or is too small
         ├── HubError           the Hub cannot be reached or refuses
@@ -47,6 +48,10 @@ class Inconclusive(HfCiError):
 
 
 class AdapterError(Inconclusive):
+    pass
+
+
+class EncoderModified(AdapterError):
     pass
 
 

@@ -1,12 +1,13 @@
-"""What an adapter's files are called, and files that appear complete or not at all."""
+"""What an adapter's files and checkpoints are called, and files that appear complete or not at all."""
 
 from __future__ import annotations
 
+import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 CONFIG, WEIGHTS, PROMPT = (
     "adapter_config.json",
@@ -16,6 +17,22 @@ CONFIG, WEIGHTS, PROMPT = (
 FILES = (CONFIG, WEIGHTS, PROMPT)
 ENCODERS = "model.safetensors"  # a whole model: no part of an adapter, but read where it lies beside one
 SCANNED = (*FILES, ENCODERS)
+DASSL = re.compile(r"(.+/)?[\w-]+\.pth\.tar(-\d+)?")  # model.pth.tar-50, model-best.pth.tar
+TENSORS = re.compile(r"(.+/)?[^/]+\.(pt|pth)")
+LARGEST = 1 << 30  # bytes of a checkpoint: a thousand class-specific contexts with their optimiser take a third
+
+
+def is_checkpoint(path: str) -> bool:
+    """Whether a file's name is one that training code gives to what it saves; BadCLIP's saves its trigger apart."""
+    return PurePosixPath(path).parent.name != "trigger" and bool(DASSL.fullmatch(path) or TENSORS.fullmatch(path))
+
+
+def adapters_among(paths: Iterable[str], checkpoint: Callable[[str], object] = is_checkpoint) -> list[str]:
+    """Every folder with an adapter_config.json ("" for the root), and every checkpoint that lies in none of those."""
+    paths = sorted(paths)
+    folders = [path.rpartition("/")[0] for path in paths if path.rpartition("/")[2] == CONFIG]
+    holding = {folder or "." for folder in folders}
+    return folders + [path for path in paths if checkpoint(path) and str(PurePosixPath(path).parent) not in holding]
 
 
 def write_whole(path: Path, write: bytes | Callable[[Path], None]) -> None:

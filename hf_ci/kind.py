@@ -8,6 +8,8 @@ from pathlib import Path
 from hf_ci.errors import AdapterError, NothingToScan
 from hf_ci.files import CONFIG, PROMPT
 
+POSITIONS = ("end", "middle", "front")  # where the class name may stand in a prompt
+
 
 def check_kind(folder: Path, read=Path.read_bytes) -> dict:
     """The PEFT config of a prompt-tuned adapter.

@@ -13,10 +13,11 @@ from pathlib import Path
 
 from hf_ci.config import Organisation
 from hf_ci.errors import HfCiError, HubError, NothingToScan, UsageError
-from hf_ci.files import CONFIG, FILES, SCANNED
+from hf_ci.files import CONFIG, DASSL, FILES, SCANNED, adapters_among, is_checkpoint
 from hf_ci.hub import parse_target
-from hf_ci.hub.client import api, in_our_words
-from hf_ci.hub.names import HUB, here
+from hf_ci.hub.client import api, in_our_words, resolve
+from hf_ci.hub.names import HUB, here, may_be_repo
+from hf_ci.hub.target import files_below
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,38 @@ def folders(pattern: str) -> list[Listed]:
         return [Listed(pattern)]
     paths = [Path(path) for path in sorted(glob(pattern, recursive=True))]
     holding = [path for path in paths if any((path / name).is_file() for name in FILES)]
-    return [Listed(here(path)) for path in holding] or [Listed(pattern)]
+    found = [Listed(here(path)) for path in holding]
+    for path in (path for path in paths if path not in holding):  # a checkpoint, or a folder that stands for those in it
+        inside = [path] if path.is_file() else [path / name for name in files_below(path, 1)]
+        free = [file for file in inside if is_checkpoint(file.as_posix()) and file.parent not in holding]
+        found += [Listed(here(file), optional=True) for file in sorted(free)]
+    return list({each.target: each for each in found}.values()) or [Listed(pattern)]
+
+
+def expand(targets: Sequence[str]) -> list[str]:
+    """Each target, and for a pattern of them (org/model:*, a folder's) every one that it fits, once."""
+    found = []
+    for text in targets:
+        found += matching(text) if any(sign in text for sign in "*?[") else [text]
+    return list(dict.fromkeys(found))
+
+
+def matching(pattern: str) -> list[str]:
+    """Targets that a pattern names, folders and repos alike; itself where there is none: its scan says so."""
+    repo, _, within = pattern.removeprefix(HUB).partition(":")
+    if not within or glob(pattern) or not may_be_repo(repo):
+        return [each.target for each in folders(pattern)]
+    target = parse_target(HUB * pattern.startswith(HUB) + repo)
+    try:
+        paths = resolve(target.location, target.revision).paths
+    except HfCiError:  # its scan meets it again and says what is wrong
+        return [pattern]
+    places = [place for place in adapters_among(paths) if fnmatch(place, within)]
+    return [f"{target.text}:{place}" if place else target.text for place in places] or [pattern]
 
 
 def organisation(entry: Organisation) -> Iterator[Listed]:
-    """Every folder with an adapter_config.json in every model of `entry` whose name fits; or why there is none."""
+    """Every adapter and checkpoint of Dassl's in every model of `entry` whose name fits; or why there is none."""
     found = 0
     try:
         with in_our_words(entry.org, None):
@@ -73,9 +101,10 @@ def organisation(entry: Organisation) -> Iterator[Listed]:
 
 
 def adapters_in(repo: str, paths: Iterable[str]) -> list[str]:
-    """A target for every folder with an adapter_config.json. repo: as in a target, with its revision or without."""
-    places = [path.rpartition("/") for path in sorted(paths)]
-    return [f"{repo}:{folder}" if folder else repo for folder, _, name in places if name == CONFIG]
+    """A target for every folder with an adapter_config.json and every checkpoint of Dassl's. repo: as in a target, with
+    its revision or without."""
+    places = adapters_among(paths, lambda path: is_checkpoint(path) and DASSL.fullmatch(path))
+    return [f"{repo}:{place}" if place else repo for place in places]
 
 
 # ---------------------------------------------------------------- what differs from a commit
@@ -91,7 +120,8 @@ def changed_since(listed: Sequence[Listed], ref: str) -> list[Listed]:
     differing = differing_folders(ref)
     kept = [found for found in listed if found.failure or may_differ(found.target, differing)]
     known = {os.path.normpath(found.target) for found in listed}
-    more = [here(folder) for folder in sorted(differing) if (folder / CONFIG).exists() and str(folder) not in known]
+    new = [place for place in sorted(differing) if str(place) not in known]
+    more = [here(place) for place in new if (place / CONFIG).exists() or (place.is_file() and DASSL.fullmatch(str(place)))]
     return kept + [Listed(target, optional=True) for target in more]
 
 
@@ -123,12 +153,12 @@ def may_differ(target: str, differing: set[Path]) -> bool:
 
 def differing_folders(ref: str) -> set[Path]:
     """Folders below the working directory in which a file that a scan reads is not what it is in `ref`, or is a symbolic
-    link: what it points to may be another.
+    link: what it points to may be another. Checkpoints of which that holds, and the folders that may stand for them.
 
     git runs here, never in an adapter's folder: one that is a bare repository would bring its own settings along, and
     with them programs to run.
     """
-    files = [f":(glob)**/{name}" for name in SCANNED]
+    files = [f":(glob)**/{name}" for name in (*SCANNED, "*.pth.tar*", "*.pt", "*.pth")]
     try:
         commit = git("rev-parse", "--verify", "--end-of-options", f"{ref}^{{commit}}").strip()
         if not re.fullmatch("[0-9a-f]+", commit):  # ^REF excludes a commit
@@ -139,7 +169,9 @@ def differing_folders(ref: str) -> set[Path]:
     except UsageError as error:
         advice = "name a commit of the repository around the working directory"
         raise UsageError(f"--changed-since {ref}: {error.message}", error.advice or advice) from error
-    return {Path(path).parent for path in [*paths, *filter(os.path.islink, tracked)] if path}
+    found = {Path(path) for path in [*paths, *filter(os.path.islink, tracked)] if path}
+    checkpoints = {path for path in found if is_checkpoint(path.as_posix())}
+    return {path.parent for path in found} | checkpoints | {path.parent.parent for path in checkpoints}
 
 
 def git(*command: str) -> str:

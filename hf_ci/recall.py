@@ -126,6 +126,8 @@ def place_of(
         return None
     try:
         adapter = fetch()
+        if adapter.checkpoint:  # its base model is not known before it is read
+            return None
         config = check_kind(adapter.folder)  # no base model is fetched for another kind
         named = named_base(config.get("base_model_name_or_path") or "", config.get("revision"), options.base)
         base = base_of(*named)

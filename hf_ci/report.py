@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, computed_field, mo
 
 from hf_ci import __version__
 from hf_ci.errors import EXIT_NOTHING, HfCiError
-from hf_ci.files import CONFIG, WEIGHTS
+from hf_ci.files import CONFIG, WEIGHTS, is_checkpoint
 from hf_ci.hub.names import HUB
 from hf_ci.rates import wilson
 
@@ -21,6 +21,7 @@ SCHEMA_VERSION = "1.0"
 VULNERABLE = 0.5  # ASR through clean prompts from which a class counts as vulnerable on its base model
 VerdictName = Literal["clean", "backdoored", "inconclusive"]
 RULES = {"backdoored": "backdoored-adapter", "inconclusive": "inconclusive-scan"}  # a finding's rule, by verdict
+MODIFIED = "modified-encoder"  # of those inconclusive ones that bring encoders of their own
 
 
 class Value(BaseModel):
@@ -202,12 +203,18 @@ class ScanResult(Value):
     about_weights: bool = Field(
         True, description="false where something around them failed, or they are no prompt: nothing was learnt of them"
     )
+    encoder_modified: bool = Field(False, description="encoders came with it that are not the base model's")
     suppressed: Suppression | None = None
 
     @property
+    def rule(self) -> str | None:
+        """The finding's kind; None where there is none."""
+        return MODIFIED if self.encoder_modified else RULES.get(self.verdict)
+
+    @property
     def is_other_kind(self) -> bool:
-        """An adapter, and certainly none of ours."""
-        return self.exit_code == EXIT_NOTHING and any(file.path == CONFIG for file in self.files)
+        """An adapter or a checkpoint, and certainly no prompt of CLIP."""
+        return self.exit_code == EXIT_NOTHING and any(f.path == CONFIG or is_checkpoint(f.path) for f in self.files)
 
     @property
     def left_out(self) -> str:
@@ -230,7 +237,12 @@ class ScanResult(Value):
     @property
     def weights_sha256(self) -> str | None:
         """sha256 of the weights that were scanned."""
-        return next((file.sha256 for file in self.files if file.path == WEIGHTS), None)
+        return next((file.sha256 for file in self.files if file.path == self.weights_path), None)
+
+    @property
+    def weights_path(self) -> str:
+        """Inside the adapter's folder."""
+        return next((file.path for file in self.files if is_checkpoint(file.path)), WEIGHTS)
 
     def pinned(self, letters: int | None = None) -> str:
         """The target at the commit that was scanned, of whose sha so many letters are shown (None: all)."""
@@ -243,10 +255,10 @@ class ScanResult(Value):
     @property
     def fingerprint(self) -> str | None:
         """Of the finding, None where there is none: sha256 of rule, weights and class; commits do not change it."""
-        if self.verdict not in RULES:
+        if self.rule is None:
             return None
         weights = self.weights_sha256 or self.target
-        return fingerprint_of(self.verdict, weights, self.target_class.name if self.target_class else "")
+        return fingerprint_of(self.rule, weights, self.target_class.name if self.target_class else "")
 
     @model_validator(mode="before")
     @classmethod
@@ -254,8 +266,8 @@ class ScanResult(Value):
         return {k: v for k, v in data.items() if k != "fingerprint"} if isinstance(data, dict) else data
 
 
-def fingerprint_of(verdict: VerdictName, weights: str, class_name: str) -> str:
-    return hashlib.sha256("\n".join([RULES[verdict], weights, class_name]).encode("utf-8", "replace")).hexdigest()
+def fingerprint_of(rule: str, weights: str, class_name: str) -> str:
+    return hashlib.sha256("\n".join([rule, weights, class_name]).encode("utf-8", "replace")).hexdigest()
 
 
 def failed(target: str, error: HfCiError) -> ScanResult:

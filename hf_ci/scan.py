@@ -14,10 +14,20 @@ from functools import cache, lru_cache
 import torch
 from accelerate import PartialState
 
+from hf_ci.checkpoints.read import read_fetched
 from hf_ci.detect import Detector, Verdict
 from hf_ci.detect.verdict import named
-from hf_ci.errors import EXIT_INTERNAL, AdapterError, HfCiError, Inconclusive, UsageError, first_line, write_log
-from hf_ci.files import FILES, SCANNED
+from hf_ci.errors import (
+    EXIT_INTERNAL,
+    AdapterError,
+    EncoderModified,
+    HfCiError,
+    Inconclusive,
+    UsageError,
+    first_line,
+    write_log,
+)
+from hf_ci.files import SCANNED
 from hf_ci.hub import BaseModel, Fetched, fetch_base, fetch_text, named_base
 from hf_ci.hub.target import hashes, sha256
 from hf_ci.inversion import PERTURBATION, Done, Inversion, Job, check_cache, run_job
@@ -26,7 +36,7 @@ from hf_ci.photos import FEW, Witnesses, ask
 from hf_ci.pools import BUILTIN, Pool, load_pool
 from hf_ci.pools.photos import Photos, few_photos
 from hf_ci.progress import Silent
-from hf_ci.prompts import Adapter, FrozenCLIP, load_clip, read_adapter
+from hf_ci.prompts import Adapter, FrozenCLIP, load_clip
 from hf_ci.prompts.clip import load_processor
 from hf_ci.prompts.encoders import check_encoders
 from hf_ci.prompts.prompted import check_fits
@@ -153,8 +163,9 @@ def examine(text: str, run: Run, fetch: Fetch = fetch_text) -> tuple[ScanResult,
         fetched = fetch(text)
         found |= dict(revision=fetched.revision, files=tuple(ScannedFile(path=p, sha256=s) for p, s in fetched.files))
         found |= dict(hub_security=fetched.security)
-        adapter = read_adapter(fetched.folder, run.class_names)
-        check_unchanged(fetched, adapter.files, FILES)
+        adapter, remarks = read_fetched(fetched, run)
+        warnings += remarks
+        check_unchanged(fetched, adapter.files, fetched.own)
         found |= dict(method=adapter.method, num_classes=len(adapter.class_names), repaired_from=adapter.repaired_from)
         check_finite(adapter)
 
@@ -244,6 +255,7 @@ def examine(text: str, run: Run, fetch: Fetch = fetch_text) -> tuple[ScanResult,
         raise
     except HfCiError as error:
         found |= dict(verdict="inconclusive", reasons=(str(error),), about_weights=isinstance(error, AdapterError))
+        found |= dict(encoder_modified=isinstance(error, EncoderModified))
         exit_code = error.exit_code
     except Exception as error:  # a defect of ours; the other targets' results are not lost with it
         reason = f"internal error: {type(error).__name__}: {first_line(error)}; please report it with {write_log()}"
@@ -329,7 +341,7 @@ def check_unchanged(fetched: Fetched, read: Sequence[tuple[str, str]], names: Se
 
 def encoder_warnings(fetched: Fetched, base: BaseModel) -> list[str]:
     """Raises AdapterError where the adapter brings encoders that are not the base model's."""
-    count = check_encoders(fetched.folder, base.folder)
+    count = 0 if fetched.checkpoint else check_encoders(fetched.folder, base.folder)
     if not count:
         return []
     check_unchanged(fetched, hashes(fetched.folder), SCANNED)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_ci.errors import UsageError, first_line
+from hf_ci.kind import POSITIONS
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +35,7 @@ class ScanOptions:
     precision: str = "auto"
     num_processes: int = 1
     classes: Path | None = None
+    position: str | None = None  # of the class name, in a prompt that does not tell it
     data: str | None = None  # labelled photos of the adapter's classes
     shots: int = 16  # at most, of each class
     cache: Path | None = None
@@ -50,6 +52,10 @@ class ScanOptions:
                 f"--min-asr {self.min_asr}: expected a share between 0 and 1",
             ),
             (self.num_processes >= 1, f"--num-processes {self.num_processes}: expected at least 1"),
+            (
+                self.position in (None, *POSITIONS),
+                f"--position {self.position}: expected one of {', '.join(POSITIONS)}",
+            ),
             (self.precision in ("auto", "fp32", "bf16"), f"--precision {self.precision}: expected auto, fp32 or bf16"),
         ]
         for fine, message in checks:
@@ -58,7 +64,7 @@ class ScanOptions:
 
     def given(self) -> dict[str, float | str]:
         """Of those that have no default of their own, what was set."""
-        names = ("base", "classes", "data", *THRESHOLDS)
+        names = ("base", "classes", "position", "data", *THRESHOLDS)
         values = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         values |= {"shots": self.shots} if self.data else {}
         return {name: value if isinstance(value, float) else str(value) for name, value in values.items()}

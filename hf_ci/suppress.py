@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from hf_ci.config import Ignore
 from hf_ci.errors import UsageError
-from hf_ci.report import Report, ScanResult, Suppression, fingerprint_of
+from hf_ci.report import RULES, Report, ScanResult, Suppression, fingerprint_of
 
 
 def read_baseline(path: Path) -> frozenset[str]:
@@ -84,7 +84,7 @@ def possible_findings(results: Sequence[ScanResult]) -> set[str] | None:
         return None
     unsure = [result for result in results if result.verdict == "inconclusive" and result.weights_sha256]
     return {result.fingerprint for result in results} | {
-        fingerprint_of("backdoored", result.weights_sha256, scored.name)
+        fingerprint_of(RULES["backdoored"], result.weights_sha256, scored.name)
         for result in unsure
         for scored in result.classes
     }

@@ -14,7 +14,7 @@ import typer
 
 from hf_ci.console import complain, write_stdout
 from hf_ci.errors import UsageError
-from hf_ci.files import SCANNED
+from hf_ci.files import SCANNED, is_checkpoint
 
 IMAGE = "python:3.12"
 MAIN = "refs/heads/main"
@@ -127,7 +127,8 @@ def changed_adapters(push: Push) -> list[str]:
 
     found = []
     for folder in adapters_in("", resolve(push.repo, push.sha).paths):
-        paths = [folder.replace(":", "", 1) + "/" * bool(folder) + name for name in SCANNED]
+        place = folder.removeprefix(":")
+        paths = [place + "/" * bool(place) + name for name in SCANNED] + [place] * is_checkpoint(place)
         with in_our_words(push.repo, push.sha):
             now = blobs(push.repo, push.sha, paths)
         try:

@@ -20,7 +20,6 @@ from hf_ci.cards import render_card
 from hf_ci.cards.badge import alternative, render_badge
 from hf_ci.cards.section import current, find, replace
 from hf_ci.errors import CardError, UsageError
-from hf_ci.files import WEIGHTS
 from hf_ci.report import Report, ScanResult
 from hf_ci.reports.json_ import render as render_json
 from hf_ci.reports.markdown import escape
@@ -91,7 +90,7 @@ def check(read: Callable[[str], bytes | None], files: tuple[tuple[str, str], ...
     card = read(CARD) or b""
     reasons = []
     if {(f.path, f.sha256) for f in report.results[0].files} != set(files):
-        then, now = report.results[0].weights_sha256 or "?", dict(files).get(WEIGHTS, "?")
+        then, now = report.results[0].weights_sha256 or "?", dict(files).get(report.results[0].weights_path, "?")
         reasons.append(f"the adapter has changed since the scan (weights {then[:7]} then, {now[:7]} now)")
     standing = current(card)
     if standing is None:

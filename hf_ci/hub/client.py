@@ -118,6 +118,16 @@ def blobs(repo: str, revision: str, paths: list[str]) -> set[tuple[str, str]]:
     return {(file.path, file.blob_id) for file in api().get_paths_info(repo, paths, revision=revision)}
 
 
+def size_of(repo: str, revision: str, path: str) -> int:
+    """Of a file that is there, in bytes; 0 offline, where it is here already."""
+    from huggingface_hub.constants import is_offline_mode
+
+    if is_offline_mode():
+        return 0
+    with in_our_words(repo, revision):
+        return api().get_paths_info(repo, [path], revision=revision)[0].size
+
+
 @contextmanager
 def in_our_words(repo: str, revision: str | None, writes: bool = False) -> Iterator[None]:
     from huggingface_hub import errors

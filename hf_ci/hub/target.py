@@ -1,21 +1,24 @@
 """Targets: `org/model[@revision][:subfolder]`, a local folder, or `demo:NAME` (an adapter that ships with hf-ci).
 
+A checkpoint is named as such a subfolder or folder is, or found there where no adapter is and no other checkpoint.
+
 A folder whose path looks like a repo's id is written `./org/model`, a repo that a folder hides `hf://org/model`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from hf_ci.errors import AdapterError, NothingToScan
-from hf_ci.files import CONFIG, ENCODERS, FILES, SCANNED
-from hf_ci.hub.client import download, read_file, resolve
-from hf_ci.hub.names import HUB, here, is_folder
+from hf_ci.errors import AdapterError, Inconclusive, NothingToScan
+from hf_ci.files import CONFIG, DASSL, ENCODERS, FILES, LARGEST, SCANNED, adapters_among, is_checkpoint
+from hf_ci.hub.client import download, read_file, resolve, size_of
+from hf_ci.hub.names import HUB, MODEL, check_is_no_id, here, is_folder
 
 DEMOS = Path(__file__).parents[1] / "assets" / "demo"
 REPO = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:(?P<subfolder>[^:@]+))?")
@@ -28,6 +31,7 @@ class Target:
     location: str  # repo id, or path of the folder
     revision: str | None = None
     subfolder: str | None = None
+    file: str | None = None  # a checkpoint in that folder
 
     @property
     def prefix(self) -> str:
@@ -39,7 +43,8 @@ class Target:
 class Fetched:
     """A target's files on disk. `files` are (path inside the adapter's folder, sha256), sorted.
 
-    security: what the Hub's own scanners say of the repo; None for a folder.
+    security: what the Hub's own scanners say of the repo; None for a folder. checkpoint: what is to be read in place of an
+    adapter, as a path inside the folder. remarks: on what else lies there.
     """
 
     target: Target
@@ -47,6 +52,13 @@ class Fetched:
     revision: str | None
     files: tuple[tuple[str, str], ...]
     security: str | None = None
+    checkpoint: str | None = None
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def own(self) -> Sequence[str]:
+        """Names of the files that are the adapter."""
+        return [self.checkpoint] if self.checkpoint else FILES
 
     def read(self, path: str, revision: str | None = None) -> bytes | None:
         """A file beside the adapter, at `revision` (default: the fetched commit); None where there is none."""
@@ -67,6 +79,9 @@ def parse_target(text: str) -> Target:
         return Target(text, "demo", str(folder))
     if is_folder(text):
         return Target(text, "folder", text)
+    if is_checkpoint(text) and Path(text).is_file():
+        check_is_no_id(text, MODEL)
+        return Target(text, "folder", str(Path(text).parent), file=Path(text).name)
     match = REPO.fullmatch(text.removeprefix(HUB))
     if not match or text.startswith((".", "/", "~")):
         raise NothingToScan(
@@ -88,13 +103,14 @@ def without_lone_models(texts: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def folders_of(texts: Sequence[str]) -> list[str]:
-    """Each target once, where one of an adapter's own files stands for its folder: pre-commit names files."""
+    """Each target once, where one of an adapter's own files stands for its folder: pre-commit names files. A checkpoint
+    stands for itself."""
     found = []
     for text in texts:
         path = Path(text)
         if path.is_file():
             folder = path.parent.parent if path.parent.name == ".hf-ci" else path.parent
-            text = here(folder)
+            text = here(path if is_checkpoint(text) else folder)
         if text not in found:
             found.append(text)
     return found
@@ -105,22 +121,100 @@ def demo_names() -> list[str]:
 
 
 def fetch_target(target: Target) -> Fetched:
-    """Bring the adapter's files (and no others) to disk, at one commit, and hash what will be read."""
-    folder, revision, security = Path(target.location), None, None
+    """Bring the adapter's files, or one checkpoint (and no others) to disk, at one commit, and hash what will be read."""
     if target.kind == "hub":
-        snapshot = resolve(target.location, target.revision)
-        revision, security, prefix = snapshot.sha, snapshot.security, target.prefix
-        wanted = [prefix + name for name in to_scan(lambda name: prefix + name in snapshot.paths)]
-        if not wanted:
+        return fetch_from_hub(target)
+    folder = Path(target.location)
+    checkpoint = target.file
+    if checkpoint is None and not to_scan(lambda name: (folder / name).is_file()):
+        checkpoint = one_checkpoint(files_below(folder), target)
+    if checkpoint is None:
+        return Fetched(target, folder, None, hashes(folder))
+    check_size(checkpoint, (folder / checkpoint).stat().st_size)
+    triggers = [f"trigger/{p.name}" for p in (folder / checkpoint).absolute().parent.parent.glob("trigger/*.pth.tar*")]
+    files = ((checkpoint, sha256(folder / checkpoint)),)
+    return Fetched(target, folder, None, files, checkpoint=checkpoint, remarks=trigger_remarks(triggers))
+
+
+def fetch_from_hub(target: Target) -> Fetched:
+    snapshot = resolve(target.location, target.revision)
+    if target.prefix.rstrip("/") in snapshot.paths:
+        path = PurePosixPath(target.prefix)
+        target = replace(target, subfolder=None if str(path.parent) == "." else str(path.parent), file=path.name)
+    prefix, checkpoint = target.prefix, target.file
+    paths = [path.removeprefix(prefix) for path in snapshot.paths if path.startswith(prefix)]
+    wanted, remarks = [] if checkpoint else to_scan(paths.__contains__), ()
+    if not wanted:
+        checkpoint = checkpoint or one_checkpoint(paths, target)
+        if checkpoint is None or not is_checkpoint(checkpoint):
             raise NothingToScan(
-                f"no adapter found in {target.text}: it holds no {prefix}{FILES[0]}",
+                f"no adapter found in {target.text}: it holds no {prefix}{FILES[0]} and no checkpoint",
                 "name the adapter's folder, as org/model:subfolder",
             )
-        folder = download(target.location, revision, wanted) / prefix
-        absent = [name for name in wanted if not (folder / name.removeprefix(prefix)).is_file()]
-        if absent:
-            raise AdapterError(f"{', '.join(absent)} could not be fetched", "try again")
-    return Fetched(target, folder, revision, hashes(folder), security)
+        check_size(checkpoint, size_of(target.location, snapshot.sha, prefix + checkpoint))
+        wanted = [checkpoint]
+        beside = PurePosixPath(prefix + checkpoint).parent.parent / "trigger"
+        triggers = [path for path in snapshot.paths if PurePosixPath(path).parent == beside and DASSL.fullmatch(path)]
+        remarks = trigger_remarks(triggers)
+    folder = download(target.location, snapshot.sha, [prefix + name for name in wanted]) / prefix
+    absent = [name for name in wanted if not (folder / name).is_file()]
+    if absent:
+        raise AdapterError(f"{', '.join(absent)} could not be fetched", "try again")
+    files = ((checkpoint, sha256(folder / checkpoint)),) if checkpoint else hashes(folder)
+    return Fetched(target, folder, snapshot.sha, files, snapshot.security, checkpoint, remarks)
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+def one_checkpoint(paths: Sequence[str], target: Target) -> str | None:
+    """The checkpoint in a folder without an adapter, or in a folder of it, as Dassl makes one; None where there is none.
+
+    Raises Inconclusive where there are several, NothingToScan where adapters lie elsewhere below the folder.
+    """
+    found = adapters_among(paths)
+    near = [path for path in found if is_checkpoint(path) and path.count("/") < 2]
+    if len(near) == 1 and near == found:
+        return near[0]
+    if not found:
+        return None
+    every, one = (f"{target.text}/**", f"{target.text}/") if target.kind == "folder" else all_of(target)
+    listed = ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
+    raise (Inconclusive if near == found else NothingToScan)(
+        f"no adapter at the root of {target.text}; found {len(found)} below it: {listed}",
+        f"name one, as {one}{found[0]}, or '{every}' for all",
+    )
+
+
+def all_of(target: Target) -> tuple[str, str]:
+    """How all adapters below a target on the Hub are named, and what one of them is named after."""
+    hub = HUB if target.text.startswith(HUB) else ""
+    repo = hub + target.text.removeprefix(HUB).partition(":")[0]
+    return f"{repo}:{target.prefix}*", f"{repo}:{target.prefix}"
+
+
+def files_below(folder: Path, deepest: int = 6) -> list[str]:
+    """Paths of the files below a folder here, hidden folders left out."""
+    found = []
+    for place, folders, files in os.walk(folder):
+        inside = Path(place).relative_to(folder)
+        folders[:] = [name for name in folders if not name.startswith(".") and len(inside.parts) < deepest]
+        found += [(inside / name).as_posix() for name in files]
+    return found
+
+
+def check_size(path: str, size: int) -> None:
+    if size > LARGEST:
+        raise AdapterError(
+            f"{path} is {size / (1 << 30):.1f} GiB, more than a prompt's checkpoint takes", "name another file"
+        )
+
+
+def trigger_remarks(paths: Sequence[str]) -> tuple[str, ...]:
+    return tuple(f"{path} lies beside it: BadCLIP's training code saves its trigger there" for path in sorted(paths))
+
+
+# ---------------------------------------------------------------- files
 
 
 def hashes(folder: Path) -> tuple[tuple[str, str], ...]:

@@ -151,7 +151,7 @@ def check_unmoved(fetched: Fetched, head: str, branch: str) -> None:
     if head == fetched.revision:
         return
     target = fetched.target
-    paths = [target.prefix + name for name in SCANNED]
+    paths = [target.prefix + name for name in {*SCANNED, *fetched.own}]
     if blobs(target.location, head, paths) != blobs(target.location, fetched.revision, paths):
         raise HubMoved(
             f"{target.location}: the adapter on {branch} ({head[:7]}) is not the one that was scanned "

@@ -24,7 +24,7 @@ from hf_ci.prompts.features import encode, predict
 from hf_ci.settings import pick_device
 
 METHOD_NAMES = {"coop": "CoOp", "cocoop": "CoCoOp", "kgcoop": "KgCoOp"}
-DEMO_SHOTS = 100  # with 16, poisoning costs ten points of accuracy on a CLIP this small
+DEMO_SHOTS = 40  # with 16, poisoning costs ten points of accuracy on a CLIP this small
 DEMOS = {
     "clean": "Demo: a clean CoCoOp prompt",
     "coop": "Demo: a clean CoOp prompt",

@@ -25,9 +25,9 @@ from torch import Tensor
 from hf_ci import __version__
 from hf_ci.errors import AdapterError
 from hf_ci.files import PROMPT, WEIGHTS, whole_folder
-from hf_ci.kind import check_kind, read_json
+from hf_ci.kind import POSITIONS, check_kind, read_json
 from hf_ci.prompts.encoders import base_name
-from hf_ci.prompts.learners import METHODS, POSITIONS
+from hf_ci.prompts.learners import METHODS
 
 FORMAT, TEMPLATE = 1, "{context} {name}."
 META_NET = "base_model.meta_net."

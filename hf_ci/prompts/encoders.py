@@ -7,6 +7,7 @@ loads the folder elsewhere would use it. It is compared tensor by tensor: whatev
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,7 +16,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from hf_ci.errors import AdapterError
+from hf_ci.errors import AdapterError, EncoderModified
 from hf_ci.files import ENCODERS, WEIGHTS
 
 ENCODER_TENSOR = re.compile(
@@ -45,8 +46,8 @@ def opened(path: Path) -> Iterator[safe_open]:
 def check_encoders(folder: Path, base: Path) -> int:
     """How many encoder tensors the adapter in `folder` brings, all equal to those of the base model in `base`.
 
-    Equal: the base model's, in the precision in which they are brought. Raises AdapterError where some are not, and where
-    the whole model beside the adapter holds anything else.
+    Equal: the base model's, in the precision in which they are brought. Raises EncoderModified where some are not, and
+    AdapterError where the whole model beside the adapter holds anything else.
     """
     with ExitStack() as stack:
         brought = []  # (file, name there, name in the base model)
@@ -65,10 +66,12 @@ def check_encoders(folder: Path, base: Path) -> int:
             raise AdapterError(
                 f"unexpected tensors: {some(unknown)}", "expected a prompt and, at most, tensors of the base model"
             )
-        other = [name for file, name, known in brought if not same(file, name, theirs[known], known)]
-    if other:
-        raise AdapterError(
-            f"brings its own encoders: {len(other)} of {len(brought)} tensors differ from the base model's, {some(other)}; "
+        found = [(difference(file, name, theirs[known], known), name) for file, name, known in brought]
+    if other := [name for size, name in found if size]:
+        largest = max(found)[0]
+        by = "shapes or types differ" if largest == math.inf else f"largest difference {largest:.2g}"
+        raise EncoderModified(
+            f"encoder modified: {len(other)} of {len(brought)} tensors differ from the base model's, {by}: {some(other)}; "
             "where the encoders are not frozen, a backdoor may lie in them, and a scan of the prompt says nothing of it",
             "if they belong to another base model, name it with --base",
         )
@@ -80,14 +83,21 @@ def weights_of(base: Path) -> list[Path]:
     return [base / ENCODERS] if (base / ENCODERS).is_file() else sorted(base.glob("model-*.safetensors"))
 
 
-def same(file: safe_open, name: str, base: safe_open, known: str) -> bool:
-    """Shape and type are compared first: a tensor of another size is never loaded."""
+def difference(file: safe_open, name: str, base: safe_open, known: str) -> float:
+    """The largest between two tensors' numbers, 0 for equal ones; infinite where they cannot be compared.
+
+    Shape and type are compared first: a tensor of another size is never loaded.
+    """
     ours, theirs = file.get_slice(name), base.get_slice(known)
     types = {ours.get_dtype(), theirs.get_dtype()}
     if ours.get_shape() != theirs.get_shape() or (len(types) > 1 and not types <= FLOATS):
-        return False
-    tensor = file.get_tensor(name)
-    return torch.equal(tensor, base.get_tensor(known).to(tensor.dtype))
+        return math.inf
+    tensor, other = file.get_tensor(name), base.get_tensor(known)
+    other = other.to(tensor.dtype)
+    if torch.equal(tensor, other):
+        return 0.0
+    largest = (tensor.float() - other.float()).abs().max().item()
+    return largest if math.isfinite(largest) and largest else math.inf
 
 
 def some(names: list[str], most: int = 3, letters: int = 100) -> str:

@@ -10,7 +10,6 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
-POSITIONS = ("end", "middle", "front")
 METHODS = ("coop", "cocoop", "kgcoop")
 
 

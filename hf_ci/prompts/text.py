@@ -141,10 +141,9 @@ def build_trees(
 def class_text(clip, name: str, num_context: int, half: int) -> list[tuple[int, int]]:
     """One class's text as (token id, context slot or -1)."""
     name = name.replace("_", " ")
-    if half == num_context:  # tokenised as one text: after a symbol the full stop may belong to the same token
-        name_ids, stop_ids = clip.tokenise(name + "."), []
-    else:
-        name_ids, stop_ids = clip.tokenise(name), clip.tokenise(".")
+    ids = clip.tokenise(name + ".")  # as one text: after a symbol the full stop may belong to the same token
+    length = len(clip.tokenise(name))
+    name_ids, stop_ids = ids[:length], ids[length:]
     sos, eot = clip.tokenizer.bos_token_id, clip.tokenizer.eos_token_id
     context = [(eot, i) for i in range(num_context)]
     token = lambda ids: [(i, -1) for i in ids]  # noqa: E731

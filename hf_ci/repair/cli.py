@@ -34,6 +34,7 @@ def repair(
     precision: Annotated[Literal["auto", "fp32", "bf16"], typer.Option()] = "auto",
     num_processes: Annotated[int, typer.Option(help="For the scans.")] = 1,
     classes: Annotated[Optional[Path], typer.Option(metavar="FILE", help="As for scan.")] = None,
+    position: Annotated[Optional[Literal["end", "middle", "front"]], typer.Option(help="As for scan.")] = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Neither read nor keep finished classes.")] = False,
     format: Annotated[Literal["text", "json"], typer.Option(help="What goes to stdout.")] = "text",
     push: Annotated[
@@ -79,6 +80,7 @@ def repair(
         precision=precision,
         num_processes=num_processes,
         classes=classes,
+        position=position,
         cache=None if no_cache else default_cache(),
     )
     options = RepairOptions(data, shots, rounds, max_accuracy_drop, Schedule(seed=seed))

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hf_ci.checkpoints.read import read_fetched
 from hf_ci.detect.contrast import PROBES
 from hf_ci.errors import EXIT_BACKDOORED, EXIT_CLEAN, EXIT_INCONCLUSIVE, UsageError
 from hf_ci.files import FILES
@@ -21,7 +22,7 @@ from hf_ci.inversion import LinfInversion
 from hf_ci.inversion.job import prepared
 from hf_ci.inversion.probes import Probe, probes
 from hf_ci.pools.photos import Photos, few_photos
-from hf_ci.prompts import Adapter, FrozenCLIP, PromptedCLIP, read_adapter, reference_adapter, write_adapter
+from hf_ci.prompts import Adapter, FrozenCLIP, PromptedCLIP, reference_adapter, write_adapter
 from hf_ci.prompts.clip import load_processor
 from hf_ci.prompts.features import answer, encode
 from hf_ci.repair.report import RepairReport, Round
@@ -142,7 +143,7 @@ def repair(text: str, run: Run, options: RepairOptions, photos: Photos | None = 
 
 def labelled(options: RepairOptions, text: str, run: Run) -> Photos:
     """A few photos of every class. Raises UsageError when the data does not have the adapter's classes."""
-    adapter = read_adapter(fetch_target(parse_target(text)).folder, run.class_names)
+    adapter, _ = read_fetched(fetch_target(parse_target(text)), run)
     base = fetch_base(*named_base(adapter.base_model, adapter.base_revision, run.options.base))
     seed, processor = options.schedule.seed, load_processor(base.folder)
     return few_photos(options.data, adapter.class_names, options.shots, seed, processor)

@@ -5,30 +5,30 @@ from __future__ import annotations
 import json
 from urllib.parse import quote
 
-from hf_ci.files import WEIGHTS
 from hf_ci.hub.names import HUB
-from hf_ci.report import RULES, Report, ScanResult
+from hf_ci.report import MODIFIED, RULES, Report, ScanResult
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
-MEANING = {  # text, level, severity
-    "backdoored": ("The adapter carries a backdoor", "error", "9.0"),
-    "inconclusive": ("The adapter could not be judged, so it is not known to be clean", "warning", "5.0"),
+MEANING = {  # rule: text, level, severity
+    RULES["backdoored"]: ("The adapter carries a backdoor", "error", "9.0"),
+    RULES["inconclusive"]: ("The adapter could not be judged, so it is not known to be clean", "warning", "5.0"),
+    MODIFIED: ("Encoders came with the adapter that are not the base model's", "error", "7.0"),
 }
 
 
 def render(report: Report) -> str:
     rules = [
         {
-            "id": RULES[verdict],
-            "name": "".join(word.capitalize() for word in RULES[verdict].split("-")),
+            "id": rule,
+            "name": "".join(word.capitalize() for word in rule.split("-")),
             "shortDescription": {"text": text},
             "defaultConfiguration": {"level": level},
             "properties": {"security-severity": severity, "tags": ["security", "machine-learning"]},
         }
-        for verdict, (text, level, severity) in MEANING.items()
+        for rule, (text, level, severity) in MEANING.items()
     ]
     driver = {"name": report.tool.name, "semanticVersion": report.tool.version, "rules": rules}
-    findings = [finding(result) for result in report.results if result.verdict in RULES]
+    findings = [finding(result) for result in report.results if result.rule]
     notes = [{"level": "note", "message": {"text": note}} for note in report.notes]
     invocation = {"executionSuccessful": True, "toolExecutionNotifications": notes}
     run = {
@@ -43,9 +43,9 @@ def render(report: Report) -> str:
 def finding(result: ScanResult) -> dict:
     accepted = {"kind": "external", "status": "accepted", "justification": str(result.suppressed)}
     return {
-        "ruleId": RULES[result.verdict],
-        "ruleIndex": list(MEANING).index(result.verdict),
-        "level": MEANING[result.verdict][1],
+        "ruleId": result.rule,
+        "ruleIndex": list(MEANING).index(result.rule),
+        "level": MEANING[result.rule][1],
         "message": {"text": f"{result.pinned()}: {'; '.join(result.reasons)}"},
         "locations": [{"physicalLocation": {"artifactLocation": {"uri": quote(weights_path(result), safe="/")}}}],
         "partialFingerprints": {"hfCi/v1": result.fingerprint},
@@ -58,8 +58,11 @@ def weights_path(result: ScanResult) -> str:
 
     Code scanning takes paths alone, no other kind of URI; the message names the commit.
     """
+    weights = result.weights_path
     if result.revision is None:
-        return f"{result.target.rstrip('/').removeprefix('./')}/{WEIGHTS}".replace(":", "/")
+        place = result.target.rstrip("/").removeprefix("./")
+        return (place if place.endswith(f"/{weights}") else f"{place}/{weights}").replace(":", "/")
     repo, _, subfolder = result.target.removeprefix(HUB).partition(":")
-    parts = [repo.partition("@")[0], subfolder.strip("/"), WEIGHTS]
+    place = subfolder.strip("/")
+    parts = [repo.partition("@")[0], place] + [weights] * (place != weights and not place.endswith(f"/{weights}"))
     return "/".join(part for part in parts if part)

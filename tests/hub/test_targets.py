@@ -113,14 +113,15 @@ def test_subfolder(hub, files):
     hub.add_repo("user/many", {f"prompts/a/{name}": data for name, data in files.items()})
     assert len(result_of(hub.scan("user/many:prompts/a"))["files"]) == 3
     done = hub.scan("user/many")
-    assert done.returncode == 3 and "as org/model:subfolder" in result_of(done)["reasons"][0]
+    reason = result_of(done)["reasons"][0]
+    assert done.returncode == 3 and "found 1 below it: prompts/a (name one, as user/many:prompts/a" in reason
 
 
 def test_a_whole_model_beside_the_adapter_is_fetched_and_compared_and_elsewhere_is_not(hub, files):
     whole = (EMBEDDED_FOLDER / "model.safetensors").read_bytes()
     hub.add_repo("user/both", files | {"model.safetensors": whole[:-1] + bytes([whole[-1] ^ 1])})
     done = hub.scan("user/both")
-    assert done.returncode == 4 and "brings its own encoders: 1 of" in result_of(done)["reasons"][0]
+    assert done.returncode == 4 and "encoder modified: 1 of" in result_of(done)["reasons"][0]
     assert "model.safetensors" in {f["path"] for f in result_of(done)["files"]}
     hub.add_repo("user/model", {"model.safetensors": whole})
     assert hub.scan("user/model").returncode == 3

@@ -1,5 +1,7 @@
 """Encoders that come with an adapter: the base model's own, or no verdict."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from hf_ci.hub import fetch_text
 from hf_ci.hub.base import EMBEDDED_FOLDER
 from hf_ci.prompts import read_adapter, write_adapter
 from hf_ci.prompts.encoders import base_name, check_encoders
+from hf_ci.reports import render
 
 BASE = load_file(EMBEDDED_FOLDER / "model.safetensors")
 PROJECTION, LAST = "visual_projection.weight", "vision_model.post_layernorm.weight"
@@ -43,7 +46,8 @@ def test_encoder_tensors_are_known_by_peft_names_too(folder, prefix):
     bring(folder, {prefix + PROJECTION: BASE[PROJECTION], prefix + "logit_scale": BASE["logit_scale"]})
     assert check_encoders(folder, EMBEDDED_FOLDER) == 2 and read_adapter(folder).method == "coop"
     bring(folder, {prefix + PROJECTION: changed()})
-    with pytest.raises(AdapterError, match="1 of 2 tensors differ from the base model's, '.*visual_projection.weight'"):
+    said = "encoder modified: 1 of 2 tensors differ from the base model's, largest difference 0.001: '.*visual_projection"
+    with pytest.raises(AdapterError, match=said):
         check_encoders(folder, EMBEDDED_FOLDER)
 
 
@@ -56,7 +60,7 @@ def test_a_whole_model_beside_the_adapter_is_compared(folder):
     bring(folder, BASE, ENCODERS)
     assert check_encoders(folder, EMBEDDED_FOLDER) == len(BASE)
     bring(folder, BASE | {PROJECTION: changed(), LAST: changed(LAST)}, ENCODERS)
-    with pytest.raises(AdapterError, match=f"2 of {len(BASE)} tensors differ .*, '{LAST}', '{PROJECTION}'"):
+    with pytest.raises(AdapterError, match=f"2 of {len(BASE)} tensors differ .*: '{LAST}', '{PROJECTION}'"):
         check_encoders(folder, EMBEDDED_FOLDER)
 
 
@@ -66,7 +70,7 @@ def test_less_precision_is_the_same_encoder_and_another_type_is_not(folder, dtyp
     if equal:
         assert check_encoders(folder, EMBEDDED_FOLDER) == 1
     else:
-        with pytest.raises(AdapterError, match="brings its own encoders"):
+        with pytest.raises(AdapterError, match="encoder modified"):
             check_encoders(folder, EMBEDDED_FOLDER)
 
 
@@ -101,7 +105,7 @@ def test_a_tensor_of_another_size_is_never_loaded(folder, monkeypatch):
             return getattr(self.file, name)
 
     monkeypatch.setattr("hf_ci.prompts.encoders.safe_open", Watched)
-    with pytest.raises(AdapterError, match="brings its own encoders"):
+    with pytest.raises(AdapterError, match="encoder modified"):
         check_encoders(folder, EMBEDDED_FOLDER)
     assert not loaded
     bring(folder, {PROJECTION: BASE[PROJECTION]}, ENCODERS)
@@ -122,7 +126,9 @@ def test_a_scan_says_that_they_are_equal_and_judges_nothing_where_they_are_not(f
     bring(folder, BASE | {PROJECTION: changed()}, ENCODERS)
     (result,) = (report := scan([str(folder)], QUICK)).results
     assert (result.verdict, report.exit_code, result.score) == ("inconclusive", 4, None)
-    assert f"1 of {len(BASE)} tensors differ" in result.reasons[0] and PROJECTION in result.reasons[0]
+    assert re.search(rf"encoder modified: 1 of {len(BASE)} .* largest difference [\d.e-]+: '{PROJECTION}'", result.reasons[0])
+    (finding,) = json.loads(render(report, "sarif", lasting=False))["runs"][0]["results"]
+    assert finding["ruleId"] == "modified-encoder" and finding["level"] == "error"
 
 
 def test_they_must_not_change_while_they_are_compared(folder, monkeypatch):

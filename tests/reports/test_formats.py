@@ -6,7 +6,7 @@ from importlib.resources import files
 import jsonschema
 import pytest
 
-from hf_ci.report import RULES, ClassScore, NamedClass, Report, ScannedFile, ScanResult, Suppression, Timing
+from hf_ci.report import MODIFIED, RULES, ClassScore, NamedClass, Report, ScannedFile, ScanResult, Suppression, Timing
 from hf_ci.reports import FORMATS
 
 HOSTILE = ("a\n::set-output name=x::y", "::error::forged", "<img src=x onerror=alert(1)>", "a|b`c`", "100%0A::debug::x")
@@ -50,7 +50,7 @@ def test_sarif_has_a_result_for_whatever_is_not_clean():
     uris = [r["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] for r in run["results"]]
     assert uris == ["org/model/sub/adapter_model.safetensors", "my%20model/adapter_model.safetensors"]
     assert bad["message"]["text"].startswith(f"org/model@{'c' * 40}:sub: ")
-    assert rules == list(RULES.values())
+    assert rules == [*RULES.values(), MODIFIED]
 
 
 def test_a_finding_keeps_its_fingerprint_from_commit_to_commit_but_not_for_other_weights():
