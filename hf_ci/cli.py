@@ -92,7 +92,9 @@ def scan(
     num_images: Annotated[int, typer.Option(help="Images to draw from the pool.")] = 256,
     data: Annotated[
         Optional[str],
-        typer.Option(help="A few labelled photos of the adapter's classes: a folder of class folders, parquet, a data set's id."),
+        typer.Option(
+            help="A few labelled photos of the adapter's classes: a folder of class folders, parquet, a data set's id."
+        ),
     ] = None,
     shots: Annotated[int, typer.Option(help="Photos of each class that are used, at most.")] = 16,
     seed: Annotated[int, typer.Option()] = 0,

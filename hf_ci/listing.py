@@ -48,7 +48,9 @@ def folders(pattern: str) -> list[Listed]:
     paths = [Path(path) for path in sorted(glob(pattern, recursive=True))]
     holding = [path for path in paths if any((path / name).is_file() for name in FILES)]
     found = [Listed(here(path)) for path in holding]
-    for path in (path for path in paths if path not in holding):  # a checkpoint, or a folder that stands for those in it
+    for path in (
+        path for path in paths if path not in holding
+    ):  # a checkpoint, or a folder that stands for those in it
         inside = [path] if path.is_file() else [path / name for name in files_below(path, 1)]
         free = [file for file in inside if is_checkpoint(file.as_posix()) and file.parent not in holding]
         found += [Listed(here(file), optional=True) for file in sorted(free)]
@@ -121,7 +123,9 @@ def changed_since(listed: Sequence[Listed], ref: str) -> list[Listed]:
     kept = [found for found in listed if found.failure or may_differ(found.target, differing)]
     known = {os.path.normpath(found.target) for found in listed}
     new = [place for place in sorted(differing) if str(place) not in known]
-    more = [here(place) for place in new if (place / CONFIG).exists() or (place.is_file() and DASSL.fullmatch(str(place)))]
+    more = [
+        here(place) for place in new if (place / CONFIG).exists() or (place.is_file() and DASSL.fullmatch(str(place)))
+    ]
     return kept + [Listed(target, optional=True) for target in more]
 
 

@@ -108,7 +108,6 @@ class Run:
             if folder:
                 check_cache(folder)
 
-
     def with_photos(self, data: str, shots: int) -> Run:
         """The same run, which is given labelled photos."""
         other = copy(self)
@@ -246,9 +245,7 @@ def examine(text: str, run: Run, fetch: Fetch = fetch_text) -> tuple[ScanResult,
             changed = None  # where the method's trigger is nothing that is put on an image
             if inversion.family in KINDS:
                 changed = (inversion.trigger()(x.float() / 255) * 255).round().byte().numpy()
-            path, linf = save_trigger(
-                options.save_trigger, name, inversion.delta.numpy(), x.numpy(), changed, **facts
-            )
+            path, linf = save_trigger(options.save_trigger, name, inversion.delta.numpy(), x.numpy(), changed, **facts)
             found |= dict(trigger=Trigger(path=str(path), linf=linf))
         exit_code = EXIT_CODES[verdict.verdict]
     except UsageError:
@@ -316,7 +313,11 @@ def shown(i: Inversion, family: str | None) -> Inversion | None:
 def looked_for(inversions: Sequence[Inversion]) -> tuple[str, ...]:
     """The kinds of triggers that were searched for, in words."""
     one = inversions[0]
-    return (KINDS.get(one.family, one.family), *(KINDS[m.family] for m in one.masked), *(PROBE_KINDS if one.probe else ()))
+    return (
+        KINDS.get(one.family, one.family),
+        *(KINDS[m.family] for m in one.masked),
+        *(PROBE_KINDS if one.probe else ()),
+    )
 
 
 def cost_of(inversions: Sequence[Inversion], adapter: Adapter, num_images: int) -> Cost:
@@ -408,7 +409,9 @@ def vulnerable_warnings(classes: Sequence[ClassScore]) -> list[str]:
 
 
 def photos_ref(witnesses: Witnesses) -> PhotosRef:
-    measured = {name: asdict(value) for name in ("adapter", "hand_written", "tuned") if (value := getattr(witnesses, name))}
+    measured = {
+        name: asdict(value) for name in ("adapter", "hand_written", "tuned") if (value := getattr(witnesses, name))
+    }
     return PhotosRef(
         id=witnesses.source,
         fingerprint=witnesses.fingerprint,

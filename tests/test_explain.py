@@ -69,7 +69,9 @@ def test_a_report_of_before_has_no_null_and_one_with_a_made_up_null_is_refused()
     old, bad = result(), result()
     old = old.model_copy(update={"detector": old.detector.model_copy(update={"fitted": None})})
     assert "p-value" not in explain(old)
-    bad = bad.model_copy(update={"detector": bad.detector.model_copy(update={"fitted": bad.detector.fitted | {"sd": 0}})})
+    bad = bad.model_copy(
+        update={"detector": bad.detector.model_copy(update={"fitted": bad.detector.fitted | {"sd": 0}})}
+    )
     with pytest.raises(UsageError, match="the report's null: sd"):
         explain(bad)
 

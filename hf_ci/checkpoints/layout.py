@@ -1,10 +1,10 @@
 """What the values in a checkpoint are: the prompt learners of public training code, by their tensors' names and shapes.
 
-    CoOp, ProGrad      ctx (n, d), or (C, n, d) when class-specific; token_prefix (C, 1, d); token_suffix (C, L, d)
-    KgCoOp             the same with bias_vectors and meta_net.linear1, which its forward pass does not use
-    CoCoOp, BadCLIP    the same with meta_net.linear1 and meta_net.linear2
-    BAPLe              0.ctx, 0.token_prefix, 0.token_suffix, and 1.noise, its trigger
-    by themselves      a tensor ctx; a dict of it, with the class names or without; a prompt learner's bare state_dict
+CoOp, ProGrad      ctx (n, d), or (C, n, d) when class-specific; token_prefix (C, 1, d); token_suffix (C, L, d)
+KgCoOp             the same with bias_vectors and meta_net.linear1, which its forward pass does not use
+CoCoOp, BadCLIP    the same with meta_net.linear1 and meta_net.linear2
+BAPLe              0.ctx, 0.token_prefix, 0.token_suffix, and 1.noise, its trigger
+by themselves      a tensor ctx; a dict of it, with the class names or without; a prompt learner's bare state_dict
 """
 
 from __future__ import annotations
@@ -95,7 +95,9 @@ def recognise(value: object, name: str) -> Checkpoint:
             raise AdapterError(f"{name}: the meta-net is {', '.join(sorted(meta_net))}", "expected linear1 and linear2")
     stray = [*tensors, *(str(key) for key, _ in tensors_in(rest))]
     if stray:
-        raise AdapterError(f"{name}: unexpected tensors: {some(stray)}", "expected a prompt learner's, and nothing else")
+        raise AdapterError(
+            f"{name}: unexpected tensors: {some(stray)}", "expected a prompt learner's, and nothing else"
+        )
     check_shapes(context, prefix, suffix, name)
     names = next((rest[key] for key in NAMES if rest.get(key)), None)
     return Checkpoint(
@@ -145,7 +147,9 @@ def check_shapes(context: Tensor, prefix: Tensor | None, suffix: Tensor | None, 
             continue
         classes = classes or len(tensor)
         if tensor.ndim != 3 or tensor.shape[-1] != d or len(tensor) != classes:
-            raise AdapterError(f"{name}: {key} is {tuple(tensor.shape)}", f"expected ({classes}, tokens, {d}) as ctx has")
+            raise AdapterError(
+                f"{name}: {key} is {tuple(tensor.shape)}", f"expected ({classes}, tokens, {d}) as ctx has"
+            )
 
 
 def tensors_in(value: object, key: str = "") -> Iterator[tuple[str, Tensor]]:

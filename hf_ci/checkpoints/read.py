@@ -53,7 +53,9 @@ def read_checkpoint(
     checkpoint = recognise(unpickle(content, name), name)
     remarks = [f"read from a pickle, {file}, without running anything in it; the usual way to load it would"]
     if checkpoint.trigger:
-        remarks.append(f"{file} holds a learnt trigger beside the prompt, {checkpoint.trigger}, as BAPLe's attack saves it")
+        remarks.append(
+            f"{file} holds a learnt trigger beside the prompt, {checkpoint.trigger}, as BAPLe's attack saves it"
+        )
 
     found = base_for(checkpoint, file, base, fetch_base, load_clip)
     check_told(checkpoint, file, found, class_names, position)
@@ -148,7 +150,9 @@ def names_for(checkpoint: Checkpoint, given: tuple[str, ...] | None, found: Foun
         return check_names(named, None)
     if None in recovered:
         c = recovered.index(None)
-        raise AdapterError(f"class {c} reads {clip.tokenizer.decode(list(tokens[c]))!r}, which is no 'name.'", ASK_NAMES)
+        raise AdapterError(
+            f"class {c} reads {clip.tokenizer.decode(list(tokens[c]))!r}, which is no 'name.'", ASK_NAMES
+        )
     return check_names(recovered, None)
 
 

@@ -107,6 +107,8 @@ def check_stored(content: bytes, name: str) -> None:
         with zipfile.ZipFile(file) as archive:
             packed = [entry for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
     except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError) as error:
-        raise AdapterError(f"{name} cannot be read: {first_line(error)}", "the file is damaged; fetch it again") from error
+        raise AdapterError(
+            f"{name} cannot be read: {first_line(error)}", "the file is damaged; fetch it again"
+        ) from error
     if packed:
         raise AdapterError(f"{name} is a compressed archive", "expected a file that torch.save wrote")

@@ -68,7 +68,9 @@ class Usual:
         """Least squares on distance, of the excess and of how far it strays from that; what falls with it is held level."""
         y, d = np.asarray(excesses, float), np.asarray(distances, float)
         intercept, slope = line(d, y)
-        strays = np.abs(y - intercept - slope * d) * math.sqrt(math.pi / 2)  # of a normal, mean |x| is sd * sqrt(2 / pi)
+        strays = np.abs(y - intercept - slope * d) * math.sqrt(
+            math.pi / 2
+        )  # of a normal, mean |x| is sd * sqrt(2 / pi)
         spread, growth = line(d, strays)
         return cls(intercept, slope, max(spread, NARROWEST), growth)
 
@@ -147,9 +149,7 @@ def fit(excesses: Mapping[str, Sequence[float]], distances: Sequence[float], num
     if len(distances) < FEWEST:
         raise ValueError(f"{len(distances)} clean adapters: at least {FEWEST} are needed to fit a null")
     usual = {family: Usual.fit(found, distances) for family, found in excesses.items()}
-    scores = [
-        max(usual[family].z(found[i], d) for family, found in excesses.items()) for i, d in enumerate(distances)
-    ]
+    scores = [max(usual[family].z(found[i], d) for family, found in excesses.items()) for i, d in enumerate(distances)]
     if len(set(scores)) == 1:
         raise ValueError(f"{len(scores)} clean adapters with one and the same score: there is no spread to fit")
     between = (min(distances), max(distances))

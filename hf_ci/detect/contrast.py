@@ -116,7 +116,9 @@ class Contrast(Detector):
         if not flagged.any():
             far = distance >= FAR
             if scores[target] >= limits.get("doubtful", limits["k"]):
-                return Verdict("inconclusive", (f"neither clean nor backdoored for certain: {worst}", *how_far(distance)), **common)
+                return Verdict(
+                    "inconclusive", (f"neither clean nor backdoored for certain: {worst}", *how_far(distance)), **common
+                )
             near = () if not far else how_far(distance)[:1]
             return Verdict("clean", (f"no class stands out; closest: {worst}", *near), **common)
         if flagged.mean() > MOST_FLAGGED:

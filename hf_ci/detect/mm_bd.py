@@ -52,7 +52,9 @@ class MarginAscent:
         passes = self.batch * self.steps
         asr = (losses < 0).float().mean().item()
         delta = x[best].detach().float().cpu() - 0.5
-        return Inversion(c, losses[best].item(), asr, delta, forward=passes + self.batch, backward=passes, family="image")
+        return Inversion(
+            c, losses[best].item(), asr, delta, forward=passes + self.batch, backward=passes, family="image"
+        )
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from hf_ci.inversion.trigger import LinfTrigger, masked_trigger
 
 PERTURBATION = "perturbation"
 
+
 @dataclass(frozen=True)
 class Inversion:
     """What was reconstructed for class c.

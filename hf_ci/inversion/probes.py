@@ -162,9 +162,7 @@ def probe(
 
 
 @torch.no_grad()
-def distance(
-    answers: Callable[[Tensor], tuple[Tensor, Tensor]], probed: Probed, micro_batch: int = 16
-) -> float:
+def distance(answers: Callable[[Tensor], tuple[Tensor, Tensor]], probed: Probed, micro_batch: int = 16) -> float:
     """Share of the untouched pool that the adapter answers as no reference does; `answers` as for `probe`."""
     pairs = [answers(part) for part in probed.features(UNTOUCHED).split(micro_batch)]
     alone = [(z.argmax(-1)[:, None] != references.argmax(-1)).all(1) for z, references in pairs]

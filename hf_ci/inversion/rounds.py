@@ -13,7 +13,10 @@ from dataclasses import replace
 
 from hf_ci.inversion.invert import Inversion, Inverter
 
-FEWEST, SHARE = 5, 1 / 40  # classes that a round inverts: so many unless the inverter says fewer, and at least this share
+FEWEST, SHARE = (
+    5,
+    1 / 40,
+)  # classes that a round inverts: so many unless the inverter says fewer, and at least this share
 REACHABLE = 0.1  # share of the images that the adapter alone answers with the class
 
 Invert = Callable[[Iterable[int], Inverter], list[Inversion]]

@@ -13,9 +13,9 @@ from statistics import mean
 from torch import Tensor
 
 from hf_ci.cards import render_card
-from hf_ci.inversion.contrast import ContrastInversion
 from hf_ci.hub import fetch_base
 from hf_ci.inversion import LinfInversion
+from hf_ci.inversion.contrast import ContrastInversion
 from hf_ci.inversion.job import prepared
 from hf_ci.lab.bench import Spec, appending, pool_of, read_records
 from hf_ci.lab.metrics import failed

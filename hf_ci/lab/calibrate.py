@@ -13,8 +13,8 @@ import numpy as np
 
 from hf_ci import __version__
 from hf_ci.detect import Contrast
-from hf_ci.detect.contrast import PROBES, excess
 from hf_ci.detect.calibration import Calibration, fit, kind_of
+from hf_ci.detect.contrast import PROBES, excess
 from hf_ci.errors import Inconclusive, UsageError
 from hf_ci.hub.names import is_folder
 from hf_ci.hub.target import sha256

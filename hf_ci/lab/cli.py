@@ -117,9 +117,7 @@ def poison(
 
     check_empty(out)
     bench = Workbench.open(data, base, device, anonymous_names=anonymous_names)
-    recipe = Recipe(
-        method, shots, seed, words, class_specific, "end", epochs, batch, optimiser, lr, poison_rate=rate
-    )
+    recipe = Recipe(method, shots, seed, words, class_specific, "end", epochs, batch, optimiser, lr, poison_rate=rate)
     made = make_poisoned(bench, recipe, attack, bench.target(target), out)
     keep_trigger(made.trigger, bench.test.images[0], out)
     _print(out, made.measured)
@@ -128,7 +126,8 @@ def poison(
 @app.command("demo")
 def demo(
     data: Annotated[str, typer.Option(help="Folder that holds cifar10 and flowers17.")],
-    out: Out, base: Base = "hf-ci-clip-64",
+    out: Out,
+    base: Base = "hf-ci-clip-64",
     seed: Seed = 0,
 ) -> None:
     """Make the demo adapters that ship with hf-ci."""

@@ -48,7 +48,9 @@ def test_a_poisoned_checkpoint_on_the_hub_is_scanned_converted_and_scanned_again
         uri = place["physicalLocation"]["artifactLocation"]["uri"]
         assert uri == "user/bad/seed1/prompt_learner/model.pth.tar-10"
 
-        converted = run("convert", "user/bad:seed1/prompt_learner/model.pth.tar-10", "--out", "peft", env=env, timeout=900)
+        converted = run(
+            "convert", "user/bad:seed1/prompt_learner/model.pth.tar-10", "--out", "peft", env=env, timeout=900
+        )
         assert converted.returncode == 0 and "cocoop" in converted.stdout, converted.stderr
     assert read_adapter(tmp_path / "peft").digest == read_adapter(DEMOS / "badclip").digest
     again = run("scan", "./peft", "--format", "json", timeout=900)
@@ -85,7 +87,9 @@ def test_adapters_below_a_folder_are_listed_and_named_by_a_pattern(adapter_folde
         shutil.copytree(adapter_folder, tmp_path / "many" / name)
     torch.save({"ctx": torch.zeros(4, 8)}, tmp_path / "many" / "c.pt")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(NothingToScan, match="no adapter at the root of many; found 3 below it: a, deep/b, c.pt.*'many/\\*\\*'"):
+    with pytest.raises(
+        NothingToScan, match="no adapter at the root of many; found 3 below it: a, deep/b, c.pt.*'many/\\*\\*'"
+    ):
         fetch_text("many")
     assert expand(["many/**", "many/a"]) == ["./many/a", "./many/deep/b", "./many/c.pt", "many/a"]
     assert expand(["many/nothing*", "demo:clean"]) == ["many/nothing*", "demo:clean"]

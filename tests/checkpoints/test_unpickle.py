@@ -103,7 +103,9 @@ def test_a_tensor_larger_than_its_storage_is_refused():
             content = whole.read(name)
             if name.endswith("data.pkl"):
                 assert b"K\x04t" in content
-                content = content.replace(b"K\x04t", b"J\x00\x00\x00\x10t").replace(b"K\x04\x85", b"J\x00\x00\x00\x10\x85")
+                content = content.replace(b"K\x04t", b"J\x00\x00\x00\x10t").replace(
+                    b"K\x04\x85", b"J\x00\x00\x00\x10\x85"
+                )
             archive.writestr(name, content)
     with pytest.raises(AdapterError, match="cannot be read"):
         unpickle(lying.getvalue(), "x.pt")

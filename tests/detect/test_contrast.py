@@ -91,7 +91,11 @@ def test_far_from_clean_prompts_more_is_left_undecided_and_photos_are_asked_for(
     score = (null.thresholds(4)["doubtful"] + null.thresholds(4, FAR)["doubtful"]) / 2
     share = NULL.usual["perturbation"].excess(score, FAR)
     verdict = judge([0.0, 0.0, share, 0.0], distance=FAR)
-    assert verdict.verdict == "inconclusive" and "--data" in verdict.reasons[-1] and "20% of the pool" in verdict.reasons[1]
+    assert (
+        verdict.verdict == "inconclusive"
+        and "--data" in verdict.reasons[-1]
+        and "20% of the pool" in verdict.reasons[1]
+    )
     near = NULL.usual["perturbation"].excess(score, 0.0)
     assert judge([0.0, 0.0, near, 0.0], distance=0.0).verdict == "clean"
 

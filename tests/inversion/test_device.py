@@ -8,8 +8,8 @@ import torch
 from making import made_adapter
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hf_ci.inversion.contrast import ContrastInversion
 from hf_ci.hub.base import EMBEDDED_FOLDER
+from hf_ci.inversion.contrast import ContrastInversion
 from hf_ci.inversion.probes import probes
 from hf_ci.prompts import BesideReferences, PromptedCLIP, load_clip, reference_adapter
 

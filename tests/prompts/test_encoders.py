@@ -46,7 +46,9 @@ def test_encoder_tensors_are_known_by_peft_names_too(folder, prefix):
     bring(folder, {prefix + PROJECTION: BASE[PROJECTION], prefix + "logit_scale": BASE["logit_scale"]})
     assert check_encoders(folder, EMBEDDED_FOLDER) == 2 and read_adapter(folder).method == "coop"
     bring(folder, {prefix + PROJECTION: changed()})
-    said = "encoder modified: 1 of 2 tensors differ from the base model's, largest difference 0.001: '.*visual_projection"
+    said = (
+        "encoder modified: 1 of 2 tensors differ from the base model's, largest difference 0.001: '.*visual_projection"
+    )
     with pytest.raises(AdapterError, match=said):
         check_encoders(folder, EMBEDDED_FOLDER)
 
@@ -126,7 +128,9 @@ def test_a_scan_says_that_they_are_equal_and_judges_nothing_where_they_are_not(f
     bring(folder, BASE | {PROJECTION: changed()}, ENCODERS)
     (result,) = (report := scan([str(folder)], QUICK)).results
     assert (result.verdict, report.exit_code, result.score) == ("inconclusive", 4, None)
-    assert re.search(rf"encoder modified: 1 of {len(BASE)} .* largest difference [\d.e-]+: '{PROJECTION}'", result.reasons[0])
+    assert re.search(
+        rf"encoder modified: 1 of {len(BASE)} .* largest difference [\d.e-]+: '{PROJECTION}'", result.reasons[0]
+    )
     (finding,) = json.loads(render(report, "sarif", lasting=False))["runs"][0]["results"]
     assert finding["ruleId"] == "modified-encoder" and finding["level"] == "error"
 

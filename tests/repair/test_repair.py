@@ -85,9 +85,7 @@ def test_unlearning_brings_the_answers_with_and_without_a_trigger_to_what_is_wan
 @pytest.fixture(scope="module")
 def repaired(tmp_path_factory):
     """The poisoned demo, repaired without labels on the built-in pool."""
-    run = Run(
-        ScanOptions(num_images=64, precision="fp32", cache=tmp_path_factory.mktemp("cache")), Quiet()
-    )
+    run = Run(ScanOptions(num_images=64, precision="fp32", cache=tmp_path_factory.mktemp("cache")), Quiet())
     return repair("demo:badclip", run, RepairOptions(rounds=2)), run
 
 
