@@ -18,8 +18,8 @@ from hf_ci.inversion.objective import margin
 from hf_ci.inversion.rounds import FEWEST
 from hf_ci.inversion.trigger import MASKS, LinfTrigger, masked_trigger
 
-FEWEST_MASKED = 2  # classes that are inverted whole, at least
-MASKED_IMAGES, MASKED_EPOCHS, MASKED_BATCH = 64, 2, 16
+# What is planted inside a mask is found in two long steps. With more of them free pixels reach what any prompt learned.
+MASKED = dict(num_images=64, batch=16, step=0.5, updates=2)
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class ContrastInversion:
     `reference_asr` where any reference answers c, `exclusive_asr` where the adapter alone does.
 
     family: what is reconstructed instead of a perturbation, free pixel values inside a mask; num_images: of the pool's
-    first; None: all.
+    first; None: all. updates: steps that are taken at most.
 
     model: pixels -> logits (B, C) through the adapter, and (B, K, C) through the references.
     """
@@ -48,25 +48,21 @@ class ContrastInversion:
     epochs: int = 1
     seed: int = 0
     steps: int | None = None
-
+    updates: int | None = None
     family: str = PERTURBATION
     num_images: int | None = None
 
     uses_reference = True
+    fewest = FEWEST
 
     @property
     def screening(self) -> ContrastInversion:
         return replace(self, steps=1)
 
     @property
-    def fewest(self) -> int:
-        return FEWEST if self.family == PERTURBATION else FEWEST_MASKED
-
-    @property
     def masks(self) -> tuple[ContrastInversion, ...]:
-        """What looks for triggers inside masks; each has fewer images, as what works there works on most."""
-        few = dict(num_images=MASKED_IMAGES, epochs=MASKED_EPOCHS, batch=MASKED_BATCH)
-        return tuple(replace(self, family=family, **few) for family in MASKS)
+        """What looks for triggers inside masks."""
+        return tuple(replace(self, family=family, **MASKED) for family in MASKS)
 
     def trigger(self, size: int) -> nn.Module:
         return LinfTrigger(size, self.epsilon) if self.family == PERTURBATION else masked_trigger(self.family, size)
@@ -76,7 +72,7 @@ class ContrastInversion:
         order = list(batches(len(images), c, self.seed, self.batch, self.epochs, images.device))
         rivals = nearest_rivals(model, c)
         if self.steps is None:
-            taken, rows, measured_against = order, torch.arange(len(images), device=images.device), None
+            taken, rows, measured_against = order[: self.updates], torch.arange(len(images), device=images.device), None
         else:
             taken, rows, measured_against = order[: self.steps], order[self.steps % len(order)], rivals
         trigger = self.trigger(images.shape[-1]).to(images.device)

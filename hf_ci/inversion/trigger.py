@@ -12,7 +12,7 @@ from torch import Tensor, nn
 # Families of triggers whose pixels are free inside a mask. A patch that works wherever it stands finds patches at any
 # place; masks for the corners and for the middle, tried beside it, found no more and were freer on clean adapters.
 MASKS = ("frame", "patch")
-FRAME, PATCH = 3 / 64, 10 / 64  # sides, as shares of the image's
+FRAME, PATCH = 4 / 64, 10 / 64  # sides, as shares of the image's
 
 
 class LinfTrigger(nn.Module):
