@@ -1,0 +1,59 @@
+"""One test for each known way to get a bad adapter past the scan, named after it. The real thing throughout."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from hf_ci.config import find_config
+from hf_ci.hub.target import DEMOS
+
+QUICK = ("--num-images", "32", "--format", "json")
+
+
+@pytest.fixture
+def poisoned(tmp_path) -> Path:
+    return Path(shutil.copytree(DEMOS / "badclip", tmp_path / "downloaded"))
+
+
+# ---------------------------------------------------------------- what judges comes along with what is judged
+
+FORGED = {
+    ".hf-ci.yaml": "scan: {min-share: 1.0, base: ./evil}\n",
+    "pyproject.toml": "[tool.hf-ci.scan]\nmin-share = 1.0\nbase = './evil'\n",
+}
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_the_adapters_own_folder_configures_its_judge(run, poisoned, name):
+    (poisoned / name).write_text(FORGED[name])
+    done = run("scan", ".", *QUICK, cwd=poisoned)
+    report = json.loads(done.stdout)
+    assert done.returncode == 1 and report["results"][0]["settings"]["given"] == {}
+    assert f"{name} was left out" in done.stderr and f"{name} was left out" in report["notes"][0]
+    assert "min-share:   # default" in run("config", cwd=poisoned).stdout
+    assert f"min-share: 1.0  # {name}" in run("--config", name, "config", cwd=poisoned).stdout
+
+
+def test_a_configuration_below_beside_or_linked_into_what_is_scanned_is_not_read(tmp_path, poisoned, monkeypatch):
+    (tmp_path / ".hf-ci.yaml").write_text("scan: {min-share: 1.0}\n")  # the user's own, around what was downloaded
+    monkeypatch.chdir(tmp_path)
+    assert find_config(words=["./downloaded"]).origin == ".hf-ci.yaml"
+    assert "was left out" in find_config(words=["--seed", "1", "."]).note
+    (tmp_path / "model.pth.tar-50").write_bytes(b"")
+    assert "was left out" in find_config(words=["model.pth.tar-50"]).note
+    (poisoned / "sub").mkdir()
+    (poisoned / "sub" / ".hf-ci.yaml").write_text("scan: {min-share: 1.0}\n")
+    monkeypatch.chdir(poisoned / "sub")
+    assert "was left out" in find_config(words=[".."]).note
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / ".hf-ci.yaml").symlink_to(poisoned / "sub" / ".hf-ci.yaml")
+    monkeypatch.chdir(tmp_path / "mine")
+    assert "was left out" in find_config().note
+    (tmp_path / "mine" / ".hf-ci.yaml").unlink()
+    (poisoned / "pyproject.toml").write_text("[project]\nname = 'x'\n")  # nothing of ours in it: no word about it
+    monkeypatch.chdir(poisoned)
+    assert find_config() == find_config(words=["."]) and not find_config().note
