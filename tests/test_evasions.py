@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from hf_ci.cards.safety import render_files
 from hf_ci.config import find_config
+from hf_ci.hub import fetch_text
 from hf_ci.hub.target import DEMOS
+from hf_ci.report import Report, ScannedFile, ScanResult, Timing
 
 QUICK = ("--num-images", "32", "--format", "json")
 
@@ -57,3 +60,28 @@ def test_a_configuration_below_beside_or_linked_into_what_is_scanned_is_not_read
     (poisoned / "pyproject.toml").write_text("[project]\nname = 'x'\n")  # nothing of ours in it: no word about it
     monkeypatch.chdir(poisoned)
     assert find_config() == find_config(words=["."]) and not find_config().note
+
+
+def test_a_forged_report_passes_the_check_of_card_and_badge(run, poisoned):
+    files = tuple(ScannedFile(path=p, sha256=s) for p, s in fetch_text(str(poisoned)).files)
+    forged = ScanResult(
+        target="downloaded",
+        files=files,
+        verdict="clean",
+        reasons=("no class can be forced that clean prompts withstand",),
+        timing=Timing(date="2026-01-02", seconds=1, num_processes=1, classes_from_cache=0),
+        exit_code=0,
+    )
+    for path, content in render_files(Report(results=(forged,)), b"# A\n", None).items():
+        (poisoned / path).parent.mkdir(exist_ok=True)
+        (poisoned / path).write_bytes(content)
+    quick = {"HF_CI_NUM_IMAGES": "64", "HF_CI_PRECISION": "fp32"}
+    for command in ("card", "badge"):
+        done = run(command, poisoned, "--check", env=quick)
+        assert done.returncode == 4 and done.stdout == "", done.stdout
+        assert "the report says clean, a scan here says backdoored ('frog')" in done.stderr
+    done = run("card", poisoned, "--check", env=quick | {"HF_CI_BASE": "org/not-to-be-had", "HF_HUB_OFFLINE": "1"})
+    assert done.returncode == 4 and "not verified" in done.stderr and done.stdout == ""
+    assert run("card", poisoned, "--write", env=quick).returncode == 0
+    done = run("badge", poisoned, "--check", env=quick)
+    assert done.returncode == 0, done.stderr
