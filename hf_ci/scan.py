@@ -28,7 +28,7 @@ from hf_ci.errors import (
     write_log,
 )
 from hf_ci.files import SCANNED
-from hf_ci.hub import BaseModel, Fetched, fetch_base, fetch_text, named_base
+from hf_ci.hub import BaseModel, Fetched, check_merged, fetch_base, fetch_text, named_base
 from hf_ci.hub.target import hashes, sha256
 from hf_ci.inversion import PERTURBATION, Done, Inversion, Job, check_cache, run_job
 from hf_ci.inversion.probes import PROBE_KINDS, Probed, passes
@@ -172,6 +172,7 @@ def examine(text: str, run: Run, fetch: Fetch = fetch_text) -> tuple[ScanResult,
         base = run.fetch_base(*named_base(adapter.base_model, adapter.base_revision, options.base))
         found |= dict(base_model=BaseModelRef(id=base.id, revision=base.revision))
         warnings += base_warnings(adapter, base)
+        warnings += [] if options.base else check_merged(adapter.base_model, adapter.base_revision, base)
         clip = run.clip(base.folder)
         check_fits(adapter, clip)
         warnings += encoder_warnings(fetched, base)

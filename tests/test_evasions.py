@@ -7,10 +7,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+from huggingface_hub import CommitOperationAdd, HfApi
 
 from hf_ci.cards.safety import render_files
 from hf_ci.config import find_config
+from hf_ci.dev.loopback import STRANGER_TOKEN, LoopbackHub
+from hf_ci.files import CONFIG
 from hf_ci.hub import fetch_text
+from hf_ci.hub.base import EMBEDDED_FOLDER
 from hf_ci.hub.target import DEMOS
 from hf_ci.report import Report, ScannedFile, ScanResult, Timing
 
@@ -85,3 +89,34 @@ def test_a_forged_report_passes_the_check_of_card_and_badge(run, poisoned):
     assert run("card", poisoned, "--write", env=quick).returncode == 0
     done = run("badge", poisoned, "--check", env=quick)
     assert done.returncode == 0, done.stderr
+
+
+# ---------------------------------------------------------------- a base model of the attacker's
+
+
+def test_a_base_from_an_unmerged_pull_request(run, tmp_path, poisoned):
+    """Anybody may open one on a well-known CLIP, and its commits are had by their shas like any other."""
+    base = {p.name: p.read_bytes() for p in EMBEDDED_FOLDER.iterdir() if p.is_file()}
+    with LoopbackHub() as hub:
+        merged = hub.add_repo("org/clip", base)
+        hub.commit("org/clip", {"README.md": b"# moved on\n"})
+        api = HfApi(endpoint=hub.url, token=STRANGER_TOKEN)
+        opened = api.create_commit(
+            "org/clip", [CommitOperationAdd("README.md", b"# mine\n")], commit_message="x", create_pr=True
+        )
+
+        def scanned(revision, *args):
+            config = json.loads((poisoned / CONFIG).read_text())
+            (poisoned / CONFIG).write_text(
+                json.dumps(config | {"base_model_name_or_path": "org/clip", "revision": revision})
+            )
+            done = run("scan", poisoned, *QUICK, "--no-cache", *args, env=hub.env(tmp_path / "home"))
+            return done.returncode, json.loads(done.stdout)["results"][0]
+
+        for revision in ("refs/pr/1", opened.oid):
+            code, result = scanned(revision)
+            assert code == 4 and f"names revision {revision[:40]} of org/clip" in result["reasons"][0]
+        code, result = scanned(opened.oid, "--base", f"org/clip@{opened.oid}")  # whoever says so has looked
+        assert code == 1 and result["base_model"]["revision"] == opened.oid
+        code, result = scanned(merged)
+        assert code == 1 and result["base_model"]["revision"] == merged
