@@ -23,7 +23,17 @@ from hf_ci.console import (
     write_stdout,
 )
 from hf_ci.dev.cli import app as dev
-from hf_ci.errors import EXIT_CLEAN, EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_USAGE, HfCiError, UsageError, write_log
+from hf_ci.errors import (
+    EXIT_CLEAN,
+    EXIT_INTERNAL,
+    EXIT_INTERRUPTED,
+    EXIT_USAGE,
+    HfCiError,
+    Inconclusive,
+    UsageError,
+    is_defect,
+    write_log,
+)
 from hf_ci.lab.cli import app as lab
 from hf_ci.lab.cli import calibrate_base
 from hf_ci.repair.cli import repair
@@ -193,6 +203,8 @@ def scan(
         raise UsageError("--dry-run says nothing without --push")
     targets, alone = without_lone_models(targets) if skip_others else (targets, [])
     targets = expand(folders_of(targets))
+    for target in targets:
+        check_exists(target)
     known = read_baseline(baseline) if baseline else frozenset()
     if push:
         check_pushable(targets)
@@ -211,6 +223,17 @@ def scan(
         write_file(path, render(report, name, lasting=save_trigger is not None))
     failed = push_results(report, push, dry_run) if push else 0
     raise typer.Exit(EXIT_CLEAN if skip_others and not results else report.exit_code or failed)
+
+
+def check_exists(target: str) -> None:
+    """Raises NothingToScan for what is no folder here and can be no repo, as a slip of the pen is: it is no adapter that could
+    be judged, or not. What may be either, its scan says."""
+    from hf_ci.hub import parse_target
+
+    try:
+        parse_target(target)
+    except Inconclusive:
+        pass
 
 
 app.command("run")(run)
@@ -240,6 +263,8 @@ def main() -> None:
     except CommandLineError as error:
         error.show()
         sys.exit(EXIT_USAGE)
-    except Exception as error:
+    except BaseException as error:
+        if not is_defect(error):
+            raise
         complain(f"internal error: {type(error).__name__}: {error}; please report it with {write_log()}")
         sys.exit(EXIT_INTERNAL)

@@ -13,7 +13,6 @@ Its JSON Schema is published as ``hf_ci/schema/config.schema.json``.
 from __future__ import annotations
 
 import os
-import re
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -26,10 +25,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from hf_ci.errors import UsageError
-from hf_ci.files import FILES
+from hf_ci.files import FILES, WEIGHTS_LIKE, most_bytes
 from hf_ci.settings import ScanOptions
 
-WEIGHTS_LIKE = re.compile(r"\.(safetensors|bin|pth|pt|ckpt|tar)\b")  # a file that may be scanned by itself
 CONFIG_FILE, PYPROJECT = ".hf-ci.yaml", "pyproject.toml"
 
 
@@ -136,12 +134,13 @@ def find_config(path: Path | None = None, words: Iterable[str] = ()) -> Found:
 
 def holds_settings(path: Path) -> bool:
     """Whether there may be any for us in it: most projects' pyproject.toml has none."""
-    return path.name == CONFIG_FILE or b"hf-ci" in path.read_bytes()
+    return path.name == CONFIG_FILE or path.stat().st_size > most_bytes(path.name) or b"hf-ci" in path.read_bytes()
 
 
 def came_with(path: Path, words: Iterable[str]) -> Path | None:
     """The folder around `path`, or around what it links to, that holds an adapter or is named among `words`."""
     named = {os.path.realpath(word) for word in words if os.path.isdir(word)}
+    # a file that may be scanned by itself stands for its folder
     named |= {os.path.realpath(Path(word).parent) for word in words if WEIGHTS_LIKE.search(word) and os.path.isfile(word)}
     around = [folder for file in (path.absolute(), path.resolve()) for folder in file.parents]
     holding = (f for f in around if os.path.realpath(f) in named or any(os.path.lexists(f / name) for name in FILES))

@@ -212,6 +212,8 @@ def write_back(report, fetched, to: str | None, dry_run: bool = False) -> str:
     from hf_ci.cards.badge import alternative
     from hf_ci.cards.safety import CARD, HEADLINES, PICTURE, picture_of, render_files, render_section
 
+    from hf_ci.hub.target import check_no_link
+
     (result,) = report.results
     picture = picture_of(result) or (fetched.read(PICTURE) if result.trigger else None)
     build = lambda card: render_files(report, card, picture)  # noqa: E731
@@ -219,7 +221,7 @@ def write_back(report, fetched, to: str | None, dry_run: bool = False) -> str:
         return difference(fetched, build(fetched.read(CARD)))
     if to is None:
         for path, content in build(fetched.read(CARD)).items():
-            file = fetched.folder / path
+            file = check_no_link(fetched.folder, path)
             file.parent.mkdir(exist_ok=True)
             write_file(file, content)
         return f"{fetched.target.text}: {alternative(result)}\n"
