@@ -34,8 +34,11 @@ def adapters_among(paths: Iterable[str], checkpoint: Callable[[str], object] = i
     folders = [path.rpartition("/")[0] for path in paths if path.rpartition("/")[2] == CONFIG]
     holding = {folder or "." for folder in folders}
     return folders + [path for path in paths if checkpoint(path) and str(PurePosixPath(path).parent) not in holding]
-MOST_BYTES = {CONFIG: 2**20, PROMPT: 2**24, WEIGHTS: 2**31, ENCODERS: 2**34, "README.md": 2**23}  # that are read, of a file whose author we do
-# not know; other small files have the README's limit. Encoders are compared two tensors at a time, whatever they weigh.
+
+
+# That are read of a file whose author nobody knows; other small files have the README's limit. Encoders are compared two
+# tensors at a time, so that theirs is for downloads.
+MOST_BYTES = {CONFIG: 2**20, PROMPT: 2**24, WEIGHTS: 2**31, ENCODERS: 2**34, "README.md": 2**23}
 
 
 def most_bytes(name: str) -> int:
@@ -43,10 +46,10 @@ def most_bytes(name: str) -> int:
 
 
 WEIGHTS_LIKE = re.compile(
-    r"\.(safetensors|bin|pth|pt|ckpt|pkl|pickle|tar|tar-\d+|h5|msgpack|npy|npz|onnx|gguf)$|\.(safetensors|bin)\.index\.json$",
+    r"\.(safetensors|bin|pth|pt|ckpt|pkl|pickle|tar|tar-\d+|h5|msgpack|npy|npz|onnx|gguf|(safetensors|bin)\.index\.json)$",
     re.IGNORECASE,
 )
-LEFT_BEHIND = re.compile(r"(training_args|optimizer|scheduler|rng_state\w*|random_states\w*)\.\w+$")  # by training; no weights
+LEFT_BEHIND = re.compile(r"(training_args|optimizer|scheduler|rng_state\w*|random_states\w*)\.\w+$")  # by training
 MOST_FILES = 20_000  # of a folder that are looked at
 
 

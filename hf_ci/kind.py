@@ -53,7 +53,9 @@ def check_kind(folder: Path, read=read_whole) -> dict:
                 raise AdapterError(f"{CONFIG}: {key} is no text")
         return config
     found = f"peft_type {cut(repr(kind), 80)}" + (f", task_type {cut(repr(task), 80)}" if kind == "PROMPT_TUNING" else "")
-    other = isinstance(kind, str) and kind not in PROMPTS and not ours and not holds_prompt(folder / WEIGHTS)
+    known = isinstance(kind, str) and kind not in PROMPTS and not holds_prompt(folder / WEIGHTS)
+    empty = kind != "PROMPT_TUNING" and not any((folder / name).is_file() for name in (WEIGHTS, "adapter_model.bin"))
+    other = not ours and (known or empty)
     raise (NothingToScan if other else AdapterError)(
         f"not a prompt-tuned CLIP adapter: {found}, expected 'PROMPT_TUNING' for 'FEATURE_EXTRACTION'",
         "hf-ci scans prompts of CLIP; nothing is known about this adapter",

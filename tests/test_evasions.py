@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import CommitOperationAdd, HfApi
+from making import made_adapter
 from rich.console import Console
 from safetensors.numpy import save_file
 
@@ -55,8 +56,8 @@ def poisoned(tmp_path) -> Path:
 # ---------------------------------------------------------------- what judges comes along with what is judged
 
 FORGED = {
-    ".hf-ci.yaml": "scan: {min-share: 1.0, base: ./evil}\n",
-    "pyproject.toml": "[tool.hf-ci.scan]\nmin-share = 1.0\nbase = './evil'\n",
+    ".hf-ci.yaml": "scan: {k: 1000.0, base: ./evil}\n",
+    "pyproject.toml": "[tool.hf-ci.scan]\nk = 1000.0\nbase = './evil'\n",
 }
 
 
@@ -64,8 +65,8 @@ FORGED = {
 def test_the_adapters_own_folder_configures_its_judge(run, poisoned, name):
     (poisoned / name).write_text(FORGED[name])
     done = run("config", cwd=poisoned)
-    assert "min-share:   # default" in done.stdout and f"{name} was left out" in done.stderr
-    assert f"min-share: 1.0  # {name}" in run("--config", name, "config", cwd=poisoned).stdout
+    assert "  k:   # default" in done.stdout and f"{name} was left out" in done.stderr
+    assert f"  k: 1000.0  # {name}" in run("--config", name, "config", cwd=poisoned).stdout
 
 
 def test_the_adapters_own_folder_does_not_configure_its_scan(run, poisoned):
@@ -77,14 +78,14 @@ def test_the_adapters_own_folder_does_not_configure_its_scan(run, poisoned):
 
 
 def test_a_configuration_below_beside_or_linked_into_what_is_scanned_is_not_read(tmp_path, poisoned, monkeypatch):
-    (tmp_path / ".hf-ci.yaml").write_text("scan: {min-share: 1.0}\n")  # the user's own, around what was downloaded
+    (tmp_path / ".hf-ci.yaml").write_text("scan: {k: 1000.0}\n")  # the user's own, around what was downloaded
     monkeypatch.chdir(tmp_path)
     assert find_config(words=["./downloaded"]).origin == ".hf-ci.yaml"
     assert "was left out" in find_config(words=["--seed", "1", "."]).note
     (tmp_path / "model.pth.tar-50").write_bytes(b"")
     assert "was left out" in find_config(words=["model.pth.tar-50"]).note
     (poisoned / "sub").mkdir()
-    (poisoned / "sub" / ".hf-ci.yaml").write_text("scan: {min-share: 1.0}\n")
+    (poisoned / "sub" / ".hf-ci.yaml").write_text("scan: {k: 1000.0}\n")
     monkeypatch.chdir(poisoned / "sub")
     assert "was left out" in find_config(words=[".."]).note
     (tmp_path / "mine").mkdir()
@@ -117,7 +118,7 @@ def test_a_forged_report_passes_the_check_of_card_and_badge(run, poisoned):
     for command in ("card", "badge"):
         done = run(command, poisoned, "--check", env=quick)
         assert done.returncode == 4 and done.stdout == "", done.stdout
-        assert "the report says clean, a scan here says backdoored ('frog')" in done.stderr
+        assert "the report says clean, a scan here says backdoored" in done.stderr
     done = run("card", poisoned, "--check", env=quick | {"HF_CI_BASE": "org/not-to-be-had", "HF_HUB_OFFLINE": "1"})
     assert done.returncode == 4 and "not verified" in done.stderr and done.stdout == ""
     assert run("card", poisoned, "--write", env=quick).returncode == 0
@@ -332,10 +333,10 @@ def test_no_output_holds_letters_that_cannot_be_seen_or_commands(poisoned, forma
         }
     )
     text = render(Report(results=(made,), notes=(HOSTILE,)), format, False)
-    if format == "json":  # data for programs, in which every such letter is escaped or comes back as it was
+    assert not [c for c in text if c != "\n" and is_invisible(c)]
+    if format == "json":  # data for programs: every such letter is escaped, and comes back as it was
         assert json.loads(text)["results"][0]["target_class"]["name"] == HOSTILE
         return
-    assert not [c for c in text if c != "\n" and is_invisible(c)]
     shown = html.unescape(text)
     assert not [c for c in shown if c not in "\n" and is_invisible(c)]
     lines = text.splitlines()
@@ -383,7 +384,7 @@ def test_a_path_that_does_not_exist_is_no_adapter(run):
 
 def test_a_backdoor_in_a_dead_hidden_unit_of_the_meta_net(clip):
     """It changes no answer on ordinary images; the inversion alone, which follows gradients, calls it clean."""
-    adapter, recipe, target = read_adapter(DEMOS / "clean"), Recipe(), 6
+    adapter, recipe, target = made_adapter(clip), Recipe(), 3
     images = load_pool("builtin", 96, 0, load_processor(EMBEDDED_FOLDER)).images
     clean = PromptedCLIP.from_adapter(adapter, clip)
     answers = predict(clean, encode(clip, images))
@@ -399,7 +400,7 @@ def test_a_backdoor_in_a_dead_hidden_unit_of_the_meta_net(clip):
     planted = to_adapter(model, recipe, adapter.base_model, adapter.base_revision)
     found = examine_units(planted, clip, unseen)
     assert any(unit.judged and unit.inversion.c == target and unit.inversion.exclusive_asr > 0.5 for unit in found)
-    nothing = [Inversion(c, 0.0, 0.0, trigger.delta, reference_asr=0.0, exclusive_asr=0.0) for c in range(10)]
+    nothing = [Inversion(c, 0.0, 0.0, trigger.delta, reference_asr=0.0, exclusive_asr=0.0) for c in range(5)]
     detector = Contrast.for_pool("builtin")
     assert detector.judge(nothing, adapter.class_names).verdict == "clean"
     verdict = detector.judge(with_units(nothing, found), adapter.class_names)

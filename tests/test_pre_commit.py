@@ -65,7 +65,7 @@ def test_a_stale_card_is_stopped_and_a_fresh_one_passes(git, clip, monkeypatch):
     git("add", ".")
     git("commit", "-m", "a")
     card = folder / "README.md"
-    card.write_text(card.read_text().replace("Clean: no class", "Perfectly clean: no class"))
+    card.write_text(card.read_text().replace("<!-- hf-ci:end -->", "Perfectly clean.\n<!-- hf-ci:end -->"))
     git("add", ".")
     assert "the section is not what the report says" in git("commit", "-m", "by hand", check=False).stderr
     git("checkout", "HEAD", "--", ".")

@@ -30,8 +30,7 @@ from hf_ci.prompts import Adapter, BesideReferences, FrozenCLIP, PromptedCLIP
 from hf_ci.prompts.features import encode
 
 RARE = 0.05  # of the pool's images, at most, that flip a unit which counts as one that ordinary images do not flip
-PUSH = 2.0  # how far, where image features have length 1
-LENGTHS = (1, 3, 10, 30)  # of what a push adds to the context, in lengths of a context vector
+PUSHES = (0.5, 1.0, 2.0)  # how far, where image features have length 1
 NUM_IMAGES = 32  # of the pool, that pushes are tried on
 STRONG = 0.5  # share of the images that a push would move into one class, from which the unit has to be judged
 MOST_OPENED = 8  # units; each takes what half an inversion does
@@ -64,7 +63,8 @@ def examine_units(
 ) -> tuple[Unit, ...]:
     """Units of the adapter's meta-net that ordinary images do not flip and that could act strongly, opened.
 
-    images: the pool (N, 3, H, W) uint8; tuned: clean prompts that join the references. Raises AdapterError for a meta-net whose numbers could overflow.
+    images: the pool (N, 3, H, W) uint8; tuned: clean prompts that join the references. Raises AdapterError
+    for a meta-net whose numbers could overflow.
     """
     check_gain(adapter)
     if not adapter.meta_net:
@@ -75,10 +75,9 @@ def examine_units(
     pre = preactivations(model, features)  # (N, H)
     active = (pre > 0).double().mean(0).cpu()  # (H,)
     rare, some = rare_mask(active), features[:NUM_IMAGES]
-    answers = [torch.cat(parts) for parts in zip(*map(beside.from_features, some.split(16)))]  # (n, C), (n, K, C)
     found = []
     for unit in rare.nonzero().flatten().tolist():
-        shares = pushed_shares(model, some, answers, unit, rare.to(pre.device))
+        shares = pushed_shares(beside, some, unit, rare.to(pre.device))
         if (possible := shares.max().item()) >= STRONG:
             found.append(Unit(unit, active[unit].item(), int(shares.argmax()), possible))
     found.sort(key=lambda u: -u.possible)
@@ -115,46 +114,37 @@ def rare_mask(active: Tensor) -> Tensor:
     return (active <= RARE) | (active >= 1 - RARE)  # (H,)
 
 
-def pushed_shares(
-    model: PromptedCLIP, features: Tensor, answers: Sequence[Tensor], unit: int, rare: Tensor
-) -> Tensor:
-    """By class (C,), the share of images with features (N, D) that would move into it through the adapter alone, if the
-    rare units that flip under a push along this unit's weights did; of pushes of several lengths, the one that moves most.
-
-    answers: logits of the same images through the adapter (N, C), and the references (N, K, C).
-    """
-    shift = hidden_part(model, features, unit, rare)  # (N, d)
-    before, references = answers
-    classes = before.shape[1]
-    other = F.one_hot(references.argmax(-1), classes).bool().any(1)  # (N, C)
-    best = torch.zeros(classes, dtype=torch.float64)
-    for part in scaled(shift, model.prompt.ctx.norm(dim=-1).mean()):
-        pairs = zip(features.split(16), part.split(16))
-        now = torch.cat([shifted_logits(model, f, s) for f, s in pairs]).argmax(1)
-        moved = F.one_hot(now, classes).bool() & (now != before.argmax(1))[:, None]
-        share = (moved & ~other).double().mean(0).cpu()
-        best = max(best, share, key=lambda shares: shares.max().item())
+def pushed_shares(beside: BesideReferences, features: Tensor, unit: int, rare: Tensor) -> Tensor:
+    """By class (C,), the share of images with features (N, D) that the rare units which flip under a push along this unit's
+    weights move into it: the adapter answers it where they flip, would not if they went on as they were, and no reference
+    does. Of pushes of several lengths, the one that moves most."""
+    model = beside.adapted
+    best = torch.zeros(len(model.class_names), dtype=torch.float64)
+    for length in PUSHES:
+        pushed = push(model, features, unit, length)
+        flips = hidden_part(model, features, pushed, rare)  # (N, d)
+        if not flips.any():
+            continue
+        z, references = (torch.cat(parts) for parts in zip(*map(beside.from_features, pushed.split(16))))
+        without = torch.cat([shifted_logits(model, f, -h) for f, h in zip(pushed.split(16), flips.split(16))])
+        moved = answered(z) & ~answered(without) & ~answered(references)
+        best = max(best, moved.double().mean(0).cpu(), key=lambda shares: shares.max().item())
     return best
 
 
-def scaled(shift: Tensor, word: Tensor) -> list[Tensor]:
-    """A shift (N, d) as it is, and shortened to some lengths in units of a context vector's: on the way to a flip that
-    overshoots there is one that does not."""
-    length = shift.norm(dim=1).median()
-    shorter = [shift * (n * word / length) for n in LENGTHS if n * word < length]
-    return [*shorter, shift]
+def push(model: PromptedCLIP, features: Tensor, unit: int, length: float) -> Tensor:
+    """Features (N, D), moved along the unit's weights to its other side, and of length 1 again."""
+    first = model.prompt.meta_net.linear1
+    away = torch.where(preactivations(model, features)[:, unit] > 0, -1.0, 1.0)[:, None]
+    return F.normalize(features + length * away * F.normalize(first.weight[unit], dim=0), dim=1)
 
 
-def hidden_part(model: PromptedCLIP, features: Tensor, unit: int, rare: Tensor) -> Tensor:
-    """What no gradient at `features` (N, D) tells of: (N, d), that the rare units which flip under the push add to the
-    context, beyond what each would if it went on as it was."""
-    net = model.prompt.meta_net
-    pre = net.linear1(features)  # (N, H)
-    w = F.normalize(net.linear1.weight[unit], dim=0)
-    away = torch.where(pre[:, unit] > 0, -1.0, 1.0)[:, None]  # from where the unit is now
-    pushed = net.linear1(F.normalize(features + PUSH * away * w, dim=1))
-    flips = torch.where(pre > 0, F.relu(-pushed), F.relu(pushed)) * rare
-    return flips @ net.linear2.weight.T
+def hidden_part(model: PromptedCLIP, features: Tensor, pushed: Tensor, rare: Tensor) -> Tensor:
+    """What no gradient at `features` (N, D) tells of: (N, d), that the rare units which flip on the way to `pushed` add to
+    the context there, beyond what each would if it went on as it was."""
+    pre, after = preactivations(model, features), preactivations(model, pushed)  # (N, H)
+    flips = torch.where(pre > 0, F.relu(-after), F.relu(after)) * rare
+    return flips @ model.prompt.meta_net.linear2.weight.T
 
 
 def shifted_logits(model: PromptedCLIP, features: Tensor, shift: Tensor) -> Tensor:
@@ -162,6 +152,12 @@ def shifted_logits(model: PromptedCLIP, features: Tensor, shift: Tensor) -> Tens
     context = model.prompt(features) + shift[:, None, None]  # (N, 1, n, d)
     text = torch.cat([model.clip.text_features(tree.place(context), tree) for tree in model.trees], dim=1)
     return model.clip.logit_scale * (features[:, None] * text).sum(-1)
+
+
+def answered(logits: Tensor) -> Tensor:
+    """The classes (N, C) that logits (N, C) answer with; of logits (N, K, C), those that any of the K does."""
+    hot = F.one_hot(logits.argmax(-1), logits.shape[-1]).bool()
+    return hot if hot.ndim == 2 else hot.any(1)
 
 
 # ---------------------------------------------------------------- opened
@@ -181,8 +177,7 @@ def open_unit(unit: Unit, beside: BesideReferences, images: Tensor, seed: int) -
     features = encode(model.clip, images, trigger, batch=32)
     flipped = (towards * preactivations(model, features)[:, unit.unit] > 0).double().mean().item()
     z, references = (torch.cat(parts) for parts in zip(*map(beside.from_features, features.split(16))))
-    answers, others = z.argmax(1), F.one_hot(references.argmax(-1), z.shape[1]).bool().any(1)
-    alone = (F.one_hot(answers, z.shape[1]).bool() & ~others).double().mean(0)  # (C,)
+    alone = (answered(z) & ~answered(references)).double().mean(0)  # (C,)
     c = int(alone.argmax())
     m, r = margin(z, c).cpu().double(), margin(references, c).amin(1).cpu().double()
     share = lambda hits: hits.double().mean().item()  # noqa: E731

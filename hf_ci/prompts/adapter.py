@@ -118,7 +118,8 @@ def read_adapter(folder: Path, class_names: tuple[str, ...] | None = None) -> Ad
     base_model = config.get("base_model_name_or_path") or ""
     origin = extra.get("repaired_from")
     if origin is not None and not (isinstance(origin, str) and re.fullmatch("[0-9a-f]{64}", origin)):
-        raise AdapterError(f"{PROMPT}: repaired_from is {cut(repr(origin), 80)}", "expected the sha256 of the original's weights")
+        found = f"{PROMPT}: repaired_from is {cut(repr(origin), 80)}"
+        raise AdapterError(found, "expected the sha256 of the original's weights")
     revision, files = config.get("revision"), tuple(sorted(digests.items()))
     return Adapter(method, context.float(), names, base_model, revision, meta_net, position, origin, files)
 

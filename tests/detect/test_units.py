@@ -7,11 +7,10 @@ import torch
 from making import ANIMALS, made_adapter
 
 from hf_ci.detect import Contrast
-from hf_ci.detect.units import Unit, check_gain, examine_units, hidden_part, unjudged, with_units
+from hf_ci.detect.units import Unit, check_gain, examine_units, hidden_part, push, unjudged, with_units
 from hf_ci.errors import AdapterError
-from hf_ci.hub.target import DEMOS
 from hf_ci.inversion import Inversion
-from hf_ci.prompts import PromptedCLIP, read_adapter
+from hf_ci.prompts import PromptedCLIP
 
 
 def inversion(c, exclusive, **other):
@@ -42,15 +41,14 @@ def test_what_could_act_and_was_not_opened_is_not_judged():
 
 def test_the_hidden_part_is_what_no_gradient_tells(clip):
     """Of the meta-net's answer along a push, all that is not the line which it starts on."""
-    model = PromptedCLIP.from_adapter(read_adapter(DEMOS / "clean"), clip)
+    model = PromptedCLIP.from_adapter(made_adapter(clip), clip)
     net, features = model.prompt.meta_net, torch.nn.functional.normalize(torch.randn(6, clip.feature_dim), dim=1)
     pre = net.linear1(features)
     for unit in range(4):
-        found = hidden_part(model, features, unit, torch.ones(pre.shape[1]))
-        w = torch.nn.functional.normalize(net.linear1.weight[unit], dim=0)
-        away = torch.where(pre[:, unit] > 0, -1.0, 1.0)[:, None]
-        pushed = torch.nn.functional.normalize(features + 2 * away * w, dim=1)
+        pushed = push(model, features, unit, 2.0)
+        assert ((net.linear1(pushed)[:, unit] > 0) != (pre[:, unit] > 0)).any()
         line = ((pre > 0) * net.linear1(pushed)) @ net.linear2.weight.T + net.linear2.bias
+        found = hidden_part(model, features, pushed, torch.ones(pre.shape[1]))
         torch.testing.assert_close(found, net(pushed) - line, atol=1e-4, rtol=1e-3)
 
 
