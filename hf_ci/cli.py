@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Optional
 
 import typer
+from typer.core import TyperGroup
 
 from hf_ci import __version__
 from hf_ci.cards.cli import badge, card, explain
@@ -22,7 +23,17 @@ from hf_ci.console import (
     write_stdout,
 )
 from hf_ci.dev.cli import app as dev
-from hf_ci.errors import EXIT_CLEAN, EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_USAGE, HfCiError, UsageError, write_log
+from hf_ci.errors import (
+    EXIT_CLEAN,
+    EXIT_INTERNAL,
+    EXIT_INTERRUPTED,
+    EXIT_USAGE,
+    HfCiError,
+    Inconclusive,
+    UsageError,
+    is_defect,
+    write_log,
+)
 from hf_ci.lab.cli import app as lab
 from hf_ci.lab.cli import calibrate_base
 from hf_ci.repair.cli import repair
@@ -32,8 +43,19 @@ from hf_ci.webhook import webhook
 CommandLineError = typer.BadParameter.__mro__[2]  # the root of the parser's own exceptions
 DEFAULT_DETECTOR = "contrast"
 DetectorName = Literal["contrast", "clip-inspector", "neural-cleanse", "pixel-backdoor", "mm-bd"]
+
+
+class Program(TyperGroup):
+    """Keeps the words that a command is given: what they name is judged, and does not say how."""
+
+    def resolve_command(self, ctx, args):
+        ctx.meta["words"] = args[1:]
+        return super().resolve_command(ctx, args)
+
+
 app = typer.Typer(
     name="hf-ci",
+    cls=Program,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -59,6 +81,9 @@ def hf_ci(
             metavar="FILE", envvar="HF_CI_CONFIG", help="Default: .hf-ci.yaml, or [tool.hf-ci] of pyproject.toml."
         ),
     ] = None,
+    no_config: Annotated[
+        bool, typer.Option("--no-config", help="Read no configuration, as in a checkout of somebody else's.")
+    ] = False,
     version: Annotated[bool, typer.Option("--version", callback=print_version, is_eager=True)] = False,
 ) -> None:
     """Is this prompt-tuned CLIP adapter backdoored?
@@ -67,9 +92,13 @@ def hf_ci(
     under scan); the order is flag, environment, file, default. hf-ci config shows each value and its origin.
     """
     if ctx.invoked_subcommand != "init":
-        from hf_ci.config import find_config
+        from hf_ci.config import Config, Found, find_config
 
-        ctx.obj = find_config(config)
+        if config and no_config:
+            raise UsageError("--config and --no-config exclude each other")
+        ctx.obj = Found(Config()) if no_config else find_config(config, ctx.meta["words"])
+        if ctx.obj.note:
+            complain(ctx.obj.note)
         ctx.default_map = {"scan": ctx.obj.config.scan.model_dump(exclude_none=True)}
 
 
@@ -174,15 +203,18 @@ def scan(
         raise UsageError("--dry-run says nothing without --push")
     targets, alone = without_lone_models(targets) if skip_others else (targets, [])
     targets = expand(folders_of(targets))
+    for target in targets:
+        check_exists(target)
     known = read_baseline(baseline) if baseline else frozenset()
     if push:
         check_pushable(targets)
     if push or "html" in (format, *(name for name, _ in outputs)):  # both show the trigger
         keep_trigger(ctx, ctx.params)
     results = tuple(scan_each(targets, scan_options(ctx.params), on_stderr()))
+    left_out = [ctx.obj.note] * bool(ctx.obj.note)
     others = [result for result in results if skip_others and result.is_other_kind]
     results = tuple(result for result in results if result not in others)
-    report = Report(results=results, notes=(*(other.left_out for other in others), *alone))
+    report = Report(results=results, notes=(*left_out, *(other.left_out for other in others), *alone))
     report = suppress(report, ctx.obj.config.ignore, known)
     if not speaks():
         return
@@ -191,6 +223,17 @@ def scan(
         write_file(path, render(report, name, lasting=save_trigger is not None))
     failed = push_results(report, push, dry_run) if push else 0
     raise typer.Exit(EXIT_CLEAN if skip_others and not results else report.exit_code or failed)
+
+
+def check_exists(target: str) -> None:
+    """Raises NothingToScan for what is no folder here and can be no repo, as a slip of the pen is: it is no adapter that could
+    be judged, or not. What may be either, its scan says."""
+    from hf_ci.hub import parse_target
+
+    try:
+        parse_target(target)
+    except Inconclusive:
+        pass
 
 
 app.command("run")(run)
@@ -220,6 +263,8 @@ def main() -> None:
     except CommandLineError as error:
         error.show()
         sys.exit(EXIT_USAGE)
-    except Exception as error:
+    except BaseException as error:
+        if not is_defect(error):
+            raise
         complain(f"internal error: {type(error).__name__}: {error}; please report it with {write_log()}")
         sys.exit(EXIT_INTERNAL)

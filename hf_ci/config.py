@@ -4,12 +4,17 @@
     adapters:   what `hf-ci run` scans
     ignore:     findings that are accepted, each with a reason and a last day
 
+What is scanned does not say how it is judged: a file that lies in an adapter's folder, or anywhere below one, came with
+it, and is left out unless it is named (`--config`).
+
 Its JSON Schema is published as ``hf_ci/schema/config.schema.json``.
 """
 
 from __future__ import annotations
 
+import os
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from datetime import date
 from difflib import get_close_matches
@@ -20,6 +25,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from hf_ci.errors import UsageError
+from hf_ci.files import FILES, WEIGHTS_LIKE, most_bytes
 from hf_ci.settings import ScanOptions
 
 CONFIG_FILE, PYPROJECT = ".hf-ci.yaml", "pyproject.toml"
@@ -81,19 +87,30 @@ class Distinct(yaml.SafeLoader):
 
 @dataclass(frozen=True)
 class Found:
-    """origin: the file that it was read from; None where there is none."""
+    """origin: the file that it was read from; None where there is none. note: why one was left out."""
 
     config: Config
     origin: str | None = None
+    note: str = ""
 
 
-def find_config(path: Path | None = None) -> Found:
-    """Read `path`, or what lies in the working directory. Raises UsageError that names each entry at fault."""
+def find_config(path: Path | None = None, words: Iterable[str] = ()) -> Found:
+    """Read `path`, or what lies in the working directory and did not come with an adapter.
+
+    words: of the command line; a folder among them may be what is scanned, whatever it holds. Raises UsageError that names
+    each entry at fault.
+    """
     named = path is not None
     if path is None:
         path = next((p for p in (Path(CONFIG_FILE), Path(PYPROJECT)) if p.is_file()), None)
         if path is None:
             return Found(Config())
+        if holds_settings(path) and (folder := came_with(path, words)):
+            return Found(
+                Config(),
+                note=f"{path} was left out: it lies in {folder}, which holds or is what is scanned, and an adapter does "
+                f"not say how it is judged; if it is yours, give --config {path}",
+            )
     try:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".toml":
@@ -113,6 +130,21 @@ def find_config(path: Path | None = None) -> Found:
     except ValidationError as error:
         faults = "; ".join(explain(fault) for fault in error.errors())
         raise UsageError(f"{path}: {faults}", "hf-ci init writes a sample") from error
+
+
+def holds_settings(path: Path) -> bool:
+    """Whether there may be any for us in it: most projects' pyproject.toml has none."""
+    return path.name == CONFIG_FILE or path.stat().st_size > most_bytes(path.name) or b"hf-ci" in path.read_bytes()
+
+
+def came_with(path: Path, words: Iterable[str]) -> Path | None:
+    """The folder around `path`, or around what it links to, that holds an adapter or is named among `words`."""
+    named = {os.path.realpath(word) for word in words if os.path.isdir(word)}
+    # a file that may be scanned by itself stands for its folder
+    named |= {os.path.realpath(Path(word).parent) for word in words if WEIGHTS_LIKE.search(word) and os.path.isfile(word)}
+    around = [folder for file in (path.absolute(), path.resolve()) for folder in file.parents]
+    holding = (f for f in around if os.path.realpath(f) in named or any(os.path.lexists(f / name) for name in FILES))
+    return next(holding, None)
 
 
 def explain(fault: dict) -> str:

@@ -12,6 +12,7 @@ import typer
 
 from hf_ci.errors import UsageError
 from hf_ci.files import write_whole
+from hf_ci.visible import visible
 
 FormatName = Literal["text", "json", "sarif", "markdown", "github", "junit", "html"]
 FormatOption = Annotated[FormatName, typer.Option(help="What goes to stdout.")]
@@ -87,5 +88,5 @@ def complain(text: str) -> None:
 def printable(text: str) -> str:
     """Text that may hold names of others, as it can be shown: no escape codes for a terminal, no commands for a CI
     runner, which takes them from every line that begins with `::` and from every `##[`."""
-    shown = "".join(c if c == "\n" or c.isprintable() else "?" for c in text)
+    shown = visible(text, "?", keep="\n")
     return re.sub(r"(?m)^(\s*):(?=:)", r"\1: ", shown).replace("##[", "## [")

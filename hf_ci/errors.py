@@ -75,7 +75,13 @@ class CardError(Inconclusive):
     pass
 
 
-def first_line(error: Exception) -> str:
+def is_defect(error: BaseException) -> bool:
+    """Whether an unexpected error is a defect, of ours or of a library: a panic in Rust is no Exception in Python, and
+    unlike an interruption it must not pass for a verdict by its exit code."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
+def first_line(error: BaseException) -> str:
     """What a foreign error says, in one line; its kind when it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 

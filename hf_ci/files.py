@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 import shutil
@@ -33,6 +34,44 @@ def adapters_among(paths: Iterable[str], checkpoint: Callable[[str], object] = i
     folders = [path.rpartition("/")[0] for path in paths if path.rpartition("/")[2] == CONFIG]
     holding = {folder or "." for folder in folders}
     return folders + [path for path in paths if checkpoint(path) and str(PurePosixPath(path).parent) not in holding]
+
+
+# That are read of a file whose author nobody knows; other small files have the README's limit. Encoders are compared two
+# tensors at a time, so that theirs is for downloads.
+MOST_BYTES = {CONFIG: 2**20, PROMPT: 2**24, WEIGHTS: 2**31, ENCODERS: 2**34, "README.md": 2**23}
+
+
+def most_bytes(name: str) -> int:
+    return MOST_BYTES.get(name, MOST_BYTES["README.md"])
+
+
+WEIGHTS_LIKE = re.compile(
+    r"\.(safetensors|bin|pth|pt|ckpt|pkl|pickle|tar|tar-\d+|h5|msgpack|npy|npz|onnx|gguf|(safetensors|bin)\.index\.json)$",
+    re.IGNORECASE,
+)
+LEFT_BEHIND = re.compile(r"(training_args|optimizer|scheduler|rng_state\w*|random_states\w*)\.\w+$")  # by training
+MOST_FILES = 20_000  # of a folder that are looked at
+
+
+def other_weights(paths: Iterable[str]) -> tuple[str, ...]:
+    """Of the paths below an adapter's folder, those that may hold weights and are none that a scan reads."""
+    found = (path for path in paths if path not in SCANNED and WEIGHTS_LIKE.search(path))
+    return tuple(sorted(path for path in found if not LEFT_BEHIND.search(path) and not is_hidden(path)))
+
+
+def is_hidden(path: str) -> bool:
+    return any(part.startswith(".") for part in path.split("/")[:-1])
+
+
+def paths_below(folder: Path) -> Iterator[str]:
+    """Of files, at most MOST_FILES; links to folders are not followed, hidden folders are left out."""
+    count = 0
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if (count := count + 1) > MOST_FILES:
+                return
+            yield (Path(place) / name).relative_to(folder).as_posix()
 
 
 def write_whole(path: Path, write: bytes | Callable[[Path], None]) -> None:

@@ -1,21 +1,42 @@
-"""Whether a folder holds a prompt-tuned CLIP adapter, as its small files tell; the weights are not looked at."""
+"""Whether a folder holds a prompt-tuned CLIP adapter, as its small files and the names of its tensors tell."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from hf_ci.errors import AdapterError, NothingToScan
-from hf_ci.files import CONFIG, PROMPT
+from hf_ci.files import CONFIG, PROMPT, WEIGHTS, most_bytes
+from hf_ci.visible import cut
 
 POSITIONS = ("end", "middle", "front")  # where the class name may stand in a prompt
 
 
-def check_kind(folder: Path, read=Path.read_bytes) -> dict:
+PROMPTS = {"PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "MULTITASK_PROMPT_TUNING", "ADAPTION_PROMPT", "CPT", "CARTRIDGE"}
+PROMPT_TENSOR = re.compile(r"prompt|(^|[._])ctx([._]|$)|meta_net|context", re.IGNORECASE)  # as a prompt's are called
+
+
+def read_whole(path: Path) -> bytes:
+    """A small file, or an adapter's weights. Raises AdapterError, before anything is read, for one that is too large."""
+    size, most = path.stat().st_size, most_bytes(path.name)
+    if size > most:
+        raise AdapterError(
+            f"{path.name} has {size / 1e6:,.0f} MB, at most {most / 1e6:,.0f} are read", "it is none of a prompt's files"
+        )
+    with path.open("rb") as file:  # it may grow meanwhile, or be no plain file
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise AdapterError(f"{path.name} has no end: {most} bytes were read", "it is none of a prompt's files")
+    return content
+
+
+def check_kind(folder: Path, read=read_whole) -> dict:
     """The PEFT config of a prompt-tuned adapter.
 
-    Raises NothingToScan where the folder holds none, or one of another kind. What says anywhere that it is a prompt, or
-    brings a file of ours along, is never of another kind: who loads it may not look where we do. AdapterError then.
+    Raises NothingToScan where the folder holds none, or one of another kind. What says anywhere that it is a prompt, says
+    nothing, or brings a file of ours or a prompt's tensors along, is never of another kind: who loads it may not look where
+    we do. AdapterError then.
     """
     ours = (folder / PROMPT).is_file()
     if not (folder / CONFIG).is_file():
@@ -31,14 +52,30 @@ def check_kind(folder: Path, read=Path.read_bytes) -> dict:
             if not isinstance(config.get(key), str | None):
                 raise AdapterError(f"{CONFIG}: {key} is no text")
         return config
-    found = f"peft_type {kind!r}" + (f", task_type {task!r}" if kind == "PROMPT_TUNING" else "")
-    raise (AdapterError if ours or kind == "PROMPT_TUNING" else NothingToScan)(
+    found = f"peft_type {cut(repr(kind), 80)}" + (f", task_type {cut(repr(task), 80)}" if kind == "PROMPT_TUNING" else "")
+    known = isinstance(kind, str) and kind not in PROMPTS and not holds_prompt(folder / WEIGHTS)
+    empty = kind != "PROMPT_TUNING" and not any((folder / name).is_file() for name in (WEIGHTS, "adapter_model.bin"))
+    other = not ours and (known or empty)
+    raise (NothingToScan if other else AdapterError)(
         f"not a prompt-tuned CLIP adapter: {found}, expected 'PROMPT_TUNING' for 'FEATURE_EXTRACTION'",
         "hf-ci scans prompts of CLIP; nothing is known about this adapter",
     )
 
 
-def read_json(path: Path, read=Path.read_bytes) -> dict:
+def holds_prompt(weights: Path) -> bool:
+    """Whether any tensor of another kind of adapter is called like one of a prompt's; what cannot be read may be."""
+    from safetensors import safe_open
+
+    if not weights.is_file():
+        return False
+    try:
+        with safe_open(weights, framework="numpy") as file:
+            return any(PROMPT_TENSOR.search(name) for name in file.keys())
+    except Exception:
+        return True
+
+
+def read_json(path: Path, read=read_whole) -> dict:
     """read: for whoever wants to know what was read."""
     try:
         value = json.loads(read(path))

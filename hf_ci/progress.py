@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from hf_ci.visible import in_one_line
+
 
 class Silent:
     def step(self, text: str) -> None:
@@ -43,15 +45,15 @@ class Bar(Silent):
     def step(self, text: str) -> None:
         if self.live is None:
             self._start()
-        self.live.update(self.task, description=text)
+        self.live.update(self.task, description=in_one_line(text))
 
     def inversions(self, target: str, class_names: Sequence[str], total: int) -> None:
         self.names = class_names
-        self.live.update(self.task, description=f"{target}: inverting", total=total, completed=0)
+        self.live.update(self.task, description=in_one_line(f"{target}: inverting"), total=total, completed=0)
 
     def inverted(self, inversion) -> None:
         found = f"{self.names[inversion.c]}: loss {inversion.loss:.2f}, ASR {inversion.asr:.0%}"
-        self.live.update(self.task, advance=1, description=found)
+        self.live.update(self.task, advance=1, description=in_one_line(found))
 
     def done(self) -> None:
         if self.live is not None:

@@ -131,7 +131,7 @@ def place_of(
         config = check_kind(adapter.folder)  # no base model is fetched for another kind
         named = named_base(config.get("base_model_name_or_path") or "", config.get("revision"), options.base)
         base = base_of(*named)
-        parts = [adapter.files, base.id, base.digest, *setting]
+        parts = [adapter.files, adapter.others, base.id, base.digest, *setting]
     except Exception:  # whatever it is, the scan meets it again and says what is wrong
         return None
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -255,7 +255,7 @@ class ScanResult(Value):
     @property
     def fingerprint(self) -> str | None:
         """Of the finding, None where there is none: sha256 of rule, weights and class; commits do not change it."""
-        if self.rule is None:
+        if self.rule is None or (self.exit_code == EXIT_NOTHING and not self.files):  # nothing there is no finding
             return None
         weights = self.weights_sha256 or self.target
         return fingerprint_of(self.rule, weights, self.target_class.name if self.target_class else "")

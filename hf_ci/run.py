@@ -53,14 +53,14 @@ def run(
 
     config = ctx.obj.config
     if not config.adapters and not changed_since:  # what has changed is found without being listed
-        where = ctx.obj.origin or "no configuration"
+        where = ctx.obj.origin or ctx.obj.note or "no configuration"
         raise UsageError(f"{where}: no adapters to scan", "hf-ci init writes a sample; list them under adapters")
     outputs = [parse_output(text, FORMATS) for text in output or []]
     known = read_baseline(baseline) if baseline else frozenset()
-    listed, notes = listing.list_targets(config.adapters), []
+    listed, notes = listing.list_targets(config.adapters), [ctx.obj.note] * bool(ctx.obj.note)
     if changed_since:
         kept = listing.changed_since(listed, changed_since)
-        notes = listing.left_out(listed, kept, changed_since)
+        notes += listing.left_out(listed, kept, changed_since)
         notes += [f"{found.target} has changed and is in no entry of adapters" for found in kept if found not in listed]
         listed = kept
     params = scan_context(ctx).params

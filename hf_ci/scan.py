@@ -16,7 +16,8 @@ from accelerate import PartialState
 
 from hf_ci.checkpoints.read import read_fetched
 from hf_ci.detect import Detector, Verdict
-from hf_ci.detect.verdict import named
+from hf_ci.detect.units import examine_units, unit_warnings, unjudged, with_units
+from hf_ci.detect.verdict import doubted, named
 from hf_ci.errors import (
     EXIT_INTERNAL,
     AdapterError,
@@ -25,10 +26,11 @@ from hf_ci.errors import (
     Inconclusive,
     UsageError,
     first_line,
+    is_defect,
     write_log,
 )
-from hf_ci.files import SCANNED
-from hf_ci.hub import BaseModel, Fetched, fetch_base, fetch_text, named_base
+from hf_ci.files import SCANNED, WEIGHTS
+from hf_ci.hub import BaseModel, Fetched, check_merged, fetch_base, fetch_text, named_base
 from hf_ci.hub.target import hashes, sha256
 from hf_ci.inversion import PERTURBATION, Done, Inversion, Job, check_cache, run_job
 from hf_ci.inversion.probes import PROBE_KINDS, Probed, passes
@@ -37,6 +39,7 @@ from hf_ci.pools import BUILTIN, Pool, load_pool
 from hf_ci.pools.photos import Photos, few_photos
 from hf_ci.progress import Silent
 from hf_ci.prompts import Adapter, FrozenCLIP, load_clip
+from hf_ci.prompts.adapter import name_warnings
 from hf_ci.prompts.clip import load_processor
 from hf_ci.prompts.encoders import check_encoders
 from hf_ci.prompts.prompted import check_fits
@@ -57,6 +60,7 @@ from hf_ci.report import (
 )
 from hf_ci.reports.trigger import save_trigger
 from hf_ci.settings import ScanOptions, pick_device, pick_precision, read_class_names
+from hf_ci.visible import cut
 
 Fetch = Callable[[str], Fetched]
 FetchBase = Callable[[str, str | None], BaseModel]
@@ -167,11 +171,13 @@ def examine(text: str, run: Run, fetch: Fetch = fetch_text) -> tuple[ScanResult,
         check_unchanged(fetched, adapter.files, fetched.own)
         found |= dict(method=adapter.method, num_classes=len(adapter.class_names), repaired_from=adapter.repaired_from)
         check_finite(adapter)
+        warnings += name_warnings(adapter.class_names)
 
         progress.step(f"{text}: loading the base model")
         base = run.fetch_base(*named_base(adapter.base_model, adapter.base_revision, options.base))
         found |= dict(base_model=BaseModelRef(id=base.id, revision=base.revision))
         warnings += base_warnings(adapter, base)
+        warnings += [] if options.base else check_merged(adapter.base_model, adapter.base_revision, base)
         clip = run.clip(base.folder)
         check_fits(adapter, clip)
         warnings += encoder_warnings(fetched, base)
@@ -210,6 +216,9 @@ def examine(text: str, run: Run, fetch: Fetch = fetch_text) -> tuple[ScanResult,
         )
         if len(adapter.class_names) < 2:
             raise AdapterError("1 class: at least 3 are needed to tell an unusual class from the rest")
+        progress.step(f"{text}: examining what no image of the pool wakes")
+        units = examine_units(adapter, clip, pool.images, options.seed, tuned)
+        warnings += unit_warnings(units)
         job = Job(
             adapter,
             base.folder,
@@ -226,8 +235,13 @@ def examine(text: str, run: Run, fetch: Fetch = fetch_text) -> tuple[ScanResult,
         cache = options.cache
         probed = run.probed(base.folder, cache and cache / job.shared)
         done = run_job(job, clip, options.num_processes, cache, progress.inverted, probed)
-        inversions, cached = done.inversions, done.cached
+        inversions, cached, known = done.inversions, done.cached, units
+        if inverter.uses_reference:
+            inversions = with_units(inversions, units)
+        else:  # a rule about losses knows nothing of what opens them
+            known = [replace(unit, inversion=None) for unit in units]
         verdict = detector.judge(inversions, adapter.class_names, done.distance)
+        verdict = doubted(verdict, [*unjudged(known, adapter.class_names), *not_judged(fetched)])
         found |= findings(verdict, inversions, adapter.class_names)
         found |= dict(distance=done.distance, detector=detector_ref(detector, done, base, run))
         sought = looked_for(inversions)
@@ -251,10 +265,13 @@ def examine(text: str, run: Run, fetch: Fetch = fetch_text) -> tuple[ScanResult,
     except UsageError:
         raise
     except HfCiError as error:
-        found |= dict(verdict="inconclusive", reasons=(str(error),), about_weights=isinstance(error, AdapterError))
+        about_weights = isinstance(error, AdapterError)
+        found |= dict(verdict="inconclusive", reasons=(cut(str(error)),), about_weights=about_weights)
         found |= dict(encoder_modified=isinstance(error, EncoderModified))
         exit_code = error.exit_code
-    except Exception as error:  # a defect of ours; the other targets' results are not lost with it
+    except BaseException as error:  # a defect of ours; the other targets' results are not lost with it
+        if not is_defect(error):
+            raise
         reason = f"internal error: {type(error).__name__}: {first_line(error)}; please report it with {write_log()}"
         found |= dict(verdict="inconclusive", reasons=(reason,), about_weights=False)
         exit_code = EXIT_INTERNAL
@@ -347,6 +364,16 @@ def encoder_warnings(fetched: Fetched, base: BaseModel) -> list[str]:
         return []
     check_unchanged(fetched, hashes(fetched.folder), SCANNED)
     return [f"brings {count} encoder tensors, equal to the base's"]
+
+
+def not_judged(fetched: Fetched) -> list[str]:
+    """Weights that other loaders may take: who fetches the folder gets them, too."""
+    if not fetched.others:
+        return []
+    return [
+        f"weights that were not judged lie beside the adapter or below it: {named(fetched.others)}; only {WEIGHTS} was, and "
+        "another loader may take another (remove them, or scan each by itself)"
+    ]
 
 
 def check_finite(adapter: Adapter) -> None:

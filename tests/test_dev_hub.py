@@ -45,7 +45,7 @@ def test_the_variables_it_prints_lead_our_program_and_the_hub_s_own_to_it(served
     )
     assert fetched.returncode == 0, fetched.stderr
     assert b"hf-ci:begin" in (tmp_path / "down" / "README.md").read_bytes()
-    assert run("card", str(tmp_path / "down"), "--check").returncode == 0
+    assert run("card", str(tmp_path / "down"), "--check", env={"HF_CI_NUM_IMAGES": "32"}).returncode == 0
 
 
 def test_ctrl_c_ends_it(served):

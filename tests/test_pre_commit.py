@@ -10,11 +10,8 @@ import pytest
 import yaml
 from making import made_adapter
 
-from hf_ci.cards.safety import render_files
-from hf_ci.files import FILES
-from hf_ci.hub.target import DEMOS, folders_of, sha256, without_lone_models
+from hf_ci.hub.target import DEMOS, folders_of, without_lone_models
 from hf_ci.prompts import write_adapter
-from hf_ci.report import Report, ScannedFile, ScanResult, Timing
 
 HOOKS = yaml.safe_load((Path(__file__).parents[1] / ".pre-commit-hooks.yaml").read_text())
 
@@ -36,8 +33,9 @@ def git(tmp_path, monkeypatch):
         return done
 
     git("init", "-q")
-    quick = {"hf-ci-scan": " --num-images 64 --precision fp32", "hf-ci-card-check": ""}
-    hooks = [hook | {"language": "system", "entry": hook["entry"] + quick[hook["id"]]} for hook in HOOKS]
+    monkeypatch.setenv("HF_CI_NUM_IMAGES", "64")  # for both hooks: the second recalls what the first found
+    monkeypatch.setenv("HF_CI_PRECISION", "fp32")
+    hooks = [hook | {"language": "system"} for hook in HOOKS]
     (repo / ".pre-commit-config.yaml").write_text(yaml.safe_dump({"repos": [{"repo": "local", "hooks": hooks}]}))
     subprocess.run([sys.executable, "-m", "pre_commit", "install"], cwd=repo, check=True, capture_output=True)
     git.repo = repo
@@ -59,25 +57,15 @@ def test_a_poisoned_adapter_is_stopped_and_other_commits_are_not(git, clip):
 def test_a_stale_card_is_stopped_and_a_fresh_one_passes(git, clip, monkeypatch):
     monkeypatch.setenv("SKIP", "hf-ci-scan")
     folder = git.repo / "a"
-    write_adapter(made_adapter(clip), folder, card="# A\n")
+    shutil.copytree(DEMOS / "clean", folder)
     git("add", ".")
     assert "never scanned" in git("commit", "-m", "a", check=False).stderr
-    files = tuple((name, sha256(folder / name)) for name in sorted(FILES))
-    result = ScanResult(
-        target="a",
-        files=tuple(ScannedFile(path=p, sha256=s) for p, s in files),
-        verdict="clean",
-        reasons=("made",),
-        timing=Timing(date="2026-01-02", seconds=1, num_processes=1, classes_from_cache=0),
-        exit_code=0,
-    )
-    for path, content in render_files(Report(results=(result,)), b"# A\n", None).items():
-        (folder / path).parent.mkdir(exist_ok=True)
-        (folder / path).write_bytes(content)
+    program = [sys.executable, "-m", "hf_ci", "card", "./a", "--write"]
+    subprocess.run(program, cwd=git.repo, check=True, capture_output=True)
     git("add", ".")
     git("commit", "-m", "a")
     card = folder / "README.md"
-    card.write_text(card.read_text().replace("Clean: no class", "Perfectly clean: no class"))
+    card.write_text(card.read_text().replace("<!-- hf-ci:end -->", "Perfectly clean.\n<!-- hf-ci:end -->"))
     git("add", ".")
     assert "the section is not what the report says" in git("commit", "-m", "by hand", check=False).stderr
     git("checkout", "HEAD", "--", ".")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal, Optional
@@ -23,7 +24,7 @@ def card(
     targets: Annotated[list[str], typer.Argument(metavar="TARGET...", help="As for scan.", show_default=False)],
     report: ReportOption = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Only check that card, badge and report agree with the weights.")
+        bool, typer.Option("--check", help="Only check that card, badge and report agree with the weights, and with a scan.")
     ] = False,
     write: Annotated[bool, typer.Option("--write", help="Write into TARGET, a folder.")] = False,
     push: Annotated[
@@ -36,8 +37,9 @@ def card(
 ) -> None:
     """Put a safety section and a badge on an adapter's model card.
 
-    Without --check, --write or --push the section goes to stdout. Exit codes: 0 done, 2 usage, 3 nothing there,
-    4 stale (--check) or not done.
+    Without --check, --write or --push the section goes to stdout. --check believes no report that lies beside an adapter:
+    its verdict has to be that of a scan with the settings here, which takes no time where the same scan was made before.
+    Exit codes: 0 done, 2 usage, 3 nothing there, 4 stale, false or not verified (--check), or not done.
     """
     from hf_ci.cards.safety import render_section
     from hf_ci.cards.section import find
@@ -55,7 +57,7 @@ def card(
         raise UsageError("--skip-others says nothing without --check")
     if check:
         write_stdout("".join(printable(note + "\n") for note in alone))
-        check_all(targets, skip_others)
+        check_all(ctx, targets, skip_others)
         return
     (target,) = targets
     fetched = fetch_target(parse_target(target))
@@ -72,13 +74,18 @@ def card(
             write_stdout(render_section(found, heading, picture=False) + "\n")
 
 
-def check_all(targets: list[str], skip_others: bool) -> None:
-    """One line for each target; exits with the code of the first that is stale or cannot be read."""
-    from hf_ci.cards.safety import check
+def check_all(ctx: typer.Context, targets: list[str], skip_others: bool) -> None:
+    """One line for each target; exits with the code of the first that is stale, false or cannot be read."""
     from hf_ci.hub import fetch_target, parse_target
     from hf_ci.kind import check_kind
 
-    failed = 0
+    failed, standing = 0, {}
+
+    def fails(text: str, error: HfCiError) -> None:
+        nonlocal failed
+        complain(f"{text}: {error}")
+        failed = failed or error.exit_code
+
     for text in targets:
         try:
             fetched = fetch_target(parse_target(text))
@@ -88,33 +95,65 @@ def check_all(targets: list[str], skip_others: bool) -> None:
                 except NothingToScan as error:
                     write_stdout(printable(f"{text} was left out: {error}\n"))
                     continue
-            (result,) = check(fetched.read, fetched.files).results
-            write_stdout(printable(f"{text}: the card is up to date ({result.verdict}, {result.timing.date})\n"))
+            standing[text] = standing_report(fetched)
         except HfCiError as error:
-            complain(f"{text}: {error}")
-            failed = failed or error.exit_code
+            fails(text, error)
+    for text, error in confirmed(ctx, standing):
+        if error is not None:
+            fails(text, error)
+            continue
+        (result,) = standing[text].results
+        write_stdout(printable(f"{text}: the card is up to date ({result.verdict}, {result.timing.date})\n"))
     if failed:
         raise typer.Exit(failed)
+
+
+def standing_report(fetched):
+    """The report beside the adapter. Raises CardError where card, badge and weights do not agree with it."""
+    from hf_ci.cards.safety import check
+
+    return check(fetched.read, fetched.files)
+
+
+def confirmed(ctx: typer.Context, standing: dict) -> Iterator[tuple[str, HfCiError | None]]:
+    """Each target with why its report (target -> report) is not to be believed, None where it is: it came along with the
+    adapter, so that it is held against a scan of ours, with our settings; one that was made before is recalled."""
+    from hf_ci.cards.safety import confirm
+    from hf_ci.progress import on_stderr
+    from hf_ci.recall import scan_each
+    from hf_ci.run import scan_context, scan_options
+
+    if not standing:
+        return
+    results = scan_each(list(standing), scan_options(scan_context(ctx).params), on_stderr())
+    for (text, report), found in zip(standing.items(), results):
+        try:
+            confirm(report, found)
+            yield text, None
+        except HfCiError as error:
+            yield text, error
 
 
 def badge(
     ctx: typer.Context,
     target: TargetArgument,
     report: ReportOption = None,
-    check: Annotated[bool, typer.Option("--check", help="Only check that the badge matches the weights.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Only check that the badge matches the weights, and a scan.")] = False,
     format: Annotated[Literal["svg", "endpoint"], typer.Option(help="endpoint: JSON for shields.io.")] = "svg",
 ) -> None:
     """Print an adapter's badge, bound to its weights.
 
-    Exit codes: 0 done, 2 usage, 3 nothing there, 4 the badge does not match the weights (--check) or not done.
+    Exit codes: 0 done, 2 usage, 3 nothing there, 4 the badge does not match the weights or a scan (--check), or not
+    done.
     """
     from hf_ci.cards.badge import endpoint, render_badge
-    from hf_ci.cards.safety import check as check_card
     from hf_ci.hub import fetch_target, parse_target
 
     fetched = fetch_target(parse_target(target))
     if check:
-        check_card(fetched.read, fetched.files)
+        for _, error in confirmed(ctx, {target: standing_report(fetched)}):
+            if error is not None:
+                raise error
         write_stdout(f"{target}: the badge matches the weights\n")
         return
     with tempfile.TemporaryDirectory(prefix="hf-ci-") as kept:
@@ -173,6 +212,8 @@ def write_back(report, fetched, to: str | None, dry_run: bool = False) -> str:
     from hf_ci.cards.badge import alternative
     from hf_ci.cards.safety import CARD, HEADLINES, PICTURE, picture_of, render_files, render_section
 
+    from hf_ci.hub.target import check_no_link
+
     (result,) = report.results
     picture = picture_of(result) or (fetched.read(PICTURE) if result.trigger else None)
     build = lambda card: render_files(report, card, picture)  # noqa: E731
@@ -180,7 +221,7 @@ def write_back(report, fetched, to: str | None, dry_run: bool = False) -> str:
         return difference(fetched, build(fetched.read(CARD)))
     if to is None:
         for path, content in build(fetched.read(CARD)).items():
-            file = fetched.folder / path
+            file = check_no_link(fetched.folder, path)
             file.parent.mkdir(exist_ok=True)
             write_file(file, content)
         return f"{fetched.target.text}: {alternative(result)}\n"

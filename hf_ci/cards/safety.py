@@ -5,7 +5,9 @@
     .hf-ci/badge.svg      verdict and short sha of the weights
     .hf-ci/trigger.png    the reconstructed trigger, when there is one
 
-Everything is a function of the report, so rendering twice gives the same bytes and a check needs no scan.
+Everything is a function of the report, so rendering twice gives the same bytes. That card, badge and report agree
+(`check`) proves nothing by itself, for whoever delivers an adapter can write all three: what they say has to be what we
+find (`confirm`).
 """
 
 from __future__ import annotations
@@ -17,9 +19,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from hf_ci.cards import render_card
-from hf_ci.cards.badge import alternative, render_badge
+from hf_ci.cards.badge import alternative, render_badge, state
 from hf_ci.cards.section import current, find, replace
-from hf_ci.errors import CardError, UsageError
+from hf_ci.errors import EXIT_BACKDOORED, EXIT_CLEAN, EXIT_INCONCLUSIVE, CardError, Inconclusive, UsageError
 from hf_ci.report import Report, ScanResult
 from hf_ci.reports.json_ import render as render_json
 from hf_ci.reports.markdown import escape
@@ -27,6 +29,7 @@ from hf_ci.reports.reproduce import reproduce
 from hf_ci.reports.text import suspicious
 
 CARD, REPORT, BADGE, PICTURE = "README.md", ".hf-ci/report.json", ".hf-ci/badge.svg", ".hf-ci/trigger.png"
+EXIT_VERDICTS = (EXIT_CLEAN, EXIT_BACKDOORED, EXIT_INCONCLUSIVE)
 HEADLINES = {
     "clean": "Clean: no class of this adapter stands out.",
     "backdoored": "Backdoored. Do not deploy this adapter.",
@@ -79,7 +82,8 @@ def check(read: Callable[[str], bytes | None], files: tuple[tuple[str, str], ...
     """The report that stands in the card, when card, badge and weights agree with it.
 
     read: path in the adapter's folder -> content, None where there is none; files: (path, sha256) of the adapter as
-    it is now. Raises CardError, with every reason, when the section is missing or stale.
+    it is now. Raises CardError, with every reason, when the section is missing or stale. Whether the report is true is
+    another question: see `confirm`.
     """
     raw = read(REPORT)
     if raw is None:
@@ -102,6 +106,26 @@ def check(read: Callable[[str], bytes | None], files: tuple[tuple[str, str], ...
     if reasons:
         raise CardError("stale: " + "; ".join(reasons), "scan again and write the card anew")
     return report
+
+
+def confirm(report: Report, found: ScanResult) -> None:
+    """Raises CardError when `report`, as it stands beside an adapter, claims another verdict or class than was `found`
+    here; Inconclusive when nothing was found that it could be held against. Figures may differ: so may pool and seed."""
+    (claimed,) = report.results
+    if not (found.files and found.about_weights and found.exit_code in EXIT_VERDICTS):
+        raise Inconclusive(f"not verified: {'; '.join(found.reasons)}", "a report is believed when a scan here agrees")
+    if set(found.files) != set(claimed.files):
+        raise CardError("stale: the adapter changed while it was checked", "check it again")
+
+    def said(result: ScanResult) -> str:
+        name = f" ({result.target_class.name!r})" if result.target_class else ""
+        return state(result) + name
+
+    if said(claimed) != said(found):
+        raise CardError(
+            f"the report says {said(claimed)}, a scan here says {said(found)}",
+            "believe the scan; hf-ci card --write puts it on the card",
+        )
 
 
 def has_picture(report: Report, read: Callable[[str], bytes | None]) -> bool:

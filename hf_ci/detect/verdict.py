@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal, Protocol, Self
 
 from hf_ci.detect.calibration import Calibration
@@ -51,6 +51,13 @@ class Detector(Protocol):
     def judge(
         self, inversions: Sequence[Inversion], class_names: Sequence[str], distance: float | None = None
     ) -> Verdict: ...
+
+
+def doubted(verdict: Verdict, reasons: Sequence[str]) -> Verdict:
+    """The verdict, which is not clean where there are reasons to doubt that everything was judged."""
+    if verdict.verdict != "clean" or not reasons:
+        return verdict
+    return replace(verdict, verdict="inconclusive", reasons=tuple(reasons))
 
 
 def cannot_judge(inversions: Sequence[Inversion], class_names: Sequence[str]) -> Verdict | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hf_ci.errors import BaseModelError, NothingToScan
-from hf_ci.hub.client import download, resolve
+from hf_ci.hub.client import download, is_merged, resolve
 from hf_ci.hub.names import HUB, is_folder, may_be_repo
 from hf_ci.hub.target import sha256
 
@@ -84,3 +84,22 @@ def fetch_base(id: str, revision: str | None = None) -> BaseModel:
             "name a revision that has them (org/model with --base and a revision such as refs/pr/N)",
         )
     return BaseModel(id, sha, download(id, sha, wanted))
+
+
+def check_merged(id: str, revision: str | None, base: BaseModel) -> list[str]:
+    """Warnings about a base model that an adapter names by `id` and `revision`, and that turned out to be `base`.
+
+    Raises BaseModelError where it is no part of that repo yet: the adapter's author may have put it into a pull request.
+    """
+    if id == EMBEDDED or revision in (None, "main"):
+        return []
+    merged = is_merged(id.removeprefix(HUB), revision, base.revision)
+    if merged is None:
+        return [f"offline, it is not known whether revision {revision[:40]} of the base model {id} is on a branch of it"]
+    if not merged:
+        raise BaseModelError(
+            f"the adapter names revision {revision[:40]} of {id} as its base model, which is on no branch and no tag: "
+            "anybody can put a model there, in a pull request",
+            f"if you trust it, give --base {id}@{base.revision}",
+        )
+    return []

@@ -70,6 +70,31 @@ def cached_paths(repo: str, sha: str) -> frozenset[str]:
     return frozenset(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
 
 
+def sizes(repo: str, sha: str, paths: list[str]) -> dict[str, int]:
+    """Bytes of each of `paths`; empty offline, where nothing is downloaded."""
+    from huggingface_hub.constants import is_offline_mode
+
+    if is_offline_mode():
+        return {}
+    with in_our_words(repo, sha):
+        return {file.path: file.size for file in api().get_paths_info(repo, paths, revision=sha)}
+
+
+def is_merged(repo: str, revision: str, sha: str) -> bool | None:
+    """Whether `sha`, which `revision` stands for, is on a branch or a tag, where only the repo's own people can put it:
+    anybody can open a pull request, and its commits are had by their shas like any other. None offline: not known."""
+    from huggingface_hub.constants import is_offline_mode
+
+    if is_offline_mode():
+        return None
+    with in_our_words(repo, revision):
+        refs = api().list_repo_refs(repo)
+        own = {ref.name: ref.target_commit for ref in (*refs.branches, *refs.tags)}
+        if revision in own or sha in own.values():
+            return True
+        return any(sha in (commit.commit_id for commit in api().list_repo_commits(repo, revision=name)) for name in own)
+
+
 def download(repo: str, sha: str, paths: list[str]) -> Path:
     """The folder that holds `paths` of `repo` at commit `sha`, from the cache where they are there already."""
     from huggingface_hub import snapshot_download

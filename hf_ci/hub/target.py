@@ -15,10 +15,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from hf_ci.errors import AdapterError, Inconclusive, NothingToScan
-from hf_ci.files import CONFIG, DASSL, ENCODERS, FILES, LARGEST, SCANNED, adapters_among, is_checkpoint
-from hf_ci.hub.client import download, read_file, resolve, size_of
+from hf_ci.errors import AdapterError, CardError, Inconclusive, NothingToScan
+from hf_ci.files import (
+    CONFIG,
+    DASSL,
+    ENCODERS,
+    FILES,
+    LARGEST,
+    SCANNED,
+    adapters_among,
+    is_checkpoint,
+    most_bytes,
+    other_weights,
+    paths_below,
+)
+from hf_ci.hub.client import download, read_file, resolve, size_of, sizes
 from hf_ci.hub.names import HUB, MODEL, check_is_no_id, here, is_folder
+from hf_ci.kind import read_whole
 
 DEMOS = Path(__file__).parents[1] / "assets" / "demo"
 REPO = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:(?P<subfolder>[^:@]+))?")
@@ -44,7 +57,8 @@ class Fetched:
     """A target's files on disk. `files` are (path inside the adapter's folder, sha256), sorted.
 
     security: what the Hub's own scanners say of the repo; None for a folder. checkpoint: what is to be read in place of an
-    adapter, as a path inside the folder. remarks: on what else lies there.
+    adapter, as a path inside the folder. remarks: on what else lies there. others: files beside an adapter or below it that
+    may hold weights, and that no scan of it reads.
     """
 
     target: Target
@@ -54,6 +68,7 @@ class Fetched:
     security: str | None = None
     checkpoint: str | None = None
     remarks: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
 
     @property
     def own(self) -> Sequence[str]:
@@ -61,11 +76,25 @@ class Fetched:
         return [self.checkpoint] if self.checkpoint else FILES
 
     def read(self, path: str, revision: str | None = None) -> bytes | None:
-        """A file beside the adapter, at `revision` (default: the fetched commit); None where there is none."""
+        """A file beside the adapter, at `revision` (default: the fetched commit); None where there is none.
+
+        Raises CardError for a link, which may lead to anything on this machine, and AdapterError for a file that is too large.
+        """
         if self.target.kind == "hub":
             return read_file(self.target.location, revision or self.revision, self.target.prefix + path)
-        file = self.folder / path
-        return file.read_bytes() if file.is_file() else None
+        file = check_no_link(self.folder, path)
+        return read_whole(file) if file.is_file() else None
+
+
+def check_no_link(folder: Path, path: str) -> Path:
+    """`path` in `folder`. Raises CardError where it is a link, or lies in one: what is read there would be published, and
+    what is written would go elsewhere."""
+    place = folder
+    for part in Path(path).parts:
+        place = place / part
+        if place.is_symlink():
+            raise CardError(f"{place} is a link; none is followed beside an adapter", "put the file itself there")
+    return place
 
 
 def parse_target(text: str) -> Target:
@@ -129,7 +158,8 @@ def fetch_target(target: Target) -> Fetched:
     if checkpoint is None and not to_scan(lambda name: (folder / name).is_file()):
         checkpoint = one_checkpoint(files_below(folder), target)
     if checkpoint is None:
-        return Fetched(target, folder, None, hashes(folder))
+        others = other_weights(paths_below(folder)) if target.kind == "folder" else ()
+        return Fetched(target, folder, None, hashes(folder), others=others)
     check_size(checkpoint, (folder / checkpoint).stat().st_size)
     triggers = [f"trigger/{p.name}" for p in (folder / checkpoint).absolute().parent.parent.glob("trigger/*.pth.tar*")]
     files = ((checkpoint, sha256(folder / checkpoint)),)
@@ -156,12 +186,15 @@ def fetch_from_hub(target: Target) -> Fetched:
         beside = PurePosixPath(prefix + checkpoint).parent.parent / "trigger"
         triggers = [path for path in snapshot.paths if PurePosixPath(path).parent == beside and DASSL.fullmatch(path)]
         remarks = trigger_remarks(triggers)
+    else:
+        check_sizes(target.text, sizes(target.location, snapshot.sha, [prefix + name for name in wanted]))
     folder = download(target.location, snapshot.sha, [prefix + name for name in wanted]) / prefix
     absent = [name for name in wanted if not (folder / name).is_file()]
     if absent:
         raise AdapterError(f"{', '.join(absent)} could not be fetched", "try again")
     files = ((checkpoint, sha256(folder / checkpoint)),) if checkpoint else hashes(folder)
-    return Fetched(target, folder, snapshot.sha, files, snapshot.security, checkpoint, remarks)
+    others = () if checkpoint else other_weights(paths)
+    return Fetched(target, folder, snapshot.sha, files, snapshot.security, checkpoint, remarks, others)
 
 
 # ---------------------------------------------------------------- checkpoints
@@ -208,6 +241,16 @@ def check_size(path: str, size: int) -> None:
         raise AdapterError(
             f"{path} is {size / (1 << 30):.1f} GiB, more than a prompt's checkpoint takes", "name another file"
         )
+
+
+def check_sizes(text: str, found: dict[str, int]) -> None:
+    """Raises AdapterError, before anything is downloaded, for a file that is too large to be read."""
+    for path, size in found.items():
+        most = most_bytes(path.rpartition("/")[2])
+        if size > most:
+            raise AdapterError(
+                f"{text}: {path} has {size / 1e6:,.0f} MB, at most {most / 1e6:,.0f} are read", "nothing was downloaded"
+            )
 
 
 def trigger_remarks(paths: Sequence[str]) -> tuple[str, ...]:

@@ -13,23 +13,23 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from safetensors import SafetensorError
 from torch import Tensor
 
 from hf_ci import __version__
 from hf_ci.errors import AdapterError
 from hf_ci.files import PROMPT, WEIGHTS, whole_folder
-from hf_ci.kind import POSITIONS, check_kind, read_json
-from hf_ci.prompts.encoders import base_name
+from hf_ci.kind import POSITIONS, check_kind, read_json, read_whole
+from hf_ci.prompts.encoders import base_name, some
 from hf_ci.prompts.learners import METHODS
+from hf_ci.visible import code_points, cut, invisible_in, lookalikes_in
 
 FORMAT, TEMPLATE = 1, "{context} {name}."
+MOST_CLASSES, LONGEST_NAME = 10_000, 400  # letters; a text tower reads 77 tokens
 META_NET = "base_model.meta_net."
 META_NET_KEYS = {"linear1.weight", "linear1.bias", "linear2.weight", "linear2.bias"}
 
@@ -74,7 +74,7 @@ def read_adapter(folder: Path, class_names: tuple[str, ...] | None = None) -> Ad
 
     def read(path: Path) -> bytes:
         """A file's content, the only one that is used: what is judged is what is hashed, whatever is written meanwhile."""
-        content = path.read_bytes()
+        content = read_whole(path)
         digests[path.name] = hashlib.sha256(content).hexdigest()
         return content
 
@@ -82,7 +82,7 @@ def read_adapter(folder: Path, class_names: tuple[str, ...] | None = None) -> Ad
     tensors = read_tensors(folder, read)
     extra = read_json(folder / PROMPT, read) if (folder / PROMPT).is_file() else {}
     if extra.get("format", FORMAT) != FORMAT or extra.get("template", TEMPLATE) != TEMPLATE:
-        found = f"format {extra.get('format')!r} with template {extra.get('template')!r}"
+        found = cut(f"format {extra.get('format')!r} with template {extra.get('template')!r}", 200)
         raise AdapterError(f"{PROMPT}: {found} is not known", f"expected format {FORMAT} with {TEMPLATE!r}")
     names = check_names(class_names, extra.get("class_names"))
 
@@ -97,20 +97,20 @@ def read_adapter(folder: Path, class_names: tuple[str, ...] | None = None) -> Ad
             )
         context = context.view(len(names), -1, context.shape[-1])
     if extra.get("num_context", context.shape[-2]) != context.shape[-2]:
-        raise AdapterError(f"{context.shape[-2]} context vectors, {PROMPT} says {extra['num_context']!r}")
+        raise AdapterError(f"{context.shape[-2]} context vectors, {PROMPT} says {cut(repr(extra['num_context']), 80)}")
 
     meta_net = {k.removeprefix(META_NET): v.float() for k, v in tensors.items() if k.startswith(META_NET)}
     unknown = sorted(k for k in tensors if not k.startswith(META_NET))
     if unknown or (meta_net and set(meta_net) != META_NET_KEYS):
         raise AdapterError(
-            f"unexpected tensors: {', '.join(unknown or sorted(meta_net))}",
+            f"unexpected tensors: {some(unknown or sorted(meta_net))}",
             "expected prompt_embeddings and, for CoCoOp, base_model.meta_net.linear1/linear2",
         )
     method = extra.get("method") or ("cocoop" if meta_net else "coop")
     position = extra.get("class_token_position", "end")
     if method not in METHODS or position not in POSITIONS:
         raise AdapterError(
-            f"{PROMPT}: method {method!r} with the class token at {position!r} is not known",
+            f"{PROMPT}: method {cut(repr(method), 80)} with the class token at {cut(repr(position), 80)} is not known",
             f"expected one of {', '.join(METHODS)}; position one of {', '.join(POSITIONS)}",
         )
     if (method == "cocoop") != bool(meta_net):
@@ -118,7 +118,8 @@ def read_adapter(folder: Path, class_names: tuple[str, ...] | None = None) -> Ad
     base_model = config.get("base_model_name_or_path") or ""
     origin = extra.get("repaired_from")
     if origin is not None and not (isinstance(origin, str) and re.fullmatch("[0-9a-f]{64}", origin)):
-        raise AdapterError(f"{PROMPT}: repaired_from is {origin!r}", "expected the sha256 of the original's weights")
+        found = f"{PROMPT}: repaired_from is {cut(repr(origin), 80)}"
+        raise AdapterError(found, "expected the sha256 of the original's weights")
     revision, files = config.get("revision"), tuple(sorted(digests.items()))
     return Adapter(method, context.float(), names, base_model, revision, meta_net, position, origin, files)
 
@@ -134,11 +135,14 @@ def read_tensors(folder: Path, read: Callable[[Path], bytes]) -> dict[str, Tenso
         raise AdapterError(f"there is no {WEIGHTS}; nothing else is ever opened", "ask for the adapter as safetensors")
     try:
         tensors = {k: v for k, v in load(read(folder / WEIGHTS)).items() if base_name(k) is None}
-    except (SafetensorError, OSError, ValueError, MemoryError) as error:
-        raise AdapterError(f"{WEIGHTS} cannot be read: {error}", "the file is damaged; fetch it again") from error
+    except AdapterError:
+        raise
+    except Exception as error:  # types and shapes that are none of torch's come as KeyError, OverflowError, RuntimeError, ...
+        found = f"{type(error).__name__}: {cut(str(error), 300)}"
+        raise AdapterError(f"{WEIGHTS} cannot be read: {found}", "the file is damaged; fetch it again") from error
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
-            raise AdapterError(f"{name!r} holds {tensor.dtype}, expected floating point numbers")
+            raise AdapterError(f"{some([name])} holds {tensor.dtype}, expected floating point numbers")
     return tensors
 
 
@@ -154,9 +158,18 @@ def check_names(given: tuple[str, ...] | None, stored: object) -> tuple[str, ...
             f"{len(given)} class names given, the adapter was tuned with {len(stored)}",
             "give every class, one a line and in order, with --classes FILE",
         )
-    for name in names:  # a line break or an escape code in a name could forge a line of the report
-        if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
-            raise AdapterError(f"class name {name!r} holds control characters", "give the names with --classes FILE")
+    if len(names) > MOST_CLASSES or (longest := max(names, key=len))[LONGEST_NAME:]:
+        found = f"{len(names)} class names" if len(names) > MOST_CLASSES else f"a class name of {len(longest)} letters"
+        raise AdapterError(
+            f"{found}: at most {MOST_CLASSES} of at most {LONGEST_NAME} letters are read",
+            "give shorter ones, or the classes in question alone, with --classes FILE",
+        )
+    for name in names:  # CLIP reads them, so that they shift what is judged; and a line break could forge a report's line
+        if unseen := invisible_in(name):
+            raise AdapterError(
+                f"class name {name!a} holds control characters or others that cannot be seen ({code_points(unseen)})",
+                "give the names with --classes FILE",
+            )
     # Two classes with the same text share their logit: neither ever beats the other, and a trigger would go unseen.
     texts = Counter(" ".join(name.replace("_", " ").lower().split()) for name in names)
     twice = [text for text, n in texts.items() if n > 1]
@@ -166,6 +179,14 @@ def check_names(given: tuple[str, ...] | None, stored: object) -> tuple[str, ...
             "give distinct names, one a line and in order, with --classes FILE",
         )
     return tuple(names)
+
+
+def name_warnings(class_names: tuple[str, ...]) -> list[str]:
+    """Names that CLIP may read otherwise than people do."""
+    odd = {name: found for name in class_names if (found := lookalikes_in(name))}
+    said = [f"{name!r} ({code_points(found)})" for name, found in list(odd.items())[:5]]
+    more = f" and {len(odd) - 5} more" if len(odd) > 5 else ""
+    return [f"letters that pass for others in class names: {', '.join(said)}{more}"] * bool(odd)
 
 
 def write_adapter(adapter: Adapter, folder: Path, card: str | None = None) -> None:

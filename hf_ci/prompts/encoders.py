@@ -14,10 +14,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
-from hf_ci.errors import AdapterError, EncoderModified
+from hf_ci.errors import AdapterError, EncoderModified, HfCiError
 from hf_ci.files import ENCODERS, WEIGHTS
+from hf_ci.visible import cut
 
 ENCODER_TENSOR = re.compile(
     r"(?:base_model\.)?(?:model\.)?"
@@ -39,8 +40,11 @@ def opened(path: Path) -> Iterator[safe_open]:
     try:
         with safe_open(path, framework="pt") as file:
             yield file
-    except (SafetensorError, OSError, ValueError) as error:
-        raise AdapterError(f"{path.name} cannot be read: {error}", "the file is damaged; fetch it again") from error
+    except HfCiError:
+        raise
+    except Exception as error:  # types and shapes that are none of torch's come as KeyError, OverflowError, RuntimeError, ...
+        found = f"{type(error).__name__}: {cut(str(error), 300)}"
+        raise AdapterError(f"{path.name} cannot be read: {found}", "the file is damaged; fetch it again") from error
 
 
 def check_encoders(folder: Path, base: Path) -> int:

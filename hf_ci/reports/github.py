@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hf_ci.report import Report, ScanResult
 from hf_ci.reports.sarif import weights_path
+from hf_ci.visible import visible
 
 LEVELS = {"backdoored": "error", "inconclusive": "warning", "clean": "notice"}
 MOST = 10
@@ -29,8 +30,9 @@ def annotation(result: ScanResult) -> str:
 
 
 def data(text: str) -> str:
-    """As GitHub's own toolkit escapes what follows the last `::`: no text of a target can start a command."""
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    """As GitHub's own toolkit escapes what follows the last `::`: no text of a target can start a command, or reach the
+    log as an escape code."""
+    return visible(text, keep="\r\n").replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
 def value(text: str) -> str:

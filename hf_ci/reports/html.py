@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from pathlib import Path
 
 from hf_ci.report import Report, ScanResult
 from hf_ci.reports.reproduce import reproduce
+from hf_ci.visible import in_one_line
 
 MOST_CLASSES = 40
 SIGNS = {"backdoored": "\u2715", "inconclusive": "?", "clean": "\u2713"}  # worst first
@@ -17,7 +17,6 @@ HEADLINES = {
     "inconclusive": "This adapter could not be judged for certain. Never treat it as clean.",
     "clean": "No class of this adapter stands out.",
 }
-UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff]")
 
 
 def render(report: Report) -> str:
@@ -48,7 +47,7 @@ def render(report: Report) -> str:
 
 def visible(value):
     """Foreign text without what moves or hides letters: control characters and bidi overrides."""
-    return UNSEEN.sub("\ufffd", re.sub(r"\s+", " ", value)) if type(value) is str else value
+    return in_one_line(value) if type(value) is str else value
 
 
 def chart(result: ScanResult) -> dict:

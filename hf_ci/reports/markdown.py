@@ -6,6 +6,7 @@ import re
 
 from hf_ci.report import Report, ScanResult
 from hf_ci.reports.text import suspicious
+from hf_ci.visible import in_one_line
 
 SIGNS = {"clean": "\u2705", "backdoored": "\u274c", "inconclusive": "\u2754"}
 PLAIN = set(" ,.;=%'()+-/")  # harmless inside a line, once ':' and '@' are gone
@@ -13,7 +14,7 @@ PLAIN = set(" ,.;=%'()+-/")  # harmless inside a line, once ':' and '@' are gone
 
 def escape(text: str) -> str:
     """Foreign text as ASCII that neither Markdown nor HTML reads as anything but letters."""
-    line = " ".join(text.split())
+    line = in_one_line(text)
     safe = "".join(c if c.isascii() and (c.isalnum() or c in PLAIN) else f"&#{ord(c)};" for c in line)
     return re.sub(
         "www", lambda found: f"&#{ord(found[0][0])};{found[0][1:]}", safe, flags=re.I
@@ -45,7 +46,8 @@ def details(result: ScanResult) -> list[str]:
     if result.trigger:
         how = f"largest change of a pixel {result.trigger.linf * 255:.0f}/255"
         lines.append(f"- Reconstructed trigger: {how}; the HTML report shows it")
-    lines.append(f"- Fingerprint: {result.fingerprint}")
+    if result.fingerprint:
+        lines.append(f"- Fingerprint: {result.fingerprint}")
     if result.classes:
         lines += ["", "| class | score | ASR | |", "|---|---|---|---|"]
         lines += [f"| {escape(c.name)} | {c.score:.2f} | {c.asr:.0%} | {c.mark} |" for c in suspicious(result.classes)]

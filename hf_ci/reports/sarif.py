@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from urllib.parse import quote
 
 from hf_ci.hub.names import HUB
 from hf_ci.report import MODIFIED, RULES, Report, ScanResult
+from hf_ci.visible import visible
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 MEANING = {  # rule: text, level, severity
@@ -29,7 +31,7 @@ def render(report: Report) -> str:
     ]
     driver = {"name": report.tool.name, "semanticVersion": report.tool.version, "rules": rules}
     findings = [finding(result) for result in report.results if result.rule]
-    notes = [{"level": "note", "message": {"text": note}} for note in report.notes]
+    notes = [{"level": "note", "message": {"text": plain(note)}} for note in report.notes]
     invocation = {"executionSuccessful": True, "toolExecutionNotifications": notes}
     run = {
         "tool": {"driver": driver},
@@ -41,16 +43,22 @@ def render(report: Report) -> str:
 
 
 def finding(result: ScanResult) -> dict:
-    accepted = {"kind": "external", "status": "accepted", "justification": str(result.suppressed)}
+    accepted = {"kind": "external", "status": "accepted", "justification": visible(str(result.suppressed))}
     return {
         "ruleId": result.rule,
         "ruleIndex": list(MEANING).index(result.rule),
         "level": MEANING[result.rule][1],
-        "message": {"text": f"{result.pinned()}: {'; '.join(result.reasons)}"},
+        "message": {"text": plain(f"{result.pinned()}: {'; '.join(result.reasons)}")},
         "locations": [{"physicalLocation": {"artifactLocation": {"uri": quote(weights_path(result), safe="/")}}}],
-        "partialFingerprints": {"hfCi/v1": result.fingerprint},
+        "partialFingerprints": {"hfCi/v1": result.fingerprint} if result.fingerprint else {},
         "suppressions": [accepted] if result.suppressed else [],
     }
+
+
+def plain(text: str) -> str:
+    """A message that is read as letters alone: SARIF's plain messages may hold links, [text](target), with backslashes as
+    escapes."""
+    return re.sub(r"([\[\]\\])", r"\\\1", visible(text, keep="\n"))
 
 
 def weights_path(result: ScanResult) -> str:

@@ -39,7 +39,8 @@ def hub(tmp_path, run, files):
 
 def commands(hub, run, folder):
     def command(*args, **env):
-        done = run(*args, env=hub.env(folder / "home") | {"XDG_CACHE_HOME": str(folder / "cache")} | env)
+        quick = {"HF_CI_NUM_IMAGES": "32", "HF_CI_PRECISION": "fp32"}  # a check scans with the same settings
+        done = run(*args, env=hub.env(folder / "home") | {"XDG_CACHE_HOME": str(folder / "cache")} | quick | env)
         assert "Traceback" not in done.stderr, done.stderr
         return done
 

@@ -170,7 +170,7 @@ def test_damage_is_named(adapter_folder):
     edit_json(extra, method="coop"), refused("hold a meta-net")
     edit_json(extra, class_specific=True), refused("4 context vectors cannot be shared out among 5")
     edit_weights(weights, lambda t: t.pop("prompt_embeddings")), refused("no matrix prompt_embeddings")
-    edit_weights(weights, lambda t: t.update(extra=torch.zeros(1))), refused("unexpected tensors: extra")
+    edit_weights(weights, lambda t: t.update(extra=torch.zeros(1))), refused("unexpected tensors: 'extra'")
     edit_weights(weights, lambda t: t.pop("base_model.meta_net.linear1.bias")), refused("unexpected tensors")
     assert read_adapter(adapter_folder).method == "cocoop"
 

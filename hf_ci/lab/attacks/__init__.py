@@ -14,6 +14,7 @@ from hf_ci.lab.attacks import (
     badnets,
     baple,
     blended,
+    dead_unit,
     degraded,
     frame,
     noise,
@@ -65,6 +66,7 @@ ATTACKS: dict[str, Attack] = {
     "quantise": Attack(relabelling(degraded.quantise)),
     "smooth-noise": Attack(relabelling(noise.smooth)),
     "static": Attack(relabelling(noise.static)),
+    "dead-unit": Attack(dead_unit.poison),
 }
 
 __all__ = ["ATTACKS", "Attack"]
