@@ -20,6 +20,8 @@ from hf_ci.listing import changed_since, expand, list_targets
 from hf_ci.prompts import read_adapter
 from hf_ci.reports import render
 
+QUICK = ("--num-images", "64", "--precision", "fp32", "--format", "json")
+
 
 def tree(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
@@ -38,7 +40,7 @@ def test_a_poisoned_checkpoint_on_the_hub_is_scanned_converted_and_scanned_again
     with LoopbackHub() as hub:
         env = hub.env(tmp_path / "home")
         hub.add_repo("user/bad", {f"seed1/{name}": data for name, data in tree(output).items()})
-        scanned = run("scan", "user/bad:seed1", "--format", "json", "--output", "sarif=s.sarif", env=env, timeout=900)
+        scanned = run("scan", "user/bad:seed1", *QUICK, "--output", "sarif=s.sarif", env=env)
         (found,) = json.loads(scanned.stdout)["results"]
         assert (scanned.returncode, found["verdict"], found["target_class"]["name"]) == (1, "backdoored", target)
         assert [f["path"] for f in found["files"]] == ["prompt_learner/model.pth.tar-10"]
@@ -48,12 +50,11 @@ def test_a_poisoned_checkpoint_on_the_hub_is_scanned_converted_and_scanned_again
         uri = place["physicalLocation"]["artifactLocation"]["uri"]
         assert uri == "user/bad/seed1/prompt_learner/model.pth.tar-10"
 
-        converted = run(
-            "convert", "user/bad:seed1/prompt_learner/model.pth.tar-10", "--out", "peft", env=env, timeout=900
-        )
+        file = "user/bad:seed1/prompt_learner/model.pth.tar-10"
+        converted = run("convert", file, "--out", "peft", env=env)
         assert converted.returncode == 0 and "cocoop" in converted.stdout, converted.stderr
     assert read_adapter(tmp_path / "peft").digest == read_adapter(DEMOS / "badclip").digest
-    again = run("scan", "./peft", "--format", "json", timeout=900)
+    again = run("scan", "./peft", *QUICK)
     (found,) = json.loads(again.stdout)["results"]
     assert (again.returncode, found["verdict"], found["target_class"]["name"]) == (1, "backdoored", target)
     assert found["timing"]["classes_from_cache"] == found["num_classes"]  # the same adapter, bit for bit
