@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ET
+from collections.abc import Iterable
 
 from hf_ci.report import Report, ScanResult
-from hf_ci.visible import visible
+from hf_ci.visible import in_one_line, visible
 
 OUTCOMES = {"backdoored": "failure", "inconclusive": "error"}
 
@@ -18,7 +20,7 @@ def render(report: Report) -> str:
         suite.set(attribute, str(len(suite.findall(f"testcase/{tag}"))))
     suite.set("time", f"{sum(seconds(result) for result in report.results):.2f}")
     if report.notes:
-        ET.SubElement(suite, "system-out").text = xml_text("\n".join(report.notes))
+        ET.SubElement(suite, "system-out").text = in_lines(report.notes)
     root = ET.Element("testsuites")
     root.append(suite)
     ET.indent(root)
@@ -32,17 +34,22 @@ def testcase(result: ScanResult) -> ET.Element:
     if result.fingerprint:
         lines.append(f"Fingerprint: {result.fingerprint}")
     if result.suppressed:
-        ET.SubElement(case, "skipped", message=xml_text(str(result.suppressed)))
+        ET.SubElement(case, "skipped", message=xml_text(in_one_line(str(result.suppressed))))
     elif tag := OUTCOMES.get(result.verdict):
-        found = ET.SubElement(case, tag, type=result.verdict, message=xml_text("; ".join(result.reasons)))
-        found.text = xml_text("\n".join(lines))
+        found = ET.SubElement(case, tag, type=result.verdict, message=xml_text(in_one_line("; ".join(result.reasons))))
+        found.text = in_lines(lines)
         return case
-    ET.SubElement(case, "system-out").text = xml_text("\n".join(lines))
+    ET.SubElement(case, "system-out").text = in_lines(lines)
     return case
 
 
 def seconds(result: ScanResult) -> float:
     return result.timing.seconds if result.timing else 0.0
+
+
+def in_lines(texts: Iterable[str]) -> str:
+    """A line each, of which none begins with `::`: a CI runner that shows the file would take it for a command."""
+    return "\n".join(xml_text(re.sub("^:(?=:)", ": ", in_one_line(text))) for text in texts)
 
 
 def xml_text(text: str) -> str:
