@@ -1,8 +1,8 @@
-"""Hidden units of a meta-net that ordinary images do not flip, and what they would do if something flipped them.
+"""Hidden units of a meta-net that ordinary images hardly flip, and what they would do if something flipped them.
 
 A unit that is off on every image of the pool passes no gradient, so that no descent from there finds what turns it on; one
 that is always on hides in the same way what happens when it goes off. A backdoor can live in such a unit. Dead units alone
-are no sign of one, for clean meta-nets have them, too. So every unit that at most a few images flip is
+are no sign of one, for clean meta-nets have them, too. So every unit that few images flip is
 
     pushed   in feature space, along its own weights, further than a trigger could: what would the units that flip
              on the way do to the answers? Most do next to nothing, and are done with.
@@ -29,7 +29,7 @@ from hf_ci.inversion.trigger import LinfTrigger
 from hf_ci.prompts import Adapter, BesideReferences, FrozenCLIP, PromptedCLIP
 from hf_ci.prompts.features import encode
 
-RARE = 0.05  # of the pool's images, at most, that flip a unit which counts as one that ordinary images do not flip
+RARE = 0.25  # of the pool's images, at most, that flip a unit which counts as rarely flipped: of one that more do, gradients tell
 PUSHES = (0.5, 1.0, 2.0)  # how far, where image features have length 1
 NUM_IMAGES = 32  # of the pool, that pushes are tried on
 STRONG = 0.5  # share of the images that a push would move into one class, from which the unit has to be judged
