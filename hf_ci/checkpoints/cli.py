@@ -32,13 +32,13 @@ def convert(
 
     Nothing in the checkpoint is run. It is not scanned: hf-ci scan takes either.
     """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} exists and is not empty", "name another folder with --out")
     from hf_ci.checkpoints.read import read_checkpoint
     from hf_ci.hub import fetch_base, fetch_text
     from hf_ci.prompts import PromptedCLIP, load_clip, write_adapter
     from hf_ci.settings import read_class_names
 
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} exists and is not empty", "name another folder with --out")
     names = read_class_names(classes) if classes else None
     fetched = fetch_text(checkpoint)
     if fetched.checkpoint is None:

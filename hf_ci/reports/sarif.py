@@ -68,9 +68,10 @@ def weights_path(result: ScanResult) -> str:
     """
     weights = result.weights_path
     if result.revision is None:
-        place = result.target.rstrip("/").removeprefix("./")
-        return (place if place.endswith(f"/{weights}") else f"{place}/{weights}").replace(":", "/")
-    repo, _, subfolder = result.target.removeprefix(HUB).partition(":")
-    place = subfolder.strip("/")
-    parts = [repo.partition("@")[0], place] + [weights] * (place != weights and not place.endswith(f"/{weights}"))
+        place, repo = result.target.rstrip("/").removeprefix("./").replace(":", "/"), ""
+    else:
+        repo, _, place = result.target.removeprefix(HUB).partition(":")
+        place, repo = place.strip("/"), repo.partition("@")[0]
+    named = f"/{place}".endswith(f"/{weights}")  # a checkpoint may be the target itself
+    parts = [repo, place, "" if named else weights]
     return "/".join(part for part in parts if part)
