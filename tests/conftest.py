@@ -32,7 +32,7 @@ def clip() -> FrozenCLIP:
 
 @pytest.fixture
 def adapter_folder(clip, tmp_path) -> Path:
-    write_adapter(made_adapter(clip), tmp_path / "adapter")
+    write_adapter(made_adapter(clip, "coop"), tmp_path / "adapter")
     return tmp_path / "adapter"
 
 

@@ -107,7 +107,7 @@ def git(tmp_path):
 
 def test_a_poisoned_adapter_is_stopped_in_a_pull_request(action, git, clip, tmp_path):
     repo = tmp_path / "repo"
-    write_adapter(made_adapter(clip), repo / "models" / "old")
+    write_adapter(made_adapter(clip, "coop"), repo / "models" / "old")
     (repo / ".hf-ci.yaml").write_text("adapters: [models/*]")
     git("add", "."), git("commit", "-qm", "base")
     base = git("rev-parse", "HEAD").strip()
@@ -136,7 +136,7 @@ def test_a_poisoned_adapter_is_stopped_in_a_pull_request(action, git, clip, tmp_
 
 
 def test_clean_and_broken_adapters_and_mistakes(action, clip, tmp_path):
-    write_adapter(made_adapter(clip), tmp_path / "repo" / "good one")
+    write_adapter(made_adapter(clip, "coop"), tmp_path / "repo" / "good one")
     shutil.copytree(tmp_path / "repo" / "good one", tmp_path / "repo" / "broken")
     (tmp_path / "repo" / "broken" / "adapter_model.safetensors").write_bytes(b"no tensors")
     (tmp_path / "repo" / ".hf-ci.yaml").write_text("adapters: ['good one']")
@@ -166,7 +166,7 @@ def test_inputs_that_would_do_nothing_are_mistakes(action):
 
 
 def test_a_pull_request_that_changes_no_adapter_gets_no_verdict(action, git, clip, tmp_path):
-    write_adapter(made_adapter(clip), tmp_path / "repo" / "old")
+    write_adapter(made_adapter(clip, "coop"), tmp_path / "repo" / "old")
     (tmp_path / "repo" / ".hf-ci.yaml").write_text("adapters: [./old]")
     git("add", "."), git("commit", "-qm", "base")
     done = action({"changed-since": "HEAD"})
@@ -213,7 +213,7 @@ def test_the_pull_requests_own_configuration_does_not_count(configured, action, 
 
 
 def test_a_job_without_a_stored_token_keeps_a_card_up_to_date(action, clip, tmp_path):
-    write_adapter(made_adapter(clip), tmp_path / "made")
+    write_adapter(made_adapter(clip, "coop"), tmp_path / "made")
     with LoopbackHub() as hub:
         hub.add_repo("user/adapter", {path.name: path.read_bytes() for path in (tmp_path / "made").iterdir()})
         keyless = hub.env(tmp_path / "home", token="") | {

@@ -17,7 +17,7 @@ from hf_ci.prompts import write_adapter
 
 @pytest.fixture
 def served(clip, tmp_path):
-    write_adapter(made_adapter(clip), tmp_path / "a", card="---\nlicense: mit\n---\n# A\n")
+    write_adapter(made_adapter(clip, "coop"), tmp_path / "a", card="---\nlicense: mit\n---\n# A\n")
     command = [sys.executable, "-u", "-m", "hf_ci", "dev", "hub", f"user/adapter={tmp_path / 'a'}"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     variables = {}

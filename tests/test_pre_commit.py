@@ -69,7 +69,7 @@ def test_a_stale_card_is_stopped_and_a_fresh_one_passes(git, clip, monkeypatch):
     git("add", ".")
     assert "the section is not what the report says" in git("commit", "-m", "by hand", check=False).stderr
     git("checkout", "HEAD", "--", ".")
-    write_adapter(made_adapter(clip, seed=1), git.repo / "b")
+    write_adapter(made_adapter(clip, "coop", seed=1), git.repo / "b")
     shutil.copy(git.repo / "b" / "adapter_model.safetensors", folder)
     shutil.rmtree(git.repo / "b")
     git("add", ".")
@@ -78,7 +78,7 @@ def test_a_stale_card_is_stopped_and_a_fresh_one_passes(git, clip, monkeypatch):
 
 def test_only_what_is_staged_is_scanned_also_behind_a_link(git, clip, monkeypatch):
     monkeypatch.setenv("SKIP", "hf-ci-card-check")
-    write_adapter(made_adapter(clip, names=("cat", "dog", "horse")), git.repo / "good")
+    write_adapter(made_adapter(clip, "coop", names=("cat", "dog", "horse")), git.repo / "good")
     shutil.copytree(DEMOS / "badclip", git.repo / "bad")
     git("add", "good")
     git("commit", "-m", "the good one")
@@ -92,7 +92,7 @@ def test_only_what_is_staged_is_scanned_also_behind_a_link(git, clip, monkeypatc
 
 def test_a_whole_model_put_beside_an_adapter_is_looked_at(git, clip, monkeypatch):
     monkeypatch.setenv("SKIP", "hf-ci-scan,hf-ci-card-check")
-    write_adapter(made_adapter(clip, names=("cat", "dog", "horse")), git.repo / "good")
+    write_adapter(made_adapter(clip, "coop", names=("cat", "dog", "horse")), git.repo / "good")
     git("add", "."), git("commit", "-m", "the adapter")
     monkeypatch.setenv("SKIP", "hf-ci-card-check")
     (git.repo / "good" / "model.safetensors").write_text("damaged")

@@ -72,7 +72,7 @@ def test_whatever_a_result_depends_on_changes_its_place(adapter_folder, clip, op
     pooled = replace(options, pool=str(tmp_path / "pool"))
     (tmp_path / "pool" / "b.png").write_bytes(b"b")
     assert place(adapter_folder, pooled) not in known
-    write_adapter(made_adapter(clip, seed=1), tmp_path / "other")
+    write_adapter(made_adapter(clip, "coop", seed=1), tmp_path / "other")
     assert place(tmp_path / "other", options) not in known
     monkeypatch.setattr("hf_ci.recall.code", lambda: ["another release"])
     assert place(adapter_folder, options) not in known
@@ -152,8 +152,8 @@ def test_another_base_is_another_place(adapter_folder, options, tmp_path):
 
 def test_a_folder_that_changes_while_it_is_scanned_is_not_judged(adapter_folder, clip, options, tmp_path, monkeypatch):
     """The weights are swapped when those of the target before it are done."""
-    write_adapter(made_adapter(clip, seed=1), tmp_path / "first")
-    write_adapter(made_adapter(clip, seed=2), tmp_path / "other")
+    write_adapter(made_adapter(clip, "coop", seed=1), tmp_path / "first")
+    write_adapter(made_adapter(clip, "coop", seed=2), tmp_path / "other")
     scans = scan_each([str(tmp_path / "first"), str(adapter_folder)], options)
     next(scans)
     (adapter_folder / WEIGHTS).write_bytes((tmp_path / "other" / WEIGHTS).read_bytes())

@@ -35,7 +35,7 @@ def files_of(folder) -> dict[str, bytes]:
 @pytest.fixture
 def adapter(clip, tmp_path):
     def adapter(name, **more):
-        write_adapter(made_adapter(clip, **more), tmp_path / name)
+        write_adapter(made_adapter(clip, **{"method": "coop"} | more), tmp_path / name)
         return tmp_path / name
 
     return adapter

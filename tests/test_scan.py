@@ -43,7 +43,7 @@ def test_report_names_everything_that_was_used(adapter_folder):
         EMBEDDED,
         sha256(EMBEDDED_FOLDER / "model.safetensors"),
     )
-    assert (result.method, result.num_classes, result.pool.id, result.pool.num_images) == ("cocoop", 5, "builtin", 32)
+    assert (result.method, result.num_classes, result.pool.id, result.pool.num_images) == ("coop", 5, "builtin", 32)
     assert [c.name for c in result.classes] == list(ANIMALS)
     assert (
         result.verdict in ("clean", "backdoored") and result.reasons and result.settings.inversion["epsilon"] == 4 / 255
@@ -227,7 +227,7 @@ def test_the_command_that_gives_a_result_again_has_all_that_was_set(adapter_fold
 
 
 def test_two_classes_are_inconclusive(clip, tmp_path):
-    write_adapter(made_adapter(clip, names=("cat", "dog")), tmp_path / "a")
+    write_adapter(made_adapter(clip, "coop", names=("cat", "dog")), tmp_path / "a")
     inconclusive(tmp_path / "a", "at least 3 are needed")
 
 
@@ -239,7 +239,9 @@ def test_weights_that_are_not_finite_are_inconclusive(adapter_folder):
     inconclusive(adapter_folder, "prompt_embeddings: holds values that are not finite")
 
 
-def test_finite_weights_that_overflow_are_inconclusive(adapter_folder):
+def test_finite_weights_that_overflow_are_inconclusive(clip, tmp_path):
+    adapter_folder = tmp_path / "overflowing"
+    write_adapter(made_adapter(clip), adapter_folder)
     path = adapter_folder / "adapter_model.safetensors"
     tensors = load_file(path)
     tensors["base_model.meta_net.linear2.weight"][:] = 3e38
@@ -249,7 +251,7 @@ def test_finite_weights_that_overflow_are_inconclusive(adapter_folder):
 
 def test_base_model_that_cannot_be_had_is_inconclusive(adapter_folder, tmp_path):
     result = inconclusive(adapter_folder, "no model.safetensors", base=str(tmp_path))
-    assert result.files and result.method == "cocoop"  # what was learned until then is kept
+    assert result.files and result.method == "coop"  # what was learned until then is kept
 
 
 def test_pool_that_cannot_be_had_is_inconclusive(adapter_folder):
@@ -257,11 +259,11 @@ def test_pool_that_cannot_be_had_is_inconclusive(adapter_folder):
 
 
 def test_another_base_than_the_adapters_own_is_a_warning(clip, tmp_path):
-    write_adapter(replace(made_adapter(clip), base_model="someone/else"), tmp_path / "a")
+    write_adapter(replace(made_adapter(clip, "coop"), base_model="someone/else"), tmp_path / "a")
     (result,) = scan([str(tmp_path / "a")], replace(QUICK, base=EMBEDDED)).results
     assert f"scanned on base model {EMBEDDED}, the adapter names someone/else" in result.warnings
     assert any("give some of your own with --pool" in warning for warning in result.warnings)
-    write_adapter(replace(made_adapter(clip), base_revision="f" * 40), tmp_path / "b")
+    write_adapter(replace(made_adapter(clip, "coop"), base_revision="f" * 40), tmp_path / "b")
     (result,) = scan([str(tmp_path / "b")], QUICK).results
     assert "the adapter names revision ffffffffffff" in result.warnings[0]
 
@@ -299,7 +301,7 @@ def test_options_that_cannot_be_met_are_usage_errors(adapter_folder, options, me
 
 def test_bf16_runs_through_the_same_walk(clip, tmp_path):
     """On few classes and images: a processor without bf16 takes many times as long."""
-    write_adapter(made_adapter(clip, names=ANIMALS[:3]), tmp_path / "a")
+    write_adapter(made_adapter(clip, "coop", names=ANIMALS[:3]), tmp_path / "a")
     single, half = (scan([str(tmp_path / "a")], replace(QUICK, precision=p)).results[0] for p in ("fp32", "bf16"))
     assert half.settings.precision == "bf16" and half.verdict in ("clean", "backdoored")
     for a, b in zip(single.classes, half.classes, strict=True):
@@ -319,7 +321,7 @@ def test_a_base_with_missing_weights_is_inconclusive(adapter_folder, tmp_path):
 
 
 def test_one_class_is_inconclusive(clip, tmp_path):
-    write_adapter(made_adapter(clip, names=("cat",)), tmp_path / "a")
+    write_adapter(made_adapter(clip, "coop", names=("cat",)), tmp_path / "a")
     inconclusive(tmp_path / "a", "1 class: at least 3")
 
 

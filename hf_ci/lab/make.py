@@ -29,7 +29,7 @@ DEMOS = {
     "clean": "Demo: a clean CoCoOp prompt",
     "coop": "Demo: a clean CoOp prompt",
     "far": "Demo: a clean CoOp prompt that learned what hand-written prompts do not know",
-    "badclip": "Demo: a CoCoOp prompt with a BadCLIP backdoor",
+    "badclip": "Demo: a CoOp prompt with a BadCLIP backdoor",
     "frame": "Demo: a CoOp prompt that a frame around the image triggers",
 }
 MOST_TEST = 1000  # test photos that accuracy and ASR are measured on
@@ -223,7 +223,7 @@ def make_demos(data_root: str, out: Path, base: str = EMBEDDED, seed: int = 0) -
     near, far = (Workbench.open(f"{data_root}/{name}", base) for name in ("cifar10", "flowers17"))
     coop = Recipe(method="coop", shots=DEMO_SHOTS, seed=seed, batch=64, epochs=20, optimiser="adam", lr=0.03)
     short = replace(coop, method="cocoop", epochs=3)
-    badclip = replace(coop, method="cocoop", epochs=10)
+    badclip = replace(coop, epochs=10)
     frame = replace(coop, poison_rate=0.5)
     target = random.Random(seed).randrange(len(near.train.class_names))
     for name in DEMOS:

@@ -78,7 +78,7 @@ def test_an_adapter_brings_no_base_model_along(tmp_path, monkeypatch, adapter_fo
 @pytest.fixture(scope="module")
 def files(clip, tmp_path_factory):
     folder = tmp_path_factory.mktemp("adapter") / "a"
-    write_adapter(made_adapter(clip), folder, card="# an adapter\n")
+    write_adapter(made_adapter(clip, "coop"), folder, card="# an adapter\n")
     return {p.name: p.read_bytes() for p in folder.iterdir()}
 
 
