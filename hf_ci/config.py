@@ -141,7 +141,9 @@ def came_with(path: Path, words: Iterable[str]) -> Path | None:
     """The folder around `path`, or around what it links to, that holds an adapter or is named among `words`."""
     named = {os.path.realpath(word) for word in words if os.path.isdir(word)}
     # a file that may be scanned by itself stands for its folder
-    named |= {os.path.realpath(Path(word).parent) for word in words if WEIGHTS_LIKE.search(word) and os.path.isfile(word)}
+    named |= {
+        os.path.realpath(Path(word).parent) for word in words if WEIGHTS_LIKE.search(word) and os.path.isfile(word)
+    }
     around = [folder for file in (path.absolute(), path.resolve()) for folder in file.parents]
     holding = (f for f in around if os.path.realpath(f) in named or any(os.path.lexists(f / name) for name in FILES))
     return next(holding, None)

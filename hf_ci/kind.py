@@ -13,7 +13,15 @@ from hf_ci.visible import cut
 POSITIONS = ("end", "middle", "front")  # where the class name may stand in a prompt
 
 
-PROMPTS = {"PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "MULTITASK_PROMPT_TUNING", "ADAPTION_PROMPT", "CPT", "CARTRIDGE"}
+PROMPTS = {
+    "PROMPT_TUNING",
+    "P_TUNING",
+    "PREFIX_TUNING",
+    "MULTITASK_PROMPT_TUNING",
+    "ADAPTION_PROMPT",
+    "CPT",
+    "CARTRIDGE",
+}
 PROMPT_TENSOR = re.compile(r"prompt|(^|[._])ctx([._]|$)|meta_net|context", re.IGNORECASE)  # as a prompt's are called
 
 
@@ -22,7 +30,8 @@ def read_whole(path: Path) -> bytes:
     size, most = path.stat().st_size, most_bytes(path.name)
     if size > most:
         raise AdapterError(
-            f"{path.name} has {size / 1e6:,.0f} MB, at most {most / 1e6:,.0f} are read", "it is none of a prompt's files"
+            f"{path.name} has {size / 1e6:,.0f} MB, at most {most / 1e6:,.0f} are read",
+            "it is none of a prompt's files",
         )
     with path.open("rb") as file:  # it may grow meanwhile, or be no plain file
         content = file.read(most + 1)
@@ -52,7 +61,9 @@ def check_kind(folder: Path, read=read_whole) -> dict:
             if not isinstance(config.get(key), str | None):
                 raise AdapterError(f"{CONFIG}: {key} is no text")
         return config
-    found = f"peft_type {cut(repr(kind), 80)}" + (f", task_type {cut(repr(task), 80)}" if kind == "PROMPT_TUNING" else "")
+    found = f"peft_type {cut(repr(kind), 80)}" + (
+        f", task_type {cut(repr(task), 80)}" if kind == "PROMPT_TUNING" else ""
+    )
     known = isinstance(kind, str) and kind not in PROMPTS and not holds_prompt(folder / WEIGHTS)
     empty = kind != "PROMPT_TUNING" and not any((folder / name).is_file() for name in (WEIGHTS, "adapter_model.bin"))
     other = not ours and (known or empty)

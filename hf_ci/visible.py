@@ -9,7 +9,15 @@ from __future__ import annotations
 import re
 import unicodedata
 
-CATEGORIES = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")  # control, format (bidi, tags, joiners), surrogate, private, none
+CATEGORIES = (
+    "Cc",
+    "Cf",
+    "Cs",
+    "Co",
+    "Cn",
+    "Zl",
+    "Zp",
+)  # control, format (bidi, tags, joiners), surrogate, private, none
 # Letters and marks by their category, and yet drawn as nothing: Unicode's other default ignorables, and a blank.
 BLANK = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
 INSTEAD = "\ufffd"

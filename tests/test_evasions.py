@@ -187,7 +187,9 @@ def test_other_weights_in_a_repo_are_seen_in_its_listing(tmp_path, run):
 @pytest.mark.parametrize("kind", [None, "P_TUNING", "MULTITASK_PROMPT_TUNING", "LORA", ["LORA"]])
 def test_skip_others_lets_pass_what_a_loader_takes_for_the_prompt(poisoned, kind):
     config = json.loads((poisoned / CONFIG).read_text())
-    (poisoned / CONFIG).write_text(json.dumps({k: v for k, v in config.items() if k != "peft_type"} | {"peft_type": kind}))
+    (poisoned / CONFIG).write_text(
+        json.dumps({k: v for k, v in config.items() if k != "peft_type"} | {"peft_type": kind})
+    )
     (poisoned / "clip_prompt.json").unlink()
     with pytest.raises(AdapterError, match="not a prompt-tuned CLIP adapter"):
         check_kind(poisoned)
@@ -339,7 +341,11 @@ def test_no_output_holds_letters_that_cannot_be_seen_or_commands(poisoned, forma
     shown = html.unescape(text)
     assert not [c for c in shown if c not in "\n" and is_invisible(c)]
     lines = text.splitlines()
-    assert not [line for line in lines if line.startswith("::") and not line.startswith(("::error file=", "::notice title=hf-ci::"))]
+    assert not [
+        line
+        for line in lines
+        if line.startswith("::") and not line.startswith(("::error file=", "::notice title=hf-ci::"))
+    ]
     if format == "sarif":
         message = json.loads(text)["runs"][0]["results"][0]["message"]["text"]
         assert "\\[me\\](http" in message and "[me]" not in message.replace("\\[", "").replace("\\]", "")
@@ -355,14 +361,18 @@ def test_progress_shows_no_escape_codes_of_a_folders_name():
     assert "owned" in shown.getvalue() and "\x1b]0" not in shown.getvalue() and "\x07" not in shown.getvalue()
 
 
-@pytest.mark.parametrize("letter", ["\u200b", "\U000e0061", "\u202e", "\u00ad", "\ufe0f", "\u3164", "\u2800", "\x1b", "\u2028"])
+@pytest.mark.parametrize(
+    "letter", ["\u200b", "\U000e0061", "\u202e", "\u00ad", "\ufe0f", "\u3164", "\u2800", "\x1b", "\u2028"]
+)
 def test_letters_in_class_names_that_cannot_be_seen_are_inconclusive(letter):
     with pytest.raises(AdapterError, match=rf"U\+{ord(letter):04X}"):
         check_names(None, ["cat", f"d{letter}og", "horse"])
 
 
 def test_letters_in_class_names_that_pass_for_others_are_named():
-    names = check_names(None, ["c\u0430t", "\uff44og", "horse", "K\u00fche", "\u6a21\u578b", "\u043b\u043e\u0448\u0430\u0434\u044c"])
+    names = check_names(
+        None, ["c\u0430t", "\uff44og", "horse", "K\u00fche", "\u6a21\u578b", "\u043b\u043e\u0448\u0430\u0434\u044c"]
+    )
     (warning,) = name_warnings(names)
     assert "U+0430" in warning and "U+FF44" in warning and "U+00FC" not in warning and "U+6A21" not in warning
     assert "U+043B" not in warning and not name_warnings(("cat", "dog"))
@@ -375,7 +385,9 @@ def test_a_path_that_does_not_exist_is_no_adapter(run):
     done = run("scan", "./nowhere", "demo:clean", "--format", "json")
     assert done.returncode == 3 and done.stdout == "" and "'./nowhere' is neither a folder nor" in done.stderr
     result = failed("./nowhere", NothingToScan("nothing there"))
-    assert result.fingerprint is None and "partialFingerprints\": {}" in render(Report(results=(result,)), "sarif", False)
+    assert result.fingerprint is None and 'partialFingerprints": {}' in render(
+        Report(results=(result,)), "sarif", False
+    )
 
 
 # ---------------------------------------------------------------- where no gradient leads

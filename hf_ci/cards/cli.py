@@ -24,7 +24,8 @@ def card(
     targets: Annotated[list[str], typer.Argument(metavar="TARGET...", help="As for scan.", show_default=False)],
     report: ReportOption = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Only check that card, badge and report agree with the weights, and with a scan.")
+        bool,
+        typer.Option("--check", help="Only check that card, badge and report agree with the weights, and with a scan."),
     ] = False,
     write: Annotated[bool, typer.Option("--write", help="Write into TARGET, a folder.")] = False,
     push: Annotated[
@@ -138,7 +139,9 @@ def badge(
     ctx: typer.Context,
     target: TargetArgument,
     report: ReportOption = None,
-    check: Annotated[bool, typer.Option("--check", help="Only check that the badge matches the weights, and a scan.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only check that the badge matches the weights, and a scan.")
+    ] = False,
     format: Annotated[Literal["svg", "endpoint"], typer.Option(help="endpoint: JSON for shields.io.")] = "svg",
 ) -> None:
     """Print an adapter's badge, bound to its weights.
@@ -211,7 +214,6 @@ def write_back(report, fetched, to: str | None, dry_run: bool = False) -> str:
     """
     from hf_ci.cards.badge import alternative
     from hf_ci.cards.safety import CARD, HEADLINES, PICTURE, picture_of, render_files, render_section
-
     from hf_ci.hub.target import check_no_link
 
     (result,) = report.results

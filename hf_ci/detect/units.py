@@ -34,7 +34,12 @@ PUSHES = (0.5, 1.0, 2.0)  # how far, where image features have length 1
 NUM_IMAGES = 32  # of the pool, that pushes are tried on
 STRONG = 0.5  # share of the images that a push would move into one class, from which the unit has to be judged
 MOST_OPENED = 8  # units; each takes what half an inversion does
-EPSILON, STEP, EPOCHS, BATCH = 8 / 255, 0.1, 2, 32  # of an opening: twice an inversion's radius, for it aims at no class
+EPSILON, STEP, EPOCHS, BATCH = (
+    8 / 255,
+    0.1,
+    2,
+    32,
+)  # of an opening: twice an inversion's radius, for it aims at no class
 LARGEST_NET = 4096  # hidden units
 LARGEST_CONTEXT = 1e4  # length of a context vector; token embeddings are shorter than 2
 

@@ -95,7 +95,9 @@ def check_merged(id: str, revision: str | None, base: BaseModel) -> list[str]:
         return []
     merged = is_merged(id.removeprefix(HUB), revision, base.revision)
     if merged is None:
-        return [f"offline, it is not known whether revision {revision[:40]} of the base model {id} is on a branch of it"]
+        return [
+            f"offline, it is not known whether revision {revision[:40]} of the base model {id} is on a branch of it"
+        ]
     if not merged:
         raise BaseModelError(
             f"the adapter names revision {revision[:40]} of {id} as its base model, which is on no branch and no tag: "

@@ -96,7 +96,7 @@ def main(asked: Alone) -> dict:
     if asked.num_processes > 1:
         launch(start_up, (str(folder), asked.precision, cpu), asked.num_processes, cpu, lambda: None)
     ready = time.perf_counter()
-    inversions, _ = run_job(job, clip, asked.num_processes)
+    inversions = run_job(job, clip, asked.num_processes).inversions
     return dict(
         start_up=ready - started,
         seconds=time.perf_counter() - ready,

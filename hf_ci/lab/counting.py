@@ -12,7 +12,9 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from hf_ci.inversion import LinfInversion
+from hf_ci.inversion.contrast import MASKED
 from hf_ci.inversion.probes import passes
+from hf_ci.inversion.trigger import MASKS
 from hf_ci.lab.plain import PAPER_IMAGES
 from hf_ci.prompts import PromptedCLIP
 from hf_ci.prompts.prompted import NEAREST
@@ -74,6 +76,12 @@ class Shape:
         """Of a class, whole."""
         return self.descent(images) + self.measuring(images)
 
+    def masks(self, whole: int) -> float:
+        """Of all families: a short step for every class, and so many whole."""
+        batch, images, updates = (MASKED[name] for name in ("batch", "num_images", "updates"))
+        one = self.descent(updates * batch) + self.measuring(images)
+        return len(MASKS) * (self.classes * 1.5 * self.descent(batch) + whole * one)
+
     def probes(self, images: int) -> float:
         return self.measuring(passes(images))
 
@@ -87,11 +95,12 @@ class Shape:
             "screening": self.classes * self.screening(),
             "whole inversions": whole * self.descent(images),
             "their measure": whole * self.measuring(images),
+            "masks": self.masks(whole),
             "probes": self.probes(images),
         }
 
     def scan_exact(self, images: int) -> float:
-        return self.classes * self.exact.inversion(images) + self.probes(images)
+        return self.classes * self.exact.inversion(images) + self.exact.masks(self.classes) + self.probes(images)
 
 
 def weights(tower: nn.Module) -> int:

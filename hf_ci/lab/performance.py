@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from hf_ci.cards import render_card
+from hf_ci.inversion.job import VERSION
 from hf_ci.inversion.rounds import FEWEST
 from hf_ci.lab.speed import PARTS
 
@@ -47,8 +48,11 @@ class Target:
 
 def performance(records: list[dict]) -> str:
     parts = {part: [r for r in records if r["part"] == part] for part in PARTS}
+    before = sum(r.get("version") != VERSION for r in records)
     measured = next((r for r in records if r["part"] != "scale"), None)
-    return render_card("performance.md.j2", parts=parts, one=measured, targets=list(targets(parts)))
+    return render_card(
+        "performance.md.j2", parts=parts, one=measured, targets=list(targets(parts)), before=before, all=len(records)
+    )
 
 
 def targets(parts: dict[str, list[dict]]) -> Iterable[Target]:

@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterator
 from itertools import count
 
-from hf_ci.inversion.probes import passes, probes
+from hf_ci.inversion.probes import NUM_IMAGES, probes
 from hf_ci.inversion.rounds import round_size
 from hf_ci.lab.counting import Shape, vit_b16
 from hf_ci.settings import ScanOptions
@@ -46,7 +46,7 @@ def scan_seconds(shape: Shape, processes: int, rounds: int = 1, seed: int = 0) -
 
     size = round_size(shape.classes)
     most = max(shares(NUM_PROBES, processes))
-    images = passes(N) // (1 + NUM_PROBES)
+    images = NUM_IMAGES
     return {
         "nearest classes": shape.nearest(N) / RATE,  # each process finds all of them
         "screening": slowest(shape.classes, shape.screening()) + gather(shape.classes, IMAGE),

@@ -29,8 +29,8 @@ from hf_ci.detect import DETECTORS, Contrast
 from hf_ci.errors import UsageError
 from hf_ci.hub import fetch_base
 from hf_ci.hub.base import EMBEDDED
-from hf_ci.inversion import LinfInversion
 from hf_ci.inversion.invert import descend
+from hf_ci.inversion.job import VERSION
 from hf_ci.inversion.objective import margin
 from hf_ci.inversion.probes import Probed, probe
 from hf_ci.lab import scale
@@ -39,7 +39,7 @@ from hf_ci.lab.bench import appending, read_records
 from hf_ci.lab.counting import BATCH, Shape
 from hf_ci.lab.plain import PAPER_IMAGES, PlainPromptedCLIP
 from hf_ci.lab.profiling import marked, shares
-from hf_ci.lab.timing import Bench, bare_step, our_step, plain_step, rounded, timed
+from hf_ci.lab.timing import STEP, Bench, bare_step, fresh, our_step, plain_step, rounded, timed
 from hf_ci.prompts import BesideReferences, write_adapter
 from hf_ci.settings import ScanOptions, pick_device
 
@@ -74,7 +74,7 @@ def measure_speed(
             for key, measure in PARTS[part](bench):
                 key = dict(part=part) | key | ({} if part == "scale" else where)  # nothing of this machine is in that
                 if not any(key.items() <= record.items() for record in known):
-                    yield append(key | measure())
+                    yield append(key | dict(version=VERSION) | measure())
 
 
 # ---------------------------------------------------------------- parts
@@ -194,7 +194,7 @@ def rivals(bench: Bench) -> Iterator[Case]:
                 "theirs": lambda: inverter(model, bench.pool, next(turn), BATCH),
                 "ours": lambda: bench.scan("cocoop", classes),
                 "plain step": plain_step(PlainPromptedCLIP(model), images),
-                "step": lambda: descend(LinfInversion(), images, order, BATCH, lambda x, _: margin(model(x), 0)),
+                "step": lambda: descend(fresh(images), STEP, images, order, BATCH, lambda x, _: margin(model(x), 0)),
             },
             bench.repeats,
         )

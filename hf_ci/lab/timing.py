@@ -10,12 +10,12 @@ from statistics import median
 
 import torch
 
-from hf_ci.detect import Contrast
-from hf_ci.detect.contrast import losses, nearest_rivals
 from hf_ci.hub import BaseModel
 from hf_ci.inversion import Inversion, LinfInversion, run_job
+from hf_ci.inversion.contrast import losses, nearest_rivals
 from hf_ci.inversion.invert import descend
 from hf_ci.inversion.objective import margin
+from hf_ci.inversion.trigger import LinfTrigger
 from hf_ci.lab.alone import Alone, job_of, untuned
 from hf_ci.lab.counting import BATCH
 from hf_ci.lab.plain import PAPER_IMAGES, PlainPromptedCLIP
@@ -24,6 +24,7 @@ from hf_ci.prompts import BesideReferences, FrozenCLIP, PromptedCLIP, load_clip
 from hf_ci.prompts.clip import load_processor
 from hf_ci.settings import ScanOptions, pick_precision
 
+STEP = LinfInversion.step
 PLAIN_TEXTS = 400  # texts of the plain way at a time: they are kept for the way back
 Ways = dict[str, Callable[[], object]]
 
@@ -64,7 +65,7 @@ class Bench:
     def scan(self, method: str, classes: int) -> list[Inversion]:
         """The whole of it, from nothing."""
         clip, images = self.clip(self.precision), self.pool[: self.images].cpu()
-        return run_job(job_of(self.asked(method, classes), clip, self.base.folder, images), clip)[0]
+        return run_job(job_of(self.asked(method, classes), images), clip).inversions
 
 
 def timed(ways: Ways, repeats: int) -> dict[str, float]:
@@ -85,16 +86,21 @@ def rounded(values: dict[str, float], digits: int = 4) -> dict[str, float]:
     return {name: round(value, digits) for name, value in values.items()}
 
 
+def fresh(images: torch.Tensor) -> LinfTrigger:
+    """What a step moves."""
+    return LinfTrigger(images.shape[-1], LinfInversion.epsilon).to(images.device)
+
+
 def plain_step(model: PlainPromptedCLIP, images: torch.Tensor) -> Callable[[], object]:
     small = BATCH if model.prompt.static else max(1, PLAIN_TEXTS // len(model.eot))
     order = [torch.arange(len(images), device=images.device)]
-    return lambda: descend(LinfInversion(), images, order, small, lambda x, _: margin(model(x), 0))
+    return lambda: descend(fresh(images), STEP, images, order, small, lambda x, _: margin(model(x), 0))
 
 
 def our_step(model: BesideReferences, images: torch.Tensor) -> Callable[[], object]:
-    inverter, order = Contrast().inverter(0), [torch.arange(len(images), device=images.device)]
+    order = [torch.arange(len(images), device=images.device)]
     loss = losses(model, 0, nearest_rivals(model, 0))
-    return lambda: descend(inverter, images, order, BATCH, loss)
+    return lambda: descend(fresh(images), STEP, images, order, BATCH, loss)
 
 
 def bare_step(model: BesideReferences, images: torch.Tensor) -> Callable[[], object]:

@@ -137,7 +137,9 @@ def read_tensors(folder: Path, read: Callable[[Path], bytes]) -> dict[str, Tenso
         tensors = {k: v for k, v in load(read(folder / WEIGHTS)).items() if base_name(k) is None}
     except AdapterError:
         raise
-    except Exception as error:  # types and shapes that are none of torch's come as KeyError, OverflowError, RuntimeError, ...
+    except (
+        Exception
+    ) as error:  # types and shapes that are none of torch's come as KeyError, OverflowError, RuntimeError, ...
         found = f"{type(error).__name__}: {cut(str(error), 300)}"
         raise AdapterError(f"{WEIGHTS} cannot be read: {found}", "the file is damaged; fetch it again") from error
     for name, tensor in tensors.items():
@@ -164,7 +166,9 @@ def check_names(given: tuple[str, ...] | None, stored: object) -> tuple[str, ...
             f"{found}: at most {MOST_CLASSES} of at most {LONGEST_NAME} letters are read",
             "give shorter ones, or the classes in question alone, with --classes FILE",
         )
-    for name in names:  # CLIP reads them, so that they shift what is judged; and a line break could forge a report's line
+    for (
+        name
+    ) in names:  # CLIP reads them, so that they shift what is judged; and a line break could forge a report's line
         if unseen := invisible_in(name):
             raise AdapterError(
                 f"class name {name!a} holds control characters or others that cannot be seen ({code_points(unseen)})",

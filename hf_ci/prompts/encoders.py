@@ -42,7 +42,9 @@ def opened(path: Path) -> Iterator[safe_open]:
             yield file
     except HfCiError:
         raise
-    except Exception as error:  # types and shapes that are none of torch's come as KeyError, OverflowError, RuntimeError, ...
+    except (
+        Exception
+    ) as error:  # types and shapes that are none of torch's come as KeyError, OverflowError, RuntimeError, ...
         found = f"{type(error).__name__}: {cut(str(error), 300)}"
         raise AdapterError(f"{path.name} cannot be read: {found}", "the file is damaged; fetch it again") from error
 

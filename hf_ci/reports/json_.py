@@ -12,7 +12,10 @@ from hf_ci.visible import is_invisible
 def render(report: Report) -> str:
     """Letters that cannot be seen, escape codes of terminals among them, are escaped as JSON does."""
     text = json.dumps(report.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False)
-    return re.sub("[^\n -~]", lambda found: json.dumps(found[0])[1:-1] if is_invisible(found[0]) else found[0], text) + "\n"
+    return (
+        re.sub("[^\n -~]", lambda found: json.dumps(found[0])[1:-1] if is_invisible(found[0]) else found[0], text)
+        + "\n"
+    )
 
 
 def schema() -> dict:

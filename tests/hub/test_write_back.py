@@ -23,7 +23,9 @@ def files(clip, tmp_path_factory):
     made = []
     for seed in (0, 1):
         folder = tmp_path_factory.mktemp("adapter") / "a"
-        write_adapter(made_adapter(clip, "coop", seed=seed), folder, card="---\nlibrary_name: peft\n---\n# An adapter\n")
+        write_adapter(
+            made_adapter(clip, "coop", seed=seed), folder, card="---\nlibrary_name: peft\n---\n# An adapter\n"
+        )
         made.append({p.name: p.read_bytes() for p in folder.iterdir()})
     return made
 

@@ -19,7 +19,7 @@ from hf_ci.lab.bench import alone, models_of, read_records, read_spec, run_bench
 from hf_ci.lab.detector_card import detector_card
 from hf_ci.lab.make import Workbench
 from hf_ci.lab.metrics import Outcome, auroc, bootstrap, rates, roc_points, wilson
-from hf_ci.lab.repair_card import repair_row, repairs
+from hf_ci.lab.repair_card import repair_row
 from hf_ci.lab.repairs import control, measured, run_repairs
 from hf_ci.lab.tables import benchmark, roc
 from hf_ci.lab.tune import Recipe
@@ -280,16 +280,6 @@ CARDS = Path(__file__).parents[2] / "cards"
 
 def test_the_shipped_card_is_that_of_the_shipped_records():
     assert benchmark(read_records(CARDS / "benchmark.jsonl")) == (CARDS / "benchmark.md").read_text(encoding="utf-8")
-
-
-def test_the_card_of_ablations_is_that_of_its_records():
-    assert ablation_card(read_records(CARDS / "ablations.jsonl")) == (CARDS / "ablations.md").read_text(
-        encoding="utf-8"
-    )
-
-
-def test_the_card_of_repairs_is_that_of_its_records():
-    assert repairs(read_records(CARDS / "repair.jsonl")) == (CARDS / "repair.md").read_text(encoding="utf-8")
 
 
 def test_repairs_are_measured_with_controls_and_clean_adapters_are_tuned_all_the_same(bench_run, data, tmp_path):
