@@ -199,11 +199,13 @@ def work(task: Task, data_root: Path, zoo: Path) -> list[dict]:
         result = scan_target(str(folder), run)
         if result.pool is None and result.exit_code != EXIT_INTERNAL:
             raise UsageError(f"{folder} cannot be scanned: {'; '.join(result.reasons)}")
-        result = result.model_copy(update={"target": facts["id"]}).model_dump(mode="json", exclude={"files", "reasons"})
+        result = result.model_copy(update={"target": facts["id"]}).model_dump(mode="json", exclude={"files", "reasons", "warnings"})
         if result["base_model"]:
             result["base_model"]["id"] = name_of(result["base_model"]["id"])
-        if result["pool"]:
-            result["pool"]["id"] = Path(result["pool"]["id"]).name
+        for source in (result["pool"], result["photos"]):
+            if source:
+                source["id"] = Path(source["id"]).name
+        result["settings"] = result["settings"] and result["settings"] | {"given": {}}  # places on this machine
         records.append({"group": task.group, "model": facts, "detector": detector, "shots": shots, "result": result})
     return records
 

@@ -122,7 +122,7 @@ def unharmed(folder: Path, facts: dict, bench: Workbench, run: Run, shots: int, 
     if examined is None:
         return
     worst = max(result.classes, key=lambda c: c.score).index
-    found = triggers(examined, {worst}, run)
+    found = triggers(examined, result, {worst}, run)
     for mode in modes:
         tuned_, _ = tuned(examined, photos if mode == LABELLED else None, found, [worst], Schedule())
         yield dict(mode=mode, outcome=outcome, before=before, after=truth(tuned_, bench, None, None))
