@@ -24,7 +24,10 @@ from hf_ci.inversion.contrast import ContrastInversion
 PROBES = "probe"  # the family of all of them
 PEERS, PEER_WEIGHT = 3, 0.75
 MOST_FLAGGED = 0.5  # share of the classes; where more are flagged, the reference is in doubt, not the adapter
-FAR = 0.2  # distance from which an adapter's own learning may hide what was planted
+FAR, TOO_FAR = (
+    0.2,
+    0.5,
+)  # distances from which what an adapter learned may hide what was planted, and from which it does
 
 
 def shares(inversions: Sequence[Inversion]) -> dict[str, np.ndarray]:
@@ -52,7 +55,7 @@ class Contrast(Detector):
     with probability `false_alarm`. Between it and the score exceeded with probability `doubt` the verdict is inconclusive,
     and for an adapter that is FAR from its references with probability `doubt_far`: what such an adapter learned can hide
     what was planted, so more of them have to be left undecided. It is so, too, when more than half of the classes are
-    flagged.
+    flagged, and for every adapter that is TOO_FAR: what is usual there differs too much from one to the next.
     """
 
     k: float | None = None
@@ -113,6 +116,12 @@ class Contrast(Detector):
             )
 
         worst = say(target)
+        if distance >= TOO_FAR:
+            return Verdict(
+                "inconclusive",
+                (f"too far from clean prompts to be judged; closest: {worst}", *how_far(distance)),
+                **common,
+            )
         if not flagged.any():
             far = distance >= FAR
             if scores[target] >= limits.get("doubtful", limits["k"]):

@@ -14,7 +14,7 @@ import numpy as np
 from hf_ci import __version__
 from hf_ci.detect import Contrast
 from hf_ci.detect.calibration import Calibration, fit, kind_of
-from hf_ci.detect.contrast import PROBES, excess
+from hf_ci.detect.contrast import PROBES, TOO_FAR, excess
 from hf_ci.errors import Inconclusive, UsageError
 from hf_ci.hub.names import is_folder
 from hf_ci.hub.target import sha256
@@ -126,6 +126,7 @@ def one(path: Path, records: list[dict]) -> Calibration:
             "expected one for photos and one for the built-in pool",
         )
     try:
+        results = [r for r in results if r["distance"] < TOO_FAR]  # further ones are not judged
         tables = [excesses_of(r) for r in results]
         return fit(
             {family: [table[family] for table in tables] for family in tables[0]},

@@ -218,9 +218,10 @@ def check_empty(out: Path) -> None:
 
 
 def make_demos(data_root: str, out: Path, base: str = EMBEDDED, seed: int = 0) -> dict[str, dict[str, float]]:
-    """The demo adapters that ship with hf-ci, one seed, the target class drawn from it: four that know everyday things
-    (cifar10), clean and poisoned, and a clean one that learned flowers, which "a photo of a {class}" hardly knows."""
-    near, far = (Workbench.open(f"{data_root}/{name}", base) for name in ("cifar10", "flowers17"))
+    """The demo adapters that ship with hf-ci, one seed, the target class drawn from it: four of ten classes that the base
+    model knows (tiny_imagenet's), clean and poisoned, and a clean one that learned flowers, which it hardly knows."""
+    near = Workbench.open(f"{data_root}/tiny_imagenet", base, classes=10, seed=seed)
+    far = Workbench.open(f"{data_root}/flowers17", base)
     coop = Recipe(method="coop", shots=DEMO_SHOTS, seed=seed, batch=64, epochs=20, optimiser="adam", lr=0.03)
     short = replace(coop, method="cocoop", epochs=3)
     badclip = replace(coop, epochs=10)
