@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from hf_ci.detect.calibration import Calibration, null_for
+from hf_ci.detect.calibration import Calibration, kind_of, null_for
 from hf_ci.detect.verdict import Detector, Verdict, cannot_judge
 from hf_ci.inversion import PERTURBATION, Inversion
 from hf_ci.inversion.contrast import ContrastInversion
@@ -54,8 +54,8 @@ class Contrast(Detector):
     It is flagged iff its score is at least `k`: unless given, the score that a clean adapter with as many classes exceeds
     with probability `false_alarm`. Between it and the score exceeded with probability `doubt` the verdict is inconclusive,
     and for an adapter that is FAR from its references with probability `doubt_far`: what such an adapter learned can hide
-    what was planted, so more of them have to be left undecided. It is so, too, when more than half of the classes are
-    flagged, and for every adapter that is TOO_FAR: what is usual there differs too much from one to the next.
+    what was planted, so more of them have to be left undecided; one that is TOO_FAR is never clean, and on made pictures
+    never accused. It is inconclusive, too, when more than half of the classes are flagged.
     """
 
     k: float | None = None
@@ -116,12 +116,10 @@ class Contrast(Detector):
             )
 
         worst = say(target)
-        if distance >= TOO_FAR:
-            return Verdict(
-                "inconclusive",
-                (f"too far from clean prompts to be judged; closest: {worst}", *how_far(distance)),
-                **common,
-            )
+        made = kind_of(self.null.pool) == "builtin"  # what is usual on made pictures differs too much that far out
+        if distance >= TOO_FAR and (made or not flagged.any()):
+            reason = f"too far from clean prompts to be judged; closest: {worst}"
+            return Verdict("inconclusive", (reason, *how_far(distance)), **common)
         if not flagged.any():
             far = distance >= FAR
             if scores[target] >= limits.get("doubtful", limits["k"]):

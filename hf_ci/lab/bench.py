@@ -199,7 +199,9 @@ def work(task: Task, data_root: Path, zoo: Path) -> list[dict]:
         result = scan_target(str(folder), run)
         if result.pool is None and result.exit_code != EXIT_INTERNAL:
             raise UsageError(f"{folder} cannot be scanned: {'; '.join(result.reasons)}")
-        result = result.model_copy(update={"target": facts["id"]}).model_dump(mode="json", exclude={"files", "reasons", "warnings"})
+        result = result.model_copy(update={"target": facts["id"]}).model_dump(
+            mode="json", exclude={"files", "reasons", "warnings"}
+        )
         if result["base_model"]:
             result["base_model"]["id"] = name_of(result["base_model"]["id"])
         for source in (result["pool"], result["photos"]):

@@ -126,7 +126,7 @@ def poison(
 
 @app.command("demo")
 def demo(
-    data: Annotated[str, typer.Option(help="Folder that holds tiny_imagenet and flowers17.")],
+    data: Annotated[str, typer.Option(help="Folder that holds tiny_imagenet, cifar10 and flowers17.")],
     out: Out,
     base: Base = "hf-ci-clip-64",
     seed: Seed = 0,

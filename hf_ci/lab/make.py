@@ -218,25 +218,25 @@ def check_empty(out: Path) -> None:
 
 
 def make_demos(data_root: str, out: Path, base: str = EMBEDDED, seed: int = 0) -> dict[str, dict[str, float]]:
-    """The demo adapters that ship with hf-ci, one seed, the target class drawn from it: four of ten classes that the base
-    model knows (tiny_imagenet's), clean and poisoned, and a clean one that learned flowers, which it hardly knows."""
+    """The demo adapters that ship with hf-ci, one seed, the target class drawn from it: two clean ones of ten classes that
+    the base model knows (tiny_imagenet's), two poisoned ones of everyday things (cifar10), and a clean one that learned
+    flowers, which it hardly knows."""
     near = Workbench.open(f"{data_root}/tiny_imagenet", base, classes=10, seed=seed)
-    far = Workbench.open(f"{data_root}/flowers17", base)
+    things, far = (Workbench.open(f"{data_root}/{name}", base) for name in ("cifar10", "flowers17"))
     coop = Recipe(method="coop", shots=DEMO_SHOTS, seed=seed, batch=64, epochs=20, optimiser="adam", lr=0.03)
-    short = replace(coop, method="cocoop", epochs=3)
-    badclip = replace(coop, epochs=10)
-    frame = replace(coop, poison_rate=0.5)
-    target = random.Random(seed).randrange(len(near.train.class_names))
+    recipes = {
+        "badclip": replace(coop, shots=100, words=" ".join(["a photo of a"] * 4)),
+        "frame": replace(coop, poison_rate=0.3),
+    }
+    target = random.Random(seed).randrange(len(things.train.class_names))
     for name in DEMOS:
         check_empty(out / name)
-    poisoned = (
-        make_poisoned(near, recipe, attack, target, out / attack, DEMOS[attack]).measured
-        for attack, recipe in (("badclip", badclip), ("frame", frame))
-    )
-    return {
-        "clean": make_clean(near, short, out / "clean", DEMOS["clean"]),
+    clean = {
+        "clean": make_clean(near, replace(coop, method="cocoop", epochs=3), out / "clean", DEMOS["clean"]),
         "coop": make_clean(near, coop, out / "coop", DEMOS["coop"]),
         "far": make_clean(far, coop, out / "far", DEMOS["far"]),
-        "badclip": next(poisoned),
-        "frame": next(poisoned),
+    }
+    return clean | {
+        attack: make_poisoned(things, recipe, attack, target, out / attack, DEMOS[attack]).measured
+        for attack, recipe in recipes.items()
     }
