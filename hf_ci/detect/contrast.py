@@ -106,7 +106,7 @@ class Contrast(Detector):
         def say(c: int) -> str:
             family, share = by[c], found[by[c]][c]
             peers = share - over[best[c], c]
-            needed = max(0.0, self.null.usual[family].excess(limits["k"], distance) + peers)
+            needed = min(max(self.null.usual[family].excess(limits["k"], distance) + peers, 0.0), 1.0)
             odds = self.null.p_value(scores[c], len(inversions))
             what = described(family, inversions[c])
             return (
