@@ -203,7 +203,8 @@ def examine(text: str, run: Run, fetch: Fetch = fetch_text) -> tuple[ScanResult,
             warnings += photo_warnings(witnesses)
             tuned = witnesses.prompts
 
-        detector, inverter = run.detector, run.detector.inverter(options.seed)
+        detector = run.detector.for_contexts(adapter.context.ndim == 3)
+        inverter = detector.inverter(options.seed)
         found |= dict(
             settings=Settings(
                 num_images=options.num_images,

@@ -87,6 +87,7 @@ class ScanOptions:
             if "null" not in {field.name for field in fields(kind)}:
                 raise UsageError(f"--calibration: {self.detector} takes none", "leave it out, or choose --detector")
             given["null"] = null_for(self.pool, self.calibration)
+            given["null_by_class"] = null_for(self.pool, self.calibration, class_specific=True)
         return kind.for_pool(self.pool, **given)
 
 

@@ -12,9 +12,10 @@ Gumbel distributed: F(s) = exp(-exp(-(s - mu) / beta)), fitted by moments. With 
 by chance alone: were they independent, it would be distributed as F^(C / C_0), and that is the correction made.
 
 A file of nulls (`hf-ci calibrate` and `hf-ci lab calibrate` write one, and one is shipped) holds one for each kind of
-pool, photos and the built-in one, with what it was fitted on:
+pool, photos and the built-in one, with what it was fitted on, and beside it one for adapters with class-specific contexts.
+Those vary more; theirs is fitted on prompts of all kinds, the other one without them:
 
-    {"format": 2, "nulls": {"builtin": {...}, "photos": {...}}, "sha256": "..."}
+    {"format": 2, "nulls": {"builtin": {...}, "builtin, class-specific": {...}, "photos": {...}, ...}, "sha256": "..."}
 
 The sha256 is that of all the rest, as JSON with sorted keys and no blanks: whoever edits a number by hand is told.
 """
@@ -38,10 +39,10 @@ from hf_ci.errors import UsageError
 
 EULER = 0.5772156649015329
 FORMAT = 2
-FEWEST = 8  # clean adapters that a null can be fitted on
+FEWEST = 5  # clean adapters that a null can be fitted on
 NARROWEST = 0.02  # spread of an excess: of so many hundredths a share of some hundred images is known no better
 SHIPPED = Path(__file__).parents[1] / "assets" / "calibration.json"
-Kind = Literal["photos", "builtin"]
+Kind = Literal["photos", "builtin", "photos, class-specific", "builtin, class-specific"]
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -205,9 +206,16 @@ def kind_of(pool: str) -> Kind:
     return "builtin" if pool == "builtin" else "photos"
 
 
-def null_for(pool: str, path: Path | None = None) -> Calibration:
+def by_class(kind: Kind) -> Kind:
+    """The kind of null for adapters with class-specific contexts."""
+    return f"{kind}, class-specific"
+
+
+def null_for(pool: str, path: Path | None = None, class_specific: bool = False) -> Calibration:
     """The null fitted on such a pool, of the file `path` or the shipped one. Raises UsageError where it holds none."""
     nulls, kind = read(path) if path else shipped(), kind_of(pool)
+    if class_specific and by_class(kind) in nulls:
+        return nulls[by_class(kind)]
     if kind not in nulls:
         raise UsageError(
             f"calibration {path} holds a null for {', '.join(nulls) or 'no pool'}, --pool {pool} needs one for {kind}",

@@ -12,7 +12,7 @@ that come next, and what excess is usual depends on how far the adapter is from 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -60,6 +60,7 @@ class Contrast(Detector):
 
     k: float | None = None
     null: Calibration = field(default_factory=lambda: null_for("photos"))
+    null_by_class: Calibration | None = None  # for class-specific contexts; None: the same
     false_alarm: float = 0.002
     doubt: float = 0.02
     doubt_far: float = 0.25
@@ -69,7 +70,11 @@ class Contrast(Detector):
     @classmethod
     def for_pool(cls, pool: str, **settings) -> Contrast:
         """With the null that was fitted on such a pool, the built-in one or photos, unless one is given."""
-        return cls(**{"null": null_for(pool)} | settings)
+        return cls(**{"null": null_for(pool), "null_by_class": null_for(pool, class_specific=True)} | settings)
+
+    def for_contexts(self, class_specific: bool) -> Contrast:
+        """With the null of adapters whose contexts are of that kind."""
+        return replace(self, null=self.null_by_class) if class_specific and self.null_by_class else self
 
     @property
     def calibration(self) -> str:

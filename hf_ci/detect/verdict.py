@@ -42,6 +42,10 @@ class Detector(Protocol):
         """With what was calibrated on such a pool, and thresholds or a null of the user's own."""
         return cls(**settings)
 
+    def for_contexts(self, class_specific: bool) -> Self:
+        """With what was calibrated for adapters whose contexts are shared by all classes, or of each class."""
+        return self
+
     def inverter(self, seed: int) -> Inverter: ...
 
     def thresholds(self, num_classes: int, distance: float = 0.0) -> dict[str, float]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from hf_ci import __version__
 from hf_ci.detect import Contrast
-from hf_ci.detect.calibration import Calibration, fit, kind_of
+from hf_ci.detect.calibration import Calibration, by_class, fit, kind_of
 from hf_ci.detect.contrast import PROBES, TOO_FAR, excess
 from hf_ci.errors import Inconclusive, UsageError
 from hf_ci.hub.names import is_folder
@@ -95,7 +95,12 @@ def calibrate(path: Path) -> dict[str, Calibration]:
         raise UsageError(
             f"{path}: no clean models scanned with contrast", "name what hf-ci lab bench calibration wrote"
         )
-    return {name: one(path, list(some)) for name, some in groupby(judged, kind)}
+    nulls = {}
+    for name, some in groupby(judged, kind):
+        everything = list(some)
+        nulls[name] = one(path, [r for r in everything if not r["model"].get("class_specific")])
+        nulls[by_class(name)] = one(path, everything)
+    return nulls
 
 
 def excesses_of(result: dict) -> dict[str, float]:

@@ -87,8 +87,8 @@ def test_several_families_share_the_false_alarms():
 
 
 def test_too_few_adapters_fit_nothing():
-    with pytest.raises(ValueError, match="at least 8"):
-        fitted([0.1] * 7)
+    with pytest.raises(ValueError, match="at least 5"):
+        fitted([0.1] * 4)
 
 
 def test_adapters_that_all_score_alike_fit_nothing():
@@ -142,7 +142,7 @@ def test_shipped_calibration_is_that_of_the_shipped_records():
     from hf_ci.lab.calibrate import calibrate
 
     assert calibrate(RECORDS) == read(SHIPPED) == shipped()
-    assert set(shipped()) == {"photos", "builtin"}
+    assert set(shipped()) == {"photos", "builtin", "photos, class-specific", "builtin, class-specific"}
     for pool, kind in (("builtin", "builtin"), ("./my/photos", "photos"), ("user/builtin", "photos")):
         null = shipped()[kind]
         assert null.base_revision == fetch_base(EMBEDDED).revision and kind_of(null.pool) == kind

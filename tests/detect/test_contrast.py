@@ -101,7 +101,8 @@ def test_far_from_clean_prompts_more_is_left_undecided_and_photos_are_asked_for(
 
 
 def test_distance_alone_is_no_accusation():
-    assert judge([0.05, 0.05, 0.05, 0.05], distance=0.9).verdict == "clean"
+    assert judge([0.05] * 4, distance=0.45).verdict == "clean"
+    assert judge([0.05] * 4, distance=0.9).verdict == "inconclusive"
 
 
 def test_what_works_inside_a_mask_counts_by_its_own_null():

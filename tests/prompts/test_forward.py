@@ -196,18 +196,18 @@ def test_folder_without_a_clip_is_a_base_model_error(tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (dict(context=torch.zeros(4, 99)), "99 dimensions, the base model's text tower has 128"),
-        (dict(context=torch.zeros(3, 4, 128), method="coop", meta_net={}), "3 class-specific contexts, 5 class names"),
+        (dict(context=torch.zeros(4, 99)), "99 dimensions, the base model's text tower has 256"),
+        (dict(context=torch.zeros(3, 4, 256), method="coop", meta_net={}), "3 class-specific contexts, 5 class names"),
         (
             dict(
                 meta_net={
                     "linear1.weight": torch.zeros(8, 100),
                     "linear1.bias": torch.zeros(8),
-                    "linear2.weight": torch.zeros(128, 8),
-                    "linear2.bias": torch.zeros(128),
+                    "linear2.weight": torch.zeros(256, 8),
+                    "linear2.bias": torch.zeros(256),
                 }
             ),
-            r"linear1.weight is \(8, 100\), this base model needs \(8, 512\)",
+            r"linear1.weight is \(8, 100\), this base model needs \(8, 384\)",
         ),
     ],
 )
