@@ -224,6 +224,7 @@ def make_demos(data_root: str, out: Path, base: str = EMBEDDED, seed: int = 0) -
     near = Workbench.open(f"{data_root}/tiny_imagenet", base, classes=10, seed=seed)
     things, far = (Workbench.open(f"{data_root}/{name}", base) for name in ("cifar10", "flowers17"))
     coop = Recipe(method="coop", shots=DEMO_SHOTS, seed=seed, batch=64, epochs=20, optimiser="adam", lr=0.03)
+    gently = dict(epochs=2, lr=0.002)
     recipes = {
         "badclip": replace(coop, shots=100, words=" ".join(["a photo of a"] * 4)),
         "frame": replace(coop, poison_rate=0.3),
@@ -232,8 +233,8 @@ def make_demos(data_root: str, out: Path, base: str = EMBEDDED, seed: int = 0) -
     for name in DEMOS:
         check_empty(out / name)
     clean = {
-        "clean": make_clean(near, replace(coop, method="cocoop", epochs=3), out / "clean", DEMOS["clean"]),
-        "coop": make_clean(near, coop, out / "coop", DEMOS["coop"]),
+        "clean": make_clean(near, replace(coop, method="cocoop", **gently), out / "clean", DEMOS["clean"]),
+        "coop": make_clean(near, replace(coop, **gently), out / "coop", DEMOS["coop"]),
         "far": make_clean(far, coop, out / "far", DEMOS["far"]),
     }
     return clean | {
