@@ -24,10 +24,8 @@ from hf_ci.inversion.contrast import ContrastInversion
 PROBES = "probe"  # the family of all of them
 PEERS, PEER_WEIGHT = 3, 0.75
 MOST_FLAGGED = 0.5  # share of the classes; where more are flagged, the reference is in doubt, not the adapter
-FAR, TOO_FAR = (
-    0.2,
-    0.5,
-)  # distances from which what an adapter learned may hide what was planted, and from which it does
+# Distances from which what an adapter learned may hide what was planted, and from which it does.
+FAR, TOO_FAR = 0.2, 0.5
 
 
 def shares(inversions: Sequence[Inversion]) -> dict[str, np.ndarray]:

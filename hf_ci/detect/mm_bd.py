@@ -33,7 +33,6 @@ class MarginAscent:
 
     uses_reference = False
     screening = None
-    fewest = 0
 
     def __call__(self, model: nn.Module, images: Tensor, c: int, micro_batch: int) -> Inversion:
         size, device = images.shape[-1], images.device

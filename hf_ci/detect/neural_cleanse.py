@@ -84,7 +84,6 @@ class MaskInversion:
     family = "pattern in a mask"
     uses_reference = False
     screening = None
-    fewest = 0
 
     def trigger(self, size: int, generator: torch.Generator) -> nn.Module:
         return MaskTrigger(size, generator)

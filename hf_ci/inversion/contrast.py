@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from hf_ci.inversion.invert import PERTURBATION, Inversion, batches, descend, pixels
 from hf_ci.inversion.objective import margin
-from hf_ci.inversion.rounds import FEWEST
 from hf_ci.inversion.trigger import MASKS, LinfTrigger, masked_trigger
 
 # What is planted inside a mask is found in two long steps. With more of them free pixels reach what any prompt learned.
@@ -53,7 +52,6 @@ class ContrastInversion:
     num_images: int | None = None
 
     uses_reference = True
-    fewest = FEWEST
 
     @property
     def screening(self) -> ContrastInversion:

@@ -67,14 +67,12 @@ class Inverter(Protocol):
     model: pixels (B, 3, H, W) in [0, 1] -> logits (B, C), or with `uses_reference` those of the adapter and those of K
     clean reference prompts (B, K, C); images: the pool (N, 3, H, W) uint8 on the model's device.
     Gradients of a batch are summed over micro-batches, so memory, not the result, depends on `micro_batch`.
-    screening: a much cheaper one, whose losses say which classes are worth inverting; None without any. fewest: classes
-    that are inverted whole, at least.
+    screening: a much cheaper one, whose losses say which classes are worth inverting; None without any.
     """
 
     batch: int
     uses_reference: bool
     screening: Inverter | None
-    fewest: int
 
     def __call__(self, model: nn.Module, images: Tensor, c: int, micro_batch: int) -> Inversion: ...
 
@@ -96,7 +94,6 @@ class LinfInversion:
 
     uses_reference = False
     screening = None
-    fewest = 0
 
     def __call__(self, model: nn.Module, images: Tensor, c: int, micro_batch: int) -> Inversion:
         trigger = self.trigger(model, images, c, micro_batch)

@@ -59,8 +59,7 @@ class Job:
     def in_rounds(self) -> bool:
         """Whether classes are screened first, and rivals taken from each image's nearest classes."""
         num_classes = len(self.adapter.class_names)
-        screened = self.inverter.screening is not None
-        return not self.exact and screened and round_size(num_classes, self.inverter.fewest) < num_classes
+        return not self.exact and self.inverter.screening is not None and round_size(num_classes) < num_classes
 
     @property
     def masks(self) -> tuple[Inverter, ...]:
@@ -70,9 +69,7 @@ class Job:
     def num_inversions(self) -> int:
         """At least; whole ones and screenings."""
         num_classes = len(self.adapter.class_names)
-        return sum(
-            num_classes + round_size(num_classes, how.fewest) * self.in_rounds for how in (self.inverter, *self.masks)
-        )
+        return (1 + len(self.masks)) * (num_classes + round_size(num_classes) * self.in_rounds)
 
     def model(self, clip: FrozenCLIP, pool: Tensor) -> AbstractContextManager[nn.Module]:
         """What its inverter is given, `pool` on the CLIP's device."""

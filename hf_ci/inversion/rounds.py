@@ -13,17 +13,14 @@ from dataclasses import replace
 
 from hf_ci.inversion.invert import Inversion, Inverter
 
-FEWEST, SHARE = (
-    5,
-    1 / 40,
-)  # classes that a round inverts: so many unless the inverter says fewer, and at least this share
+FEWEST, SHARE = 5, 1 / 40  # classes that a round inverts: at least so many, and at least this share
 REACHABLE = 0.1  # share of the images that the adapter alone answers with the class
 
 Invert = Callable[[Iterable[int], Inverter], list[Inversion]]
 
 
-def round_size(num_classes: int, fewest: int = FEWEST) -> int:
-    return min(num_classes, max(fewest, math.ceil(SHARE * num_classes)))
+def round_size(num_classes: int) -> int:
+    return min(num_classes, max(FEWEST, math.ceil(SHARE * num_classes)))
 
 
 def in_rounds(invert: Invert, num_classes: int, inverter: Inverter) -> list[Inversion]:
@@ -32,7 +29,7 @@ def in_rounds(invert: Invert, num_classes: int, inverter: Inverter) -> list[Inve
     order = sorted(first, key=lambda i: (math.isfinite(i.loss), i.loss))  # what is no number has to be looked at
     done: dict[int, Inversion] = {}
     while left := order[len(done) :]:
-        found = invert([i.c for i in left[: round_size(num_classes, inverter.fewest)]], inverter)
+        found = invert([i.c for i in left[: round_size(num_classes)]], inverter)
         done |= {i.c: i for i in found}
         if sum(i.exclusive_asr >= REACHABLE for i in found) <= len(found) / 2:
             break

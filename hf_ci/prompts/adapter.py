@@ -24,7 +24,7 @@ from hf_ci import __version__
 from hf_ci.errors import AdapterError
 from hf_ci.files import PROMPT, WEIGHTS, whole_folder
 from hf_ci.kind import POSITIONS, check_kind, read_json, read_whole
-from hf_ci.prompts.encoders import base_name, some
+from hf_ci.prompts.encoders import base_name, reading, some
 from hf_ci.prompts.learners import METHODS
 from hf_ci.visible import code_points, cut, invisible_in, lookalikes_in
 
@@ -133,15 +133,8 @@ def read_tensors(folder: Path, read: Callable[[Path], bytes]) -> dict[str, Tenso
 
     if not (folder / WEIGHTS).is_file():
         raise AdapterError(f"there is no {WEIGHTS}; nothing else is ever opened", "ask for the adapter as safetensors")
-    try:
+    with reading(WEIGHTS):
         tensors = {k: v for k, v in load(read(folder / WEIGHTS)).items() if base_name(k) is None}
-    except AdapterError:
-        raise
-    except (
-        Exception
-    ) as error:  # types and shapes that are none of torch's come as KeyError, OverflowError, RuntimeError, ...
-        found = f"{type(error).__name__}: {cut(str(error), 300)}"
-        raise AdapterError(f"{WEIGHTS} cannot be read: {found}", "the file is damaged; fetch it again") from error
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
             raise AdapterError(f"{some([name])} holds {tensor.dtype}, expected floating point numbers")

@@ -37,16 +37,21 @@ def base_name(tensor: str) -> str | None:
 @contextmanager
 def opened(path: Path) -> Iterator[safe_open]:
     """A safetensors file, of which only the header is read. Raises AdapterError for a damaged one."""
+    with reading(path.name), safe_open(path, framework="pt") as file:
+        yield file
+
+
+@contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Raises AdapterError for whatever a damaged safetensors file makes of its reader: types and shapes that are none of
+    torch's come as KeyError, OverflowError, RuntimeError, ..."""
     try:
-        with safe_open(path, framework="pt") as file:
-            yield file
+        yield
     except HfCiError:
         raise
-    except (
-        Exception
-    ) as error:  # types and shapes that are none of torch's come as KeyError, OverflowError, RuntimeError, ...
+    except Exception as error:
         found = f"{type(error).__name__}: {cut(str(error), 300)}"
-        raise AdapterError(f"{path.name} cannot be read: {found}", "the file is damaged; fetch it again") from error
+        raise AdapterError(f"{name} cannot be read: {found}", "the file is damaged; fetch it again") from error
 
 
 def check_encoders(folder: Path, base: Path) -> int:
