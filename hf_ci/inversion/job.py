@@ -145,9 +145,10 @@ def run_job(
         cached, whole = show_cached()
         complete = whole == num_classes and (read_arrays(folder, PROBES) or not job.inverter.uses_reference)
         if num_processes > 1 and not complete:
-            # images as numpy, because tensors travel to a new process through shared memory, which containers keep small
+            # images as numpy, because tensors travel to a new process through shared memory, which containers keep small;
+            # without a view of them in the job: to send one moves what it views away from under the numpy array
             cpu = torch.device(job.device).type == "cpu"
-            args = (replace(job, images=job.images[:0]), job.images.numpy(), str(folder), str(shared), cpu)
+            args = (replace(job, images=torch.empty(0)), job.images.numpy(), str(folder), str(shared), cpu)
             launch(_worker, args, min(num_processes, num_classes), cpu, show_cached)
             if lost := num_classes - show_cached()[1]:
                 raise Inconclusive(
