@@ -89,13 +89,16 @@ def check_all(ctx: typer.Context, targets: list[str], skip_others: bool) -> None
 
     for text in targets:
         try:
-            fetched = fetch_target(parse_target(text))
-            if skip_others:
-                try:
+            target = parse_target(text)  # what is nowhere is an error, whatever is left out
+            try:
+                fetched = fetch_target(target)
+                if skip_others:
                     check_kind(fetched.folder)
-                except NothingToScan as error:
-                    write_stdout(printable(f"{text} was left out: {error}\n"))
-                    continue
+            except NothingToScan as error:
+                if not skip_others:
+                    raise
+                write_stdout(printable(f"{text} was left out: {error}\n"))
+                continue
             standing[text] = standing_report(fetched)
         except HfCiError as error:
             fails(text, error)

@@ -27,7 +27,8 @@ from hf_ci.progress import Silent
 from hf_ci.prompts import Adapter, PromptedCLIP, read_adapter
 from hf_ci.repair.engine import RepairOptions, Trigger, adder, repair, triggers, tuned
 from hf_ci.repair.unlearn import Schedule
-from hf_ci.scan import Run, examine
+from hf_ci.report import ScanResult
+from hf_ci.scan import Examined, Run, examine
 from hf_ci.settings import ScanOptions
 
 SHOTS_SEED = 7919  # added to a model's seed: the repairer's photos are not those that the adapter was tuned on
@@ -88,11 +89,11 @@ def measured(folder: Path, facts: dict, bench: Workbench, run: Run, shots: int, 
     target, photos = facts["target"], bench.train.few_shot(shots, facts["seed"] + SHOTS_SEED)
     trigger = read_trigger(folder).to(bench.clip.device)
     before = truth(read_adapter(folder), bench, trigger, target)
-    _, examined = examine(str(folder), run)  # what follows finds it in the cache
+    scanned, examined = examine(str(folder), run)  # what follows finds it in the cache
     for mode in modes:
         if mode in CONTROLS:
             if examined is not None:
-                adapter = control(mode, examined, photos, target, run)
+                adapter = control(mode, scanned, examined, photos, target, run)
                 yield dict(mode=mode, before=before, after=truth(adapter, bench, trigger, target))
             continue
         started = time.perf_counter()
@@ -128,7 +129,7 @@ def unharmed(folder: Path, facts: dict, bench: Workbench, run: Run, shots: int, 
         yield dict(mode=mode, outcome=outcome, before=before, after=truth(tuned_, bench, None, None))
 
 
-def control(name: str, examined, photos: Photos, target: int, run: Run) -> Adapter:
+def control(name: str, scanned: ScanResult, examined: Examined, photos: Photos, target: int, run: Run) -> Adapter:
     """Tuned as a repair with labels is, against something else than the target's trigger."""
     size = examined.clip.image_size
     if name == "clean only":
@@ -137,5 +138,5 @@ def control(name: str, examined, photos: Photos, target: int, run: Run) -> Adapt
         noise = torch.rand(3, size, size, generator=torch.Generator().manual_seed(0))
         found = [Trigger(target, adder((noise * 2 - 1).sign() * ContrastInversion.epsilon))]
     else:
-        found = triggers(examined, {(target + 1) % len(examined.adapter.class_names)}, run)
+        found = triggers(examined, scanned, {(target + 1) % len(examined.adapter.class_names)}, run)
     return tuned(examined, photos, found, [target], Schedule(), probed=bool(found))[0]

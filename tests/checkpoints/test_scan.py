@@ -21,6 +21,7 @@ from hf_ci.prompts import read_adapter
 from hf_ci.reports import render
 
 QUICK = ("--num-images", "64", "--precision", "fp32", "--format", "json")
+END = ("--position", "end")  # of the class's name, which a checkpoint does not state
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -40,7 +41,7 @@ def test_a_poisoned_checkpoint_on_the_hub_is_scanned_converted_and_scanned_again
     with LoopbackHub() as hub:
         env = hub.env(tmp_path / "home")
         hub.add_repo("user/bad", {f"seed1/{name}": data for name, data in tree(output).items()})
-        scanned = run("scan", "user/bad:seed1", *QUICK, "--output", "sarif=s.sarif", env=env)
+        scanned = run("scan", "user/bad:seed1", *END, *QUICK, "--output", "sarif=s.sarif", env=env)
         (found,) = json.loads(scanned.stdout)["results"]
         assert (scanned.returncode, found["verdict"], found["target_class"]["name"]) == (1, "backdoored", target)
         assert [f["path"] for f in found["files"]] == ["prompt_learner/model.pth.tar-10"]
@@ -51,8 +52,8 @@ def test_a_poisoned_checkpoint_on_the_hub_is_scanned_converted_and_scanned_again
         assert uri == "user/bad/seed1/prompt_learner/model.pth.tar-10"
 
         file = "user/bad:seed1/prompt_learner/model.pth.tar-10"
-        converted = run("convert", file, "--out", "peft", env=env)
-        assert converted.returncode == 0 and "cocoop" in converted.stdout, converted.stderr
+        converted = run("convert", file, *END, "--out", "peft", env=env)
+        assert converted.returncode == 0 and "coop" in converted.stdout, converted.stderr
     assert read_adapter(tmp_path / "peft").digest == read_adapter(DEMOS / "badclip").digest
     again = run("scan", "./peft", *QUICK)
     (found,) = json.loads(again.stdout)["results"]

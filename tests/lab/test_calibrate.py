@@ -94,7 +94,8 @@ def test_by_hand_nothing_is_measured_or_transferred(other_base, small):
 
 
 def test_a_scan_takes_the_file_from_flag_environment_and_configuration(calibrated, run, tmp_path):
-    for_others = ("scan", "demo:clean", "--pool", str(tmp_path), "--num-images", "32")
+    (tmp_path / "photos").mkdir()
+    for_others = ("scan", "demo:clean", "--pool", tmp_path / "photos", "--num-images", "32")
     (tmp_path / ".hf-ci.yaml").write_text(f"scan: {{calibration: {calibrated}}}\nadapters: ['demo:clean']\n")
     assert f'calibration: "{calibrated}"  # .hf-ci.yaml' in run("config").stdout
     shown = run("config", env={"HF_CI_CALIBRATION": "/no/such"}).stdout
