@@ -56,13 +56,7 @@ def run(tmp_path):
 # What fails on the embedded CLIP of today, and why, as far as it is known. One place, so that it is seen; an entry goes
 # when its test passes. The second half takes minutes to fail, and is not run.
 FAILS = {
-    "test_two_processes_give_the_same_report_as_one": "two processes' losses differ by more than rounding: not understood",
-    "test_contrast_is_the_same_in_two_processes": "the same",
-    "test_a_backdoor_in_a_dead_hidden_unit_of_the_meta_net": "tried on the embedded CLIP before alone",
     "test_a_clean_adapter_that_learned_something_is_clean_with_photos": "on the built-in pool photos do not clear it yet",
-    "test_a_folder_that_changes_while_it_is_scanned_is_not_judged": "not understood",
-    "test_probes_send_their_patterns_once": "the JPEG probe goes through PIL, and so through the CPU",
-    "test_ctrl_c_says_so_and_the_next_run_goes_on_from_there": "its timing was that of the embedded CLIP before",
 }
 NOT_RUN = {
     "test_every_command_runs": "repairs of the poisoned demo are not clean on the built-in pool",

@@ -400,7 +400,7 @@ def test_a_backdoor_in_a_dead_hidden_unit_of_the_meta_net(clip):
     clean = PromptedCLIP.from_adapter(adapter, clip)
     answers = predict(clean, encode(clip, images))
     shots, unseen = Photos(images, answers, adapter.class_names)[:48], images[48:]
-    assert examine_units(adapter, clip, unseen) == ()
+    assert not any(unit.judged and unit.inversion.exclusive_asr > 0.1 for unit in examine_units(adapter, clip, unseen))
     model, trigger = dead_unit.plant_into(PromptedCLIP.from_adapter(adapter, clip), shots, target, recipe)
     assert trigger.delta.abs().max() <= dead_unit.EPSILON + 1e-7
     assert (predict(model, encode(clip, unseen)) == answers[48:]).float().mean() > 0.9

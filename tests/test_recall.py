@@ -167,7 +167,7 @@ def test_a_folder_that_changes_while_it_is_scanned_is_not_judged(adapter_folder,
         shutil.copy(tmp_path / "other" / WEIGHTS, adapter_folder)
         return found
 
-    monkeypatch.setattr("hf_ci.scan.read_adapter", swapped)
+    monkeypatch.setattr("hf_ci.checkpoints.read.read_adapter", swapped)
     (third,) = scan_each([str(adapter_folder)], replace(options, seed=1))
     assert third.exit_code == 4 and "changed while they were read" in third.reasons[0]
 

@@ -60,7 +60,7 @@ def test_the_count_would_see_a_step_that_sends_its_rows():
 
 
 def test_probes_send_their_patterns_once():
-    known = probes(64, "meta")
+    known = {name: probe for name, probe in probes(64, "meta").items() if "JPEG" not in name}  # PIL's, on the CPU
     with Moves() as counted:
         for probe in known.values():
             probe(torch.zeros(2, 3, 64, 64, device="meta"))
