@@ -111,11 +111,10 @@ class ClassScore(Value):
     exclusive_asr: float | None = Field(None, ge=0, le=1, description="and for the adapter and no reference prompt")
     probe: str | None = Field(None, description="the probe that drives most images into the class that way")
     probe_asr: float | None = Field(None, ge=0, le=1, description="their share")
-    family: str | None = Field(
-        None, description="kind of trigger that gave the class its score: perturbation, probe, or where the mask is"
-    )
-    masked: dict[str, float] = Field(
-        {}, description="by mask, the share that free pixel values inside it drive there through the adapter alone"
+    family: str | None = Field(None, description="kind of trigger that gave the class its score")
+    others: dict[str, float] = Field(
+        {},
+        description="by other kinds of triggers, the share that the best of each drives there through the adapter alone",
     )
     screened: bool = Field(
         False, description="one step was taken and measured on one batch: others looked more promising"
@@ -133,7 +132,7 @@ class ClassScore(Value):
             return ""
         if self.by_probe:
             return f"flagged: {self.probe}, {self.probe_asr:.0%}"
-        return f"flagged: {self.family}, {self.masked[self.family]:.0%}" if self.family in self.masked else "flagged"
+        return f"flagged: {self.family}, {self.others[self.family]:.0%}" if self.family in self.others else "flagged"
 
     @property
     def vulnerable(self) -> bool:

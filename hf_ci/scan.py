@@ -32,7 +32,7 @@ from hf_ci.errors import (
 from hf_ci.files import SCANNED, WEIGHTS
 from hf_ci.hub import BaseModel, Fetched, check_merged, fetch_base, fetch_text, named_base
 from hf_ci.hub.target import hashes, sha256
-from hf_ci.inversion import PERTURBATION, Done, Inversion, Job, check_cache, run_job
+from hf_ci.inversion import PERTURBATION, WIDE, Done, Inversion, Job, check_cache, run_job
 from hf_ci.inversion.probes import PROBE_KINDS, Probed, passes
 from hf_ci.photos import FEW, Witnesses, ask
 from hf_ci.pools import BUILTIN, Pool, load_pool
@@ -66,6 +66,7 @@ Fetch = Callable[[str], Fetched]
 FetchBase = Callable[[str, str | None], BaseModel]
 KINDS = {
     PERTURBATION: "a small change of all pixels",
+    WIDE: "a change of all pixels twice as large",
     "frame": "a frame around the image",
     "patch": "a patch at any place",
 }
@@ -307,7 +308,7 @@ def findings(verdict: Verdict, inversions: Sequence[Inversion], class_names: Seq
             probe_asr=i.probe_asr,
             screened=i.screened,
             family=family,
-            masked={m.family: round(m.exclusive_asr, 6) for m in i.masked if not m.screened},
+            others={o.family: round(o.exclusive_asr, 6) for o in i.others if not o.screened},
         )
         for i, score, flag, family in zip(inversions, verdict.scores, verdict.flagged, families)
     )
@@ -325,7 +326,7 @@ def shown(i: Inversion, family: str | None) -> Inversion | None:
     """The inversion whose trigger a picture is made of: what gave the class its score; None for a probe."""
     if family in (None, PERTURBATION):
         return i
-    return next((m for m in i.masked if m.family == family), None)
+    return next((o for o in i.others if o.family == family), None)
 
 
 def looked_for(inversions: Sequence[Inversion]) -> tuple[str, ...]:
@@ -333,7 +334,7 @@ def looked_for(inversions: Sequence[Inversion]) -> tuple[str, ...]:
     one = inversions[0]
     return (
         KINDS.get(one.family, one.family),
-        *(KINDS[m.family] for m in one.masked),
+        *(KINDS[o.family] for o in one.others),
         *(PROBE_KINDS if one.probe else ()),
     )
 
@@ -341,8 +342,8 @@ def looked_for(inversions: Sequence[Inversion]) -> tuple[str, ...]:
 def cost_of(inversions: Sequence[Inversion], adapter: Adapter, num_images: int) -> Cost:
     """With the probes. A context that ignores the image is encoded once for each class, any other one for each image and class."""
     forward, backward = sum(i.forward for i in inversions), sum(i.backward for i in inversions)
-    forward += sum(m.forward for i in inversions for m in i.masked)
-    backward += sum(m.backward for i in inversions for m in i.masked)
+    forward += sum(o.forward for i in inversions for o in i.others)
+    backward += sum(o.backward for i in inversions for o in i.others)
     if any(i.probe for i in inversions):
         forward += passes(num_images)
     text = len(adapter.class_names) * (forward if adapter.meta_net else 1)

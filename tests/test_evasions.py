@@ -136,7 +136,10 @@ def test_a_base_from_an_unmerged_pull_request(run, tmp_path, poisoned):
         hub.commit("org/clip", {"README.md": b"# moved on\n"})
         api = HfApi(endpoint=hub.url, token=STRANGER_TOKEN)
         opened = api.create_commit(
-            "org/clip", [CommitOperationAdd("README.md", b"---\nlicense: mit\n---\n# mine\n")], commit_message="x", create_pr=True
+            "org/clip",
+            [CommitOperationAdd("README.md", b"---\nlicense: mit\n---\n# mine\n")],
+            commit_message="x",
+            create_pr=True,
         )
 
         def scanned(revision, *args):

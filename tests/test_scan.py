@@ -173,8 +173,8 @@ def test_an_adapter_equal_to_the_reference_is_clean(clip, tmp_path):
     (result,) = scan([str(tmp_path / "a")], replace(QUICK, detector="contrast")).results
     assert result.verdict == "clean" and result.distance == 0 and not any(c.exclusive_asr for c in result.classes)
     assert all(c.asr <= c.reference_asr for c in result.classes)  # the adapter is one of the references
-    masked = 2 * 5 * 2 * 16  # frame and patch, five classes, two steps
-    assert result.cost.image_backward == 5 * 32 + masked and result.detector.thresholds["k"] > 0
+    others = 5 * (32 + 2 * 2 * 16)  # five classes: a wide perturbation, frame and patch of two steps each
+    assert result.cost.image_backward == 5 * 32 + others and result.detector.thresholds["k"] > 0
 
 
 def test_contrast_is_the_same_in_two_processes(adapter_folder, tmp_path, monkeypatch):

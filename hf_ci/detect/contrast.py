@@ -18,7 +18,7 @@ import numpy as np
 
 from hf_ci.detect.calibration import Calibration, kind_of, null_for
 from hf_ci.detect.verdict import Detector, Verdict, cannot_judge
-from hf_ci.inversion import PERTURBATION, Inversion
+from hf_ci.inversion import PERTURBATION, WIDE, Inversion
 from hf_ci.inversion.contrast import ContrastInversion
 
 PROBES = "probe"  # the family of all of them
@@ -33,8 +33,8 @@ def shares(inversions: Sequence[Inversion]) -> dict[str, np.ndarray]:
     alone; a class that was only screened has none, as one batch is too few for a share."""
     whole = lambda i: 0.0 if i.screened else i.exclusive_asr or 0.0  # noqa: E731
     table = {PERTURBATION: [whole(i) for i in inversions]}
-    for masked in zip(*(i.masked for i in inversions)):
-        table[masked[0].family] = [whole(i) for i in masked]
+    for column in zip(*(i.others for i in inversions)):
+        table[column[0].family] = [whole(i) for i in column]
     table[PROBES] = [i.probe_asr or 0.0 for i in inversions]
     return {family: np.array(column) for family, column in table.items()}
 
@@ -143,8 +143,8 @@ class Contrast(Detector):
 
 
 def described(family: str, i: Inversion) -> str:
-    if family == PERTURBATION:
-        return "a reconstructed perturbation"
+    if family in (PERTURBATION, WIDE):
+        return f"a reconstructed {family}"
     if family == PROBES:
         return f"a {i.probe}"
     return "a reconstructed patch, wherever it stands," if family == "patch" else "a reconstructed frame"

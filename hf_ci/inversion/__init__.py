@@ -1,13 +1,15 @@
 """Trigger inversion: for each class, the universal perturbation that drives images into it."""
 
 from hf_ci.inversion.engine import check_cache, invert_classes
-from hf_ci.inversion.invert import PERTURBATION, Inversion, Inverter, LinfInversion
+from hf_ci.inversion.invert import Inversion, Inverter, LinfInversion
 from hf_ci.inversion.job import Done, Job, run_job
 from hf_ci.inversion.objective import OBJECTIVES
+from hf_ci.inversion.trigger import PERTURBATION, WIDE
 
 __all__ = [
     "OBJECTIVES",
     "PERTURBATION",
+    "WIDE",
     "Done",
     "Inversion",
     "Inverter",

@@ -13,12 +13,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from hf_ci.inversion.invert import PERTURBATION, Inversion, batches, descend, pixels
+from hf_ci.inversion.invert import Inversion, batches, descend, pixels
 from hf_ci.inversion.objective import margin
-from hf_ci.inversion.trigger import MASKS, LinfTrigger, masked_trigger
+from hf_ci.inversion.trigger import MASKS, PERTURBATION, WIDE, LinfTrigger, masked_trigger
 
 # What is planted inside a mask is found in two long steps. With more of them free pixels reach what any prompt learned.
 MASKED = dict(num_images=64, batch=16, step=0.5, updates=2)
+# How the other families of triggers are looked for. A blended photo or a warp leaves little inside the smaller ball.
+OTHERS = {WIDE: dict(epsilon=8 / 255, num_images=128)} | {family: MASKED for family in MASKS}
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class ContrastInversion:
     """E_c(delta) = mean_x max(m_c(x + delta), -r_c(x + delta)), minimised over ||delta||_inf <= epsilon.
 
     The radius is CLIP-Inspector's. In a ball of twice that, an adapter that learned much is driven into whatever it
-    learned, and its classes are forced alike.
+    learned, and its classes are forced alike: it is a family of its own, held against what is usual there.
 
     m_c = max_{j != c} z_j - z_c is the margin of CLIP-Inspector through the adapter, r_c = min_k r_c^k that through the
     most willing of K references. The maximum is negative exactly where the adapter answers c and no reference does.
@@ -35,8 +37,8 @@ class ContrastInversion:
     one more batch, with these rivals, measures what they led to. The result's `loss` is E_c; `asr` counts through the adapter,
     `reference_asr` where any reference answers c, `exclusive_asr` where the adapter alone does.
 
-    family: what is reconstructed instead of a perturbation, free pixel values inside a mask; num_images: of the pool's
-    first; None: all. updates: steps that are taken at most.
+    family: what is reconstructed, a perturbation or free pixel values inside a mask; num_images: of the pool's first;
+    None: all. updates: steps that are taken at most.
 
     model: pixels -> logits (B, C) through the adapter, and (B, K, C) through the references.
     """
@@ -58,12 +60,12 @@ class ContrastInversion:
         return replace(self, steps=1)
 
     @property
-    def masks(self) -> tuple[ContrastInversion, ...]:
-        """What looks for triggers inside masks."""
-        return tuple(replace(self, family=family, **MASKED) for family in MASKS)
+    def others(self) -> tuple[ContrastInversion, ...]:
+        """What looks for triggers of other families."""
+        return tuple(replace(self, family=family, **settings) for family, settings in OTHERS.items())
 
     def trigger(self, size: int) -> nn.Module:
-        return LinfTrigger(size, self.epsilon) if self.family == PERTURBATION else masked_trigger(self.family, size)
+        return masked_trigger(self.family, size) if self.family in MASKS else LinfTrigger(size, self.epsilon)
 
     def __call__(self, model: nn.Module, images: Tensor, c: int, micro_batch: int) -> Inversion:
         images = images[: self.num_images]

@@ -113,7 +113,7 @@ def read_cached(cache: Path | None, c: int) -> Inversion | None:
 
 
 def write_cached(cache: Path | None, inversion: Inversion) -> None:
-    values = {name: value for name, value in vars(inversion).items() if value is not None and name != "masked"}
+    values = {name: value for name, value in vars(inversion).items() if value is not None and name != "others"}
     write_arrays(cache, f"class-{inversion.c:05d}", values | {"delta": inversion.delta.numpy()})
 
 

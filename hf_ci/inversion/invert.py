@@ -11,9 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_ci.inversion.objective import OBJECTIVES, margin
-from hf_ci.inversion.trigger import LinfTrigger, masked_trigger
-
-PERTURBATION = "perturbation"
+from hf_ci.inversion.trigger import MASKS, PERTURBATION, LinfTrigger, masked_trigger
 
 
 @dataclass(frozen=True)
@@ -27,8 +25,7 @@ class Inversion:
     without them.
     probe, probe_asr: the probe that moves most images into the class through the adapter alone, and their share; None
     where none were tried.
-    family: what kind of trigger `delta` is, PERTURBATION or one of `hf_ci.inversion.trigger.MASKS`.
-    masked: the class's inversions with a mask, whole ones and screened ones.
+    family: what kind of trigger `delta` is. others: the class's inversions of other families, whole ones and screened ones.
     screened: only a first step was taken, and measured on one batch: others looked more promising.
     forward, backward: images that went through the image encoder, and back.
     """
@@ -46,11 +43,11 @@ class Inversion:
     forward: int = 0
     backward: int = 0
     family: str = PERTURBATION
-    masked: tuple[Inversion, ...] = ()
+    others: tuple[Inversion, ...] = ()
 
     def trigger(self) -> Callable[[Tensor], Tensor]:
         """Pixels (B, 3, H, W) in [0, 1] -> the same with what was reconstructed."""
-        if self.family == PERTURBATION:
+        if self.family not in MASKS:
             return lambda x: (x + self.delta.to(x.device)).clamp(0, 1)
 
         def pasted(x: Tensor) -> Tensor:

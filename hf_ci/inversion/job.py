@@ -18,14 +18,15 @@ from torch import Tensor, nn
 
 from hf_ci.errors import Inconclusive
 from hf_ci.inversion.engine import Progress, invert_classes, launch, read_arrays, read_cached, write_arrays
-from hf_ci.inversion.invert import PERTURBATION, Inversion, Inverter
+from hf_ci.inversion.invert import Inversion, Inverter
 from hf_ci.inversion.probes import NUM_IMAGES, Probed, distance, probe
 from hf_ci.inversion.rounds import in_rounds, round_size
+from hf_ci.inversion.trigger import PERTURBATION
 from hf_ci.prompts import Adapter, BesideReferences, FrozenCLIP, PromptedCLIP, load_clip
 
 SCREENING = "screening"  # of their folder in the cache
 PROBES = "probes-3"  # name of their file in the cache: change it whenever the probes do
-VERSION = 8  # part of the cache key: raise it whenever the same settings give other numbers
+VERSION = 9  # part of the cache key: raise it whenever the same settings give other numbers
 
 
 @dataclass(frozen=True)
@@ -62,14 +63,14 @@ class Job:
         return not self.exact and self.inverter.screening is not None and round_size(num_classes) < num_classes
 
     @property
-    def masks(self) -> tuple[Inverter, ...]:
-        return self.inverter.masks if self.inverter.uses_reference else ()
+    def others(self) -> tuple[Inverter, ...]:
+        return self.inverter.others if self.inverter.uses_reference else ()
 
     @property
     def num_inversions(self) -> int:
         """At least; whole ones and screenings."""
         num_classes = len(self.adapter.class_names)
-        return (1 + len(self.masks)) * (num_classes + round_size(num_classes) * self.in_rounds)
+        return (1 + len(self.others)) * (num_classes + round_size(num_classes) * self.in_rounds)
 
     def model(self, clip: FrozenCLIP, pool: Tensor) -> AbstractContextManager[nn.Module]:
         """What its inverter is given, `pool` on the CLIP's device."""
@@ -129,7 +130,7 @@ def run_job(
 
         def show_cached() -> tuple[int, int]:
             """Shows what is there; how many classes have a perturbation, and how many have all that is looked for."""
-            everything, classes = (job.inverter, *job.masks), [set(range(num_classes))]
+            everything, classes = (job.inverter, *job.others), [set(range(num_classes))]
             for how in everything:
                 found = [
                     inversion
@@ -171,7 +172,7 @@ def invert_all(
     folder: Path | None,
     show: Progress = lambda inversion: None,
 ) -> list[Inversion]:
-    """Every class's inversion, in this process's group; beside references, with those inside masks, and with the probe
+    """Every class's inversion, in this process's group; beside references, with those of other families, and with the probe
     that serves it best."""
 
     mine, num_classes = [], len(job.adapter.class_names)
@@ -189,8 +190,8 @@ def invert_all(
     inversions = all_classes(job.inverter)
     if not job.inverter.uses_reference:
         return inversions
-    masked = zip(*(all_classes(how) for how in job.masks))
-    inversions = [replace(i, masked=found) for i, found in zip(inversions, masked)]
+    others = zip(*(all_classes(how) for how in job.others))
+    inversions = [replace(i, others=found) for i, found in zip(inversions, others)]
     return beside_probes(inversions, model, probed, folder, sum(i.forward for i in mine))
 
 
@@ -199,7 +200,7 @@ def place_of(folder: Path | None, how: Inverter | None) -> Path | None:
     if folder is None or how is None:
         return None
     family = getattr(how, "family", PERTURBATION)
-    place = folder if family == PERTURBATION else folder / family
+    place = folder if family == PERTURBATION else folder / family.replace(" ", "-")
     return place if getattr(how, "steps", None) is None else place / SCREENING
 
 

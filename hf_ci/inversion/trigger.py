@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+PERTURBATION, WIDE = "perturbation", "wide perturbation"  # families of small changes of all pixels
 # Families of triggers whose pixels are free inside a mask. A patch that works wherever it stands finds patches at any
 # place; masks for the corners and for the middle, tried beside it, found no more and were freer on clean adapters.
 MASKS = ("frame", "patch")

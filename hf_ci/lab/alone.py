@@ -60,8 +60,8 @@ def job_of(asked: Alone, clip: FrozenCLIP, folder: Path, images: torch.Tensor) -
 
 
 def digest(inversions: list[Inversion]) -> str:
-    every = [one for i in inversions for one in (i, *i.masked)]
-    facts = [{name: value for name, value in vars(i).items() if name not in ("delta", "masked")} for i in every]
+    every = [one for i in inversions for one in (i, *i.others)]
+    facts = [{name: value for name, value in vars(i).items() if name not in ("delta", "others")} for i in every]
     deltas = b"".join(i.delta.numpy().tobytes() for i in every)
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode() + deltas).hexdigest()
 

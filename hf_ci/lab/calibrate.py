@@ -107,7 +107,7 @@ def excesses_of(result: dict) -> dict[str, float]:
     """By family of triggers, the largest excess of any class in a report."""
     classes = [ClassScore.model_validate(c) for c in result["classes"]]
     families = {PERTURBATION: [0.0 if c.screened else c.exclusive_asr for c in classes]}
-    families |= {name: [c.masked.get(name, 0.0) for c in classes] for c in classes for name in c.masked}
+    families |= {name: [c.others.get(name, 0.0) for c in classes] for c in classes for name in c.others}
     families[PROBES] = [c.probe_asr for c in classes]
     return {family: float(excess(np.array(shares)).max()) for family, shares in families.items()}
 

@@ -12,9 +12,8 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from hf_ci.inversion import LinfInversion
-from hf_ci.inversion.contrast import MASKED
+from hf_ci.inversion.contrast import ContrastInversion
 from hf_ci.inversion.probes import passes
-from hf_ci.inversion.trigger import MASKS
 from hf_ci.lab.plain import PAPER_IMAGES
 from hf_ci.prompts import PromptedCLIP
 from hf_ci.prompts.prompted import NEAREST
@@ -76,11 +75,14 @@ class Shape:
         """Of a class, whole."""
         return self.descent(images) + self.measuring(images)
 
-    def masks(self, whole: int) -> float:
-        """Of all families: a short step for every class, and so many whole."""
-        batch, images, updates = (MASKED[name] for name in ("batch", "num_images", "updates"))
-        one = self.descent(updates * batch) + self.measuring(images)
-        return len(MASKS) * (self.classes * 1.5 * self.descent(batch) + whole * one)
+    def others(self, whole: int) -> float:
+        """Of all other families: a step for every class, and so many whole."""
+        found = 0.0
+        for how in ContrastInversion().others:
+            taken = how.num_images if how.updates is None else how.updates * how.batch
+            one = self.descent(taken) + self.measuring(how.num_images)
+            found += self.classes * 1.5 * self.descent(how.batch) + whole * one
+        return found
 
     def probes(self, images: int) -> float:
         return self.measuring(passes(images))
@@ -95,12 +97,12 @@ class Shape:
             "screening": self.classes * self.screening(),
             "whole inversions": whole * self.descent(images),
             "their measure": whole * self.measuring(images),
-            "masks": self.masks(whole),
+            "other families": self.others(whole),
             "probes": self.probes(images),
         }
 
     def scan_exact(self, images: int) -> float:
-        return self.classes * self.exact.inversion(images) + self.exact.masks(self.classes) + self.probes(images)
+        return self.classes * self.exact.inversion(images) + self.exact.others(self.classes) + self.probes(images)
 
 
 def weights(tower: nn.Module) -> int:

@@ -15,8 +15,8 @@ Signals = dict[str, Callable[[dict], float]]  # of a class, as a report has it; 
 CONTRAST: Signals = {
     "share through the adapter, references or not": lambda c: 0.0 if c["screened"] else c["asr"],
     "share through the adapter alone": lambda c: 0.0 if c["screened"] else c["exclusive_asr"],
-    "frames": lambda c: c["masked"].get("frame", 0.0),
-    "patches": lambda c: c["masked"].get("patch", 0.0),
+    "frames": lambda c: c["others"].get("frame", 0.0),
+    "patches": lambda c: c["others"].get("patch", 0.0),
     "probes": lambda c: c["probe_asr"] or 0.0,
     "the score: the largest of their excesses over the peers, in deviations": lambda c: c["score"],
 }

@@ -163,7 +163,7 @@ def triggers(examined: Examined, result: ScanResult, flagged: set[int], run: Run
     trigger that need not fail through a clean prompt."""
     suspects = [i for i in examined.inversions if i.c in flagged]
     known, by = probes(examined.clip.image_size, examined.clip.device), {c.index: c.family for c in result.classes}
-    whole = [one for i in suspects for one in (i, *i.masked) if not one.screened]
+    whole = [one for i in suspects for one in (i, *i.others) if not one.screened]
     found = [Trigger(one.c, one.trigger(), finding=one.family == by[one.c]) for one in whole]
     found += [Trigger(i.c, known[i.probe], finding=by[i.c] == PROBES) for i in suspects if i.probe]
     images = examined.pool.images.to(examined.clip.device)

@@ -108,7 +108,7 @@ def test_distance_alone_is_no_accusation():
 def test_what_works_inside_a_mask_counts_by_its_own_null():
     plain = [Inversion(c, 1.0, 0.8, torch.zeros(1), None, 0.7, 0.05, probe="red cast", probe_asr=0.0) for c in range(4)]
     frames = [replace(i, family="frame", exclusive_asr=0.9 * (i.c == 3)) for i in plain]
-    verdict = Contrast(null=NULL).judge([replace(i, masked=(f,)) for i, f in zip(plain, frames)], NAMES, 0.0)
+    verdict = Contrast(null=NULL).judge([replace(i, others=(f,)) for i, f in zip(plain, frames)], NAMES, 0.0)
     assert (verdict.verdict, verdict.target, verdict.families[3]) == ("backdoored", 3, "frame")
     assert "a reconstructed frame drives 90%" in verdict.reasons[0]
 

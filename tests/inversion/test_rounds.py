@@ -74,6 +74,6 @@ def test_exact_inverts_every_class_and_agrees_on_those_that_a_scan_inverts(clip,
         if not a.screened:
             assert torch.equal(a.delta, b.delta) and a.exclusive_asr == b.exclusive_asr
     assert all(i.backward == 32 for i in quick if i.screened)
-    assert all(sum(not i.masked[f].screened for i in quick) == 5 for f in (0, 1))
+    assert all(sum(not i.others[f].screened for i in quick) == 5 for f in (0, 1, 2))
     again = run_job(jobs[0], clip, cache=tmp_path)
     assert again.cached == 8 and [i.screened for i in again.inversions] == [i.screened for i in quick]

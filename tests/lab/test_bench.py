@@ -60,7 +60,10 @@ def test_every_model_is_scanned_with_every_detector_and_kept(bench_run):
     done = {(r["model"]["attack"], r["detector"]) for r in records}
     assert done == {(a, d) for a in ("clean", "blended") for d in ("clip-inspector", "contrast")}
     for record in records:
-        assert record["result"]["verdict"] in ("clean", "backdoored", "inconclusive") and len(record["result"]["classes"]) == 3
+        assert (
+            record["result"]["verdict"] in ("clean", "backdoored", "inconclusive")
+            and len(record["result"]["classes"]) == 3
+        )
     poisoned = next(r["model"] for r in records if r["model"]["attack"] == "blended")
     assert {"asr", "asr_on_clean", "accuracy", "unseen_asr", "target"} <= poisoned.keys()
     assert str(folder) not in (folder / "records.jsonl").read_text()

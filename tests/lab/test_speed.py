@@ -51,7 +51,7 @@ def test_the_count_is_that_of_what_runs(clip, method):
 def test_a_scan_is_the_sum_of_its_steps_and_exact_has_all_rivals():
     shape = vit_b16(200)
     assert sum(shape.steps(256, 10).values()) == pytest.approx(
-        shape.nearest(256) + 200 * shape.screening() + 10 * shape.inversion(256) + shape.masks(10) + shape.probes(256)
+        shape.nearest(256) + 200 * shape.screening() + 10 * shape.inversion(256) + shape.others(10) + shape.probes(256)
     )
     assert shape.scan_exact(256) > 200 * shape.inversion(256) > sum(shape.steps(256, 10).values())
 

@@ -46,9 +46,7 @@ def test_encoder_tensors_are_known_by_peft_names_too(folder, prefix):
     bring(folder, {prefix + PROJECTION: BASE[PROJECTION], prefix + "logit_scale": BASE["logit_scale"]})
     assert check_encoders(folder, EMBEDDED_FOLDER) == 2 and read_adapter(folder).method == "coop"
     bring(folder, {prefix + PROJECTION: changed()})
-    said = (
-        "encoder modified: 1 of 2 tensors differ from the base model's, largest difference 0.00[0-9]+: '.*visual_projection"
-    )
+    said = "encoder modified: 1 of 2 tensors differ from the base model's, largest difference 0.00[0-9]+: '.*visual_projection"
     with pytest.raises(AdapterError, match=said):
         check_encoders(folder, EMBEDDED_FOLDER)
 
