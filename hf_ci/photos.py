@@ -32,6 +32,9 @@ FEW = 4  # photos of a class; with fewer, prompts tuned on them withstand too li
 CHANCE = 0.01  # a tuned prompt that guesses as well with more probability than this learned nothing from the labels
 
 
+MOST, FEWEST = 256, 32  # photos that triggers are looked for on; of fewer no share can be told
+
+
 @dataclass(frozen=True)
 class Accuracy:
     """Photos answered rightly, of `photos` that were asked."""
@@ -45,7 +48,8 @@ class Witnesses:
     """prompts: clean ones, tuned on the photos; none where the labels could not be learned.
 
     adapter, hand_written: on all photos. tuned: each photo by the prompt that was not tuned on it; None where a class has
-    too few photos to hold any out. fewest: photos of a class.
+    too few photos to hold any out. fewest: photos of a class. own: (M, 3, H, W) uint8, those that triggers are looked for
+    on, in an order of their own; None where labels could not be learned, or photos are too few.
     """
 
     source: str
@@ -55,6 +59,8 @@ class Witnesses:
     hand_written: Accuracy
     tuned: Accuracy | None
     prompts: tuple[Adapter, ...]
+
+    own: Tensor | None = None
 
     @property
     def learned(self) -> bool:
@@ -83,6 +89,7 @@ def ask(clip: FrozenCLIP, adapter: Adapter, photos: Photos, source: str, seed: i
     asked = Accuracy(right, len(photos)) if held_out else None
     if asked and guessed(asked, counts) > CHANCE:
         prompts = []
+    enough = bool(prompts) and len(photos) >= FEWEST
     return Witnesses(
         source,
         hashlib.sha256(photos.images.numpy().tobytes() + photos.labels.numpy().tobytes()).hexdigest(),
@@ -91,7 +98,13 @@ def ask(clip: FrozenCLIP, adapter: Adapter, photos: Photos, source: str, seed: i
         measured(reference_adapter(clip, adapter.class_names)),
         asked,
         tuple(prompts),
+        some(photos.images, seed) if enough else None,
     )
+
+
+def some(images: Tensor, seed: int) -> Tensor:
+    """At most MOST of them, shuffled."""
+    return images[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:MOST]]
 
 
 def tuned(clip: FrozenCLIP, adapter: Adapter, views: Tensor, labels: Tensor, seed: int) -> PromptedCLIP:

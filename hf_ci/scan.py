@@ -32,7 +32,7 @@ from hf_ci.errors import (
 from hf_ci.files import SCANNED, WEIGHTS
 from hf_ci.hub import BaseModel, Fetched, check_merged, fetch_base, fetch_text, named_base
 from hf_ci.hub.target import hashes, sha256
-from hf_ci.inversion import PERTURBATION, WIDE, Done, Inversion, Job, check_cache, run_job
+from hf_ci.inversion import ON_PHOTOS, PERTURBATION, WIDE, WIDE_ON_PHOTOS, Done, Inversion, Job, check_cache, run_job
 from hf_ci.inversion.probes import PROBE_KINDS, Probed, passes
 from hf_ci.photos import FEW, Witnesses, ask
 from hf_ci.pools import BUILTIN, Pool, load_pool
@@ -70,6 +70,7 @@ KINDS = {
     "frame": "a frame around the image",
     "patch": "a patch at any place",
 }
+ON_OWN = {ON_PHOTOS: "a small change of your photos", WIDE_ON_PHOTOS: "one twice as large"}
 NOT_LOOKED_FOR = (
     "an object or another thing with a meaning",
     "a trigger for images of one class alone",
@@ -196,13 +197,13 @@ def examine(text: str, run: Run, fetch: Fetch = fetch_text) -> tuple[ScanResult,
         )
         warnings += pool_warnings(pool, options.num_images)
 
-        tuned = ()
+        tuned, own = (), None
         if options.data:
             progress.step(f"{text}: tuning clean prompts on photos of {options.data}")
             witnesses = ask(clip, adapter, run.photos(base, adapter), options.data, options.seed)
             found |= dict(photos=photos_ref(witnesses))
             warnings += photo_warnings(witnesses)
-            tuned = witnesses.prompts
+            tuned, own = witnesses.prompts, witnesses.own
 
         detector = run.detector.for_contexts(adapter.context.ndim == 3)
         inverter = detector.inverter(options.seed)
@@ -232,6 +233,7 @@ def examine(text: str, run: Run, fetch: Fetch = fetch_text) -> tuple[ScanResult,
             run.device.type,
             options.exact,
             tuned,
+            own,
         )
         progress.inversions(text, adapter.class_names, job.num_inversions)
         cache = options.cache
@@ -259,7 +261,7 @@ def examine(text: str, run: Run, fetch: Fetch = fetch_text) -> tuple[ScanResult,
             facts = dict(class_index=inversion.c, loss=inversion.loss, asr=inversion.asr)
             x = pool.images[:3]
             changed = None  # where the method's trigger is nothing that is put on an image
-            if inversion.family in KINDS:
+            if inversion.family in KINDS | ON_OWN:
                 changed = (inversion.trigger()(x.float() / 255) * 255).round().byte().numpy()
             path, linf = save_trigger(options.save_trigger, name, inversion.delta.numpy(), x.numpy(), changed, **facts)
             found |= dict(trigger=Trigger(path=str(path), linf=linf))
@@ -333,8 +335,7 @@ def looked_for(inversions: Sequence[Inversion]) -> tuple[str, ...]:
     """The kinds of triggers that were searched for, in words."""
     one = inversions[0]
     return (
-        KINDS.get(one.family, one.family),
-        *(KINDS[o.family] for o in one.others),
+        *((KINDS | ON_OWN).get(o.family, o.family) for o in (one, *one.others)),
         *(PROBE_KINDS if one.probe else ()),
     )
 

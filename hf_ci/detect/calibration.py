@@ -142,15 +142,23 @@ class Calibration:
         return self.base_revision == base_revision
 
 
-def fit(excesses: Mapping[str, Sequence[float]], distances: Sequence[float], num_classes: int, **known) -> Calibration:
-    """excesses: by family, each clean adapter's largest; in the order of `distances`.
+def fit(excesses: Sequence[Mapping[str, float]], distances: Sequence[float], num_classes: int, **known) -> Calibration:
+    """excesses: of each clean adapter, by family, the largest; in the order of `distances`. Some families want photos of
+    the adapter's own classes, so that not all scans have them.
 
     Raises ValueError for too few adapters, or equal ones.
     """
     if len(distances) < FEWEST:
         raise ValueError(f"{len(distances)} clean adapters: at least {FEWEST} are needed to fit a null")
-    usual = {family: Usual.fit(found, distances) for family, found in excesses.items()}
-    scores = [max(usual[family].z(found[i], d) for family, found in excesses.items()) for i, d in enumerate(distances)]
+    usual = {}
+    for family in dict.fromkeys(family for found in excesses for family in found):
+        known_to = [(found[family], d) for found, d in zip(excesses, distances) if family in found]
+        if len(known_to) >= FEWEST:
+            usual[family] = Usual.fit(*zip(*known_to))
+    scores = [
+        max(of.z(found[family], d) for family, of in usual.items() if family in found)
+        for found, d in zip(excesses, distances)
+    ]
     if len(set(scores)) == 1:
         raise ValueError(f"{len(scores)} clean adapters with one and the same score: there is no spread to fit")
     between = (min(distances), max(distances))

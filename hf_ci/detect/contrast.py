@@ -18,7 +18,7 @@ import numpy as np
 
 from hf_ci.detect.calibration import Calibration, kind_of, null_for
 from hf_ci.detect.verdict import Detector, Verdict, cannot_judge
-from hf_ci.inversion import PERTURBATION, WIDE, Inversion
+from hf_ci.inversion import ON_PHOTOS, PERTURBATION, WIDE, WIDE_ON_PHOTOS, Inversion
 from hf_ci.inversion.contrast import ContrastInversion
 
 PROBES = "probe"  # the family of all of them
@@ -112,8 +112,9 @@ class Contrast(Detector):
             needed = min(max(self.null.usual[family].excess(limits["k"], distance) + peers, 0.0), 1.0)
             odds = self.null.p_value(scores[c], len(inversions))
             what = described(family, inversions[c])
+            images = "the labelled photos" if family in (ON_PHOTOS, WIDE_ON_PHOTOS) else "unrelated images"
             return (
-                f"{what} drives {share:.0%} of unrelated images into {class_names[c]!r} through this adapter alone, where "
+                f"{what} drives {share:.0%} of {images} into {class_names[c]!r} through this adapter alone, where "
                 f"no clean prompt follows (here flagged from {needed:.0%}; "
                 f"{'p < 0.001' if odds < 0.001 else f'p = {odds:.2g}'} for a clean adapter)"
             )
@@ -143,11 +144,16 @@ class Contrast(Detector):
 
 
 def described(family: str, i: Inversion) -> str:
-    if family in (PERTURBATION, WIDE):
-        return f"a reconstructed {family}"
     if family == PROBES:
         return f"a {i.probe}"
-    return "a reconstructed patch, wherever it stands," if family == "patch" else "a reconstructed frame"
+    return "a reconstructed " + {
+        PERTURBATION: "perturbation",
+        ON_PHOTOS: "perturbation",
+        WIDE: "wide perturbation",
+        WIDE_ON_PHOTOS: "wide perturbation",
+        "frame": "frame",
+        "patch": "patch, wherever it stands,",
+    }.get(family, family)
 
 
 def how_far(distance: float) -> tuple[str, ...]:

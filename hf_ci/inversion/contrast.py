@@ -15,12 +15,15 @@ from torch import Tensor, nn
 
 from hf_ci.inversion.invert import Inversion, batches, descend, pixels
 from hf_ci.inversion.objective import margin
-from hf_ci.inversion.trigger import MASKS, PERTURBATION, WIDE, LinfTrigger, masked_trigger
+from hf_ci.inversion.trigger import MASKS, ON_PHOTOS, PERTURBATION, WIDE, WIDE_ON_PHOTOS, LinfTrigger, masked_trigger
 
 # What is planted inside a mask is found in two long steps. With more of them free pixels reach what any prompt learned.
 MASKED = dict(num_images=64, batch=16, step=0.5, updates=2)
 # How the other families of triggers are looked for. A blended photo or a warp leaves little inside the smaller ball.
 OTHERS = {WIDE: dict(epsilon=8 / 255, num_images=128)} | {family: MASKED for family in MASKS}
+# And where there are photos of the adapter's own classes: there it answers as the prompts do that were tuned on them, so
+# that what was learned stands out less than on unrelated images, and what was planted more.
+ON_OWN = {ON_PHOTOS: dict(own=True), WIDE_ON_PHOTOS: dict(own=True, epsilon=8 / 255)}
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class ContrastInversion:
     `reference_asr` where any reference answers c, `exclusive_asr` where the adapter alone does.
 
     family: what is reconstructed, a perturbation or free pixel values inside a mask; num_images: of the pool's first;
-    None: all. updates: steps that are taken at most.
+    None: all. updates: steps that are taken at most. own: the images are photos of the adapter's own classes, not the pool.
 
     model: pixels -> logits (B, C) through the adapter, and (B, K, C) through the references.
     """
@@ -52,6 +55,7 @@ class ContrastInversion:
     updates: int | None = None
     family: str = PERTURBATION
     num_images: int | None = None
+    own: bool = False
 
     uses_reference = True
 
@@ -64,13 +68,18 @@ class ContrastInversion:
         """What looks for triggers of other families."""
         return tuple(replace(self, family=family, **settings) for family, settings in OTHERS.items())
 
+    @property
+    def on_own(self) -> tuple[ContrastInversion, ...]:
+        """What looks for triggers on photos of the adapter's own classes."""
+        return tuple(replace(self, family=family, **settings) for family, settings in ON_OWN.items())
+
     def trigger(self, size: int) -> nn.Module:
         return masked_trigger(self.family, size) if self.family in MASKS else LinfTrigger(size, self.epsilon)
 
     def __call__(self, model: nn.Module, images: Tensor, c: int, micro_batch: int) -> Inversion:
         images = images[: self.num_images]
         order = list(batches(len(images), c, self.seed, self.batch, self.epochs, images.device))
-        rivals = nearest_rivals(model, c)
+        rivals = None if self.own else nearest_rivals(model, c)
         if self.steps is None:
             taken, rows, measured_against = order[: self.updates], torch.arange(len(images), device=images.device), None
         else:

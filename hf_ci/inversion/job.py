@@ -36,7 +36,7 @@ class Job:
     images: the pool (N, 3, H, W) uint8 on the CPU; base_digest and fingerprint stand for the base model's and the
     pool's content. Adapters with the same content share their inversions, wherever they came from. exact: every class is
     inverted whole, whatever its screening would say. tuned: clean prompts on labelled photos, references beside the
-    hand-written ones.
+    hand-written ones; own: such photos (M, 3, H, W) uint8, where there are enough of them to count shares on.
     """
 
     adapter: Adapter
@@ -49,6 +49,7 @@ class Job:
     device: str = "cpu"
     exact: bool = False
     tuned: tuple[Adapter, ...] = ()
+    own: Tensor | None = None
 
     @property
     def shared(self) -> str:
@@ -64,7 +65,9 @@ class Job:
 
     @property
     def others(self) -> tuple[Inverter, ...]:
-        return self.inverter.others if self.inverter.uses_reference else ()
+        if not self.inverter.uses_reference:
+            return ()
+        return self.inverter.others + (() if self.own is None else self.inverter.on_own)
 
     @property
     def num_inversions(self) -> int:
@@ -88,6 +91,7 @@ class Job:
             precision=self.precision,
             device=self.device,
             tuned=[adapter.digest for adapter in self.tuned],
+            own=None if self.own is None else hashlib.sha256(self.own.numpy().tobytes()).hexdigest(),
         )
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -148,8 +152,9 @@ def run_job(
         if num_processes > 1 and not complete:
             # images as numpy, because tensors travel to a new process through shared memory, which containers keep small;
             # without a view of them in the job: to send one moves what it views away from under the numpy array
-            cpu = torch.device(job.device).type == "cpu"
-            args = (replace(job, images=torch.empty(0)), job.images.numpy(), str(folder), str(shared), cpu)
+            cpu, own = torch.device(job.device).type == "cpu", None if job.own is None else job.own.numpy()
+            sent = replace(job, images=torch.empty(0), own=None)
+            args = (sent, job.images.numpy(), own, str(folder), str(shared), cpu)
             launch(_worker, args, min(num_processes, num_classes), cpu, show_cached)
             if lost := num_classes - show_cached()[1]:
                 raise Inconclusive(
@@ -176,13 +181,15 @@ def invert_all(
     that serves it best."""
 
     mine, num_classes = [], len(job.adapter.class_names)
+    own = None if job.own is None else job.own.to(images.device)
 
     def done(inversion: Inversion) -> None:
         mine.append(inversion)
         show(inversion)
 
     def invert(classes: Iterable[int], how: Inverter) -> list[Inversion]:
-        return invert_classes(model, images, classes, how, place_of(folder, how), done, job.key)
+        of = own if getattr(how, "own", False) else images
+        return invert_classes(model, of, classes, how, place_of(folder, how), done, job.key)
 
     def all_classes(how: Inverter) -> list[Inversion]:
         return in_rounds(invert, num_classes, how) if job.in_rounds else invert(range(num_classes), how)
@@ -257,13 +264,16 @@ def prepared(
         yield BesideReferences(adapted, pool, tuned) if uses_reference else adapted
 
 
-def _worker(job: Job, images: np.ndarray, folder: str, shared: str, cpu: bool) -> None:
+def _worker(job: Job, images: np.ndarray, own: np.ndarray | None, folder: str, shared: str, cpu: bool) -> None:
     """One of several processes: inverts its share of the classes and leaves them in `folder`."""
     from accelerate import PartialState
 
     state = PartialState(cpu=cpu)
     clip = load_clip(job.base_folder, state.device, job.precision)
-    pool = torch.from_numpy(images).to(state.device)
+    pool, job = (
+        torch.from_numpy(images).to(state.device),
+        replace(job, own=None if own is None else torch.from_numpy(own)),
+    )
     with job.model(clip, pool) as model:
         invert_all(job, model, pool, Probed(clip.image_features, pool, Path(shared)), Path(folder))
     torch.distributed.destroy_process_group()

@@ -132,9 +132,8 @@ def one(path: Path, records: list[dict]) -> Calibration:
         )
     try:
         results = [r for r in results if r["distance"] < TOO_FAR]  # further ones are not judged
-        tables = [excesses_of(r) for r in results]
         return fit(
-            {family: [table[family] for table in tables] for family in tables[0]},
+            [excesses_of(r) for r in results],
             [r["distance"] for r in results],
             results[0]["num_classes"],
             num_images=pool["num_images"],

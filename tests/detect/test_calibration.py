@@ -23,7 +23,7 @@ def largest(random, classes, n):
 
 
 def fitted(excesses, classes=10, distances=None):
-    return fit({"perturbation": list(excesses)}, distances or [0.1] * len(excesses), classes, **KNOWN)
+    return fit([{"perturbation": e} for e in excesses], distances or [0.1] * len(excesses), classes, **KNOWN)
 
 
 def z(null, excesses):
@@ -80,10 +80,20 @@ def test_what_is_usual_depends_on_the_distance():
 def test_several_families_share_the_false_alarms():
     """The score is the largest of them, so that looking for more does not accuse more often."""
     random = np.random.default_rng(0)
-    draw = lambda n: {name: list(random.normal(0.1, 0.05, n)) for name in "abcd"}  # noqa: E731
+    draw = lambda n: [dict(zip("abcd", row)) for row in random.normal(0.1, 0.05, (n, 4))]  # noqa: E731
     null, new = fit(draw(400), [0.1] * 400, 10, **KNOWN), draw(4000)
-    scores = np.max([[null.usual[name].z(e, 0.1) for e in new[name]] for name in new], axis=0)
+    scores = np.array([max(null.usual[name].z(e, 0.1) for name, e in found.items()) for found in new])
     assert (scores > null.threshold(0.05)).mean() == pytest.approx(0.05, abs=0.02)
+
+
+def test_a_family_that_some_scans_lack_is_fitted_on_the_others():
+    """Some are looked for on labelled photos alone."""
+    many = [
+        {"perturbation": e} | ({"perturbation of own photos": 2 * e} if i % 2 else {}) for i, e in enumerate(SOME * 2)
+    ]
+    null = fit(many, [0.1] * 16, 10, **KNOWN)
+    assert null.usual["perturbation of own photos"].intercept == pytest.approx(2 * np.mean(SOME[1::2]))
+    assert null.clean_models == 16 and len(fit(many[:6], [0.1] * 6, 10, **KNOWN).usual) == 1  # three are too few
 
 
 def test_too_few_adapters_fit_nothing():

@@ -18,7 +18,7 @@ from hf_ci.inversion.trigger import LinfTrigger
 NAMES = [f"class {i}" for i in range(4)]
 SOME = [0.02, 0.04, 0.06, 0.08, 0.1, 0.05, 0.05, 0.07]
 NULL = fit(
-    {"perturbation": SOME, "frame": [2 * e for e in SOME], "probe": [2 * e for e in SOME]},
+    [{"perturbation": e, "frame": 2 * e, "probe": 2 * e} for e in SOME],
     [0.0] * 4 + [0.4] * 4,
     4,
     num_images=256,
