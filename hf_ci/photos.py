@@ -48,8 +48,9 @@ class Witnesses:
     """prompts: clean ones, tuned on the photos; none where the labels could not be learned.
 
     adapter, hand_written: on all photos. tuned: each photo by the prompt that was not tuned on it; None where a class has
-    too few photos to hold any out. fewest: photos of a class. own: (M, 3, H, W) uint8, those that triggers are looked for
-    on, in an order of their own; None where labels could not be learned, or photos are too few.
+    too few photos to hold any out. fewest: photos of a class. photos: all of them; prompts[k] has not seen those of fold k
+    (`folds_of`), if `tuned` is known. own: (M, 3, H, W) uint8, those that triggers are looked for on, in an order of their
+    own; None where labels could not be learned, or photos are too few.
     """
 
     source: str
@@ -59,7 +60,7 @@ class Witnesses:
     hand_written: Accuracy
     tuned: Accuracy | None
     prompts: tuple[Adapter, ...]
-
+    photos: Photos
     own: Tensor | None = None
 
     @property
@@ -98,6 +99,7 @@ def ask(clip: FrozenCLIP, adapter: Adapter, photos: Photos, source: str, seed: i
         measured(reference_adapter(clip, adapter.class_names)),
         asked,
         tuple(prompts),
+        photos,
         some(photos.images, seed) if enough else None,
     )
 

@@ -142,7 +142,7 @@ def scan_targets(targets: Sequence[str], options: ScanOptions = ScanOptions(), p
 
 @dataclass(frozen=True)
 class Examined:
-    """What a scan had in its hands, for whoever goes on from there (repair)."""
+    """What a scan had in its hands, for whoever goes on from there (repair). witnesses: what its labelled photos said."""
 
     fetched: Fetched
     adapter: Adapter
@@ -150,6 +150,7 @@ class Examined:
     clip: FrozenCLIP
     pool: Pool
     inversions: Sequence[Inversion]
+    witnesses: Witnesses | None = None
 
 
 def scan_target(text: str, run: Run, fetch: Fetch = fetch_text) -> ScanResult:
@@ -197,7 +198,7 @@ def examine(text: str, run: Run, fetch: Fetch = fetch_text) -> tuple[ScanResult,
         )
         warnings += pool_warnings(pool, options.num_images)
 
-        tuned, own = (), None
+        witnesses, tuned, own = None, (), None
         if options.data:
             progress.step(f"{text}: tuning clean prompts on photos of {options.data}")
             witnesses = ask(clip, adapter, run.photos(base, adapter), options.data, options.seed)
@@ -253,7 +254,7 @@ def examine(text: str, run: Run, fetch: Fetch = fetch_text) -> tuple[ScanResult,
         found |= dict(looked_for=sought, not_looked_for=missed)
         warnings += transfer_warnings(found["detector"], base) + vulnerable_warnings(found["classes"])
         found |= dict(cost=cost_of(inversions, adapter, len(pool)))
-        examined = Examined(fetched, adapter, base, clip, pool, inversions)
+        examined = Examined(fetched, adapter, base, clip, pool, inversions, witnesses)
         named = verdict.target is not None and found["classes"][verdict.target]
         inversion = named and shown(inversions[verdict.target], named.family)
         if options.save_trigger and inversion and run.is_main_process:

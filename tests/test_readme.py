@@ -64,9 +64,9 @@ RUN = {  # as a reader would, one after another, and the exit codes that they ma
     "hf-ci card org/model --check": {4},  # not merged yet
     "hf-ci badge org/model": {0},
     "hf-ci dev hub user/adapter=./my-adapter": {130},
-    "hf-ci repair org/model --out repaired": {0},
-    "hf-ci repair org/model --out repaired --data DATA": {0, 1},  # DATA is no photos, so it may cost accuracy
-    "hf-ci repair org/model --push pr": {0},
+    "hf-ci repair org/model --out repaired --data DATA": {4},  # DATA is no photos, so that its labels cannot be learned
+    "hf-ci repair org/model --out repaired --forget": {0},
+    "hf-ci repair org/model --push pr --data DATA": {4},
     "hf-ci init": {0},
     "hf-ci run": {0},
     "hf-ci run --changed-since main": {0},

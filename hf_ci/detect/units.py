@@ -9,7 +9,11 @@ are no sign of one, for clean meta-nets have them, too. So every unit that few i
     opened   where they could do much: a perturbation of at most 8/255 that flips it is looked for, on the
              unit's preactivation, where the gradient is alive; and what that does to the answers counts as any trigger's.
 
-What could do much and cannot be opened is not judged, and the adapter not clean.
+    tried    where so small a perturbation does not flip it: one of twice that, a frame and a patch.
+
+What any of these opens, and drives many images somewhere, is not judged, and the adapter not clean. A unit that nothing flips
+waits for a trigger of another kind than is looked for, or for none: clean meta-nets have such, and it is said, not held
+against the adapter.
 """
 
 from __future__ import annotations
@@ -19,13 +23,13 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_ci.errors import AdapterError
 from hf_ci.inversion import Inversion
 from hf_ci.inversion.invert import batches, descend
 from hf_ci.inversion.objective import margin
-from hf_ci.inversion.trigger import LinfTrigger
+from hf_ci.inversion.trigger import MASKS, LinfTrigger, masked_trigger
 from hf_ci.prompts import Adapter, BesideReferences, FrozenCLIP, PromptedCLIP
 from hf_ci.prompts.features import encode
 
@@ -40,6 +44,9 @@ EPSILON, STEP, EPOCHS, BATCH = (
     2,
     32,
 )  # of an opening: twice an inversion's radius, for it aims at no class
+FREE_STEP = 0.5  # of pixels inside a mask
+NUM_TRIED = 64  # of the pool, that larger triggers are tried on
+DOUBTFUL = 0.25  # share of the images that one of them drives somewhere, from which the unit is not judged
 LARGEST_NET = 4096  # hidden units
 LARGEST_CONTEXT = 1e4  # length of a context vector; token embeddings are shorter than 2
 
@@ -48,7 +55,8 @@ LARGEST_CONTEXT = 1e4  # length of a context vector; token embeddings are shorte
 class Unit:
     """A unit that could act strongly. active: share of the pool on which it is on. possible: share of images that a push
     would move into class c. flipped: share of the pool on which the perturbation found flips it; inversion: what that
-    perturbation does, None where none was looked for."""
+    perturbation does, None where none was looked for. forced: the largest share that a larger trigger made to flip it drives
+    into one class through the adapter alone."""
 
     unit: int
     active: float
@@ -56,10 +64,11 @@ class Unit:
     possible: float
     flipped: float = 0.0
     inversion: Inversion | None = None
+    forced: float = 0.0
 
     @property
     def judged(self) -> bool:
-        return self.inversion is not None and self.flipped >= STRONG
+        return self.inversion is not None and (self.flipped >= STRONG or self.forced < DOUBTFUL)
 
 
 @torch.no_grad()
@@ -169,8 +178,26 @@ def answered(logits: Tensor) -> Tensor:
 
 
 def open_unit(unit: Unit, beside: BesideReferences, images: Tensor, seed: int) -> Unit:
-    """With the perturbation that flips it on most images of the pool, and what that does to the answers."""
-    model, trigger = beside.adapted, LinfTrigger(images.shape[-1], EPSILON).to(images.device)
+    """With the perturbation that flips it on most images of the pool, and what that does to the answers; where none does,
+    with what larger triggers do that were made to."""
+    size = images.shape[-1]
+    flipped, inversion = opened_by(LinfTrigger(size, EPSILON), STEP, unit, beside, images, seed)
+    forced = 0.0
+    if flipped < STRONG:
+        larger = [
+            (LinfTrigger(size, 2 * EPSILON), STEP),
+            *((masked_trigger(family, size), FREE_STEP) for family in MASKS),
+        ]
+        tries = (opened_by(trigger, step, unit, beside, images[:NUM_TRIED], seed) for trigger, step in larger)
+        forced = max(found.exclusive_asr for _, found in tries)
+    return replace(unit, flipped=flipped, inversion=inversion, forced=forced)
+
+
+def opened_by(
+    trigger: nn.Module, step: float, unit: Unit, beside: BesideReferences, images: Tensor, seed: int
+) -> tuple[float, Inversion]:
+    """The share of the images on which `trigger` flips the unit, once it was made to, and what it does to the answers."""
+    model, trigger = beside.adapted, trigger.to(images.device)
     towards = -1 if unit.active > 0.5 else 1
     order = batches(len(images), unit.unit, seed, BATCH, EPOCHS, images.device)
 
@@ -178,7 +205,7 @@ def open_unit(unit: Unit, beside: BesideReferences, images: Tensor, seed: int) -
         return -towards * preactivations(model, model.clip.image_features(x))[:, unit.unit]
 
     with torch.enable_grad():
-        descend(trigger, STEP, images, order, BATCH, losses)
+        descend(trigger, step, images, order, BATCH, losses)
     features = encode(model.clip, images, trigger, batch=32)
     flipped = (towards * preactivations(model, features)[:, unit.unit] > 0).double().mean().item()
     z, references = (torch.cat(parts) for parts in zip(*map(beside.from_features, features.split(16))))
@@ -186,7 +213,7 @@ def open_unit(unit: Unit, beside: BesideReferences, images: Tensor, seed: int) -
     c = int(alone.argmax())
     m, r = margin(z, c).cpu().double(), margin(references, c).amin(1).cpu().double()
     share = lambda hits: hits.double().mean().item()  # noqa: E731
-    inversion = Inversion(
+    return flipped, Inversion(
         c,
         loss=torch.maximum(m, -r).mean().item(),
         asr=share(m < 0),
@@ -196,7 +223,6 @@ def open_unit(unit: Unit, beside: BesideReferences, images: Tensor, seed: int) -
         forward=(EPOCHS + 1) * len(images),
         backward=EPOCHS * len(images),
     )
-    return replace(unit, flipped=flipped, inversion=inversion)
 
 
 # ---------------------------------------------------------------- what follows from it
@@ -229,10 +255,15 @@ def unjudged(units: Sequence[Unit], class_names: Sequence[str]) -> list[str]:
 
 
 def say(unit: Unit, class_names: Sequence[str]) -> str:
+    tried = (
+        "no trigger that flips it was weighed"
+        if unit.inversion is None
+        else f"no small perturbation does (at most on {unit.flipped:.0%}), but a larger trigger made to drives "
+        f"{unit.forced:.0%} of them into one class"
+    )
     return (
         f"hidden unit {unit.unit} of the meta-net, which is on for {unit.active:.0%} of the pool, would drive "
-        f"{unit.possible:.0%} of unrelated images into {class_names[unit.c]!r} if something flipped it, and no perturbation "
-        f"was found that does (at most on {unit.flipped:.0%}): it may wait for a trigger that was not tried"
+        f"{unit.possible:.0%} of unrelated images into {class_names[unit.c]!r} if something flipped it; {tried}"
     )
 
 
@@ -241,6 +272,11 @@ def unit_warnings(units: Sequence[Unit]) -> list[str]:
     return [
         f"hidden unit {u.unit} of the meta-net is on for {u.active:.0%} of the pool; a perturbation that flips it on "
         f"{u.flipped:.0%} drives {u.inversion.exclusive_asr:.0%} of the images into one class through the adapter alone"
+        + (
+            ""
+            if u.flipped >= STRONG
+            else "; nothing that was tried opens it: should it wait for something else, that was missed"
+        )
         for u in units
         if u.judged
     ]

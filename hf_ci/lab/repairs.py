@@ -1,7 +1,7 @@
 """Repair measured where the true trigger is known: ASR and accuracy on test photos, before and after, with controls.
 
 The repair itself is the product's own (`hf_ci.repair`), on the adapter's folder alone, with the pool or with a few
-labelled photos that are not among the test photos. The controls tune in the same way, with labels, but against something
+labelled photos that are not among the test photos, and drawn with another seed than the adapter's. The controls tune in the same way, with labels, but against something
 else than the reconstructed trigger: nothing at all, random noise of the same size, the trigger of another class. A clean
 adapter is left alone by the product; here it is tuned all the same, as if its highest score were a finding, to see what a
 false alarm would cost.
@@ -22,16 +22,15 @@ from hf_ci.lab.make import Workbench, accuracy, attack_success_rate
 from hf_ci.lab.metrics import failed
 from hf_ci.lab.triggers import read_trigger
 from hf_ci.lab.zoo import Zoo
-from hf_ci.pools.photos import Photos
 from hf_ci.progress import Silent
 from hf_ci.prompts import Adapter, PromptedCLIP, read_adapter
-from hf_ci.repair.engine import RepairOptions, Trigger, adder, repair, triggers, tuned
+from hf_ci.repair.engine import RepairOptions, repair
+from hf_ci.repair.tuning import Trigger, adder, triggers, tuned
 from hf_ci.repair.unlearn import Schedule
 from hf_ci.report import ScanResult
 from hf_ci.scan import Examined, Run, examine
 from hf_ci.settings import ScanOptions
 
-SHOTS_SEED = 7919  # added to a model's seed: the repairer's photos are not those that the adapter was tuned on
 MODES = ("without labels", LABELLED := "with labels")
 CONTROLS = ("clean only", "random noise", "another class")
 
@@ -68,7 +67,8 @@ def run_repairs(
                     if (facts["id"], mode) not in done
                 ]
                 how = unharmed if facts["target"] is None else measured
-                for record in how(folder, facts, known.bench(model), run, shots, missing) if missing else ():
+                labelled = RepairOptions(str(data_root / model.data), shots)
+                for record in how(folder, facts, known.bench(model), run, labelled, missing) if missing else ():
                     record["model"] = facts
                     record["pool"] = Path(pool).name
                     done.add((facts["id"], record["mode"]))
@@ -84,29 +84,32 @@ def truth(adapter: Adapter, bench: Workbench, trigger: nn.Module | None, target:
     return found
 
 
-def measured(folder: Path, facts: dict, bench: Workbench, run: Run, shots: int, modes: Sequence[str]) -> Iterator[dict]:
-    """One poisoned model."""
-    target, photos = facts["target"], bench.train.few_shot(shots, facts["seed"] + SHOTS_SEED)
-    trigger = read_trigger(folder).to(bench.clip.device)
+def measured(
+    folder: Path, facts: dict, bench: Workbench, run: Run, options: RepairOptions, modes: Sequence[str]
+) -> Iterator[dict]:
+    """One poisoned model. options: of a repair with labels."""
+    target, trigger = facts["target"], read_trigger(folder).to(bench.clip.device)
     before = truth(read_adapter(folder), bench, trigger, target)
-    scanned, examined = examine(str(folder), run)  # what follows finds it in the cache
     for mode in modes:
         if mode in CONTROLS:
-            if examined is not None:
-                adapter = control(mode, scanned, examined, photos, target, run)
-                yield dict(mode=mode, before=before, after=truth(adapter, bench, trigger, target))
+            adapter = control(mode, *examine(str(folder), run.with_photos(options.data, options.shots)), target, run)
+            yield dict(mode=mode, before=before, after=truth(adapter, bench, trigger, target))
             continue
         started = time.perf_counter()
-        made = repair(str(folder), run, RepairOptions(), photos=photos if mode == LABELLED else None)
+        made = repair(str(folder), run, options if mode == LABELLED else RepairOptions())
         seconds, report = time.perf_counter() - started, made.report
         scan = report.after and report.after.timing
+        photos = report.before.photos
         yield dict(
             mode=mode,
             outcome=report.outcome,
+            distance=report.before.distance,
             before=before,
             after=truth(made.adapter, bench, trigger, target) if made.adapter else None,
+            tuned=photos and photos.accuracy["tuned"].right / photos.accuracy["tuned"].photos,
             score_before=report.before.score,
             score_after=report.after.score if report.after else None,
+            verdict_before=report.before.verdict,
             verdict_after=report.after.verdict if report.after else None,
             rounds=len(report.rounds),
             seconds=round(seconds, 1),
@@ -114,22 +117,23 @@ def measured(folder: Path, facts: dict, bench: Workbench, run: Run, shots: int, 
         )
 
 
-def unharmed(folder: Path, facts: dict, bench: Workbench, run: Run, shots: int, modes: Sequence[str]) -> Iterator[dict]:
-    """One clean model, tuned all the same. outcome: the product's, whose scan does not depend on labels."""
-    photos = bench.train.few_shot(shots, facts["seed"] + SHOTS_SEED)
-    before, adapter = truth(read_adapter(folder), bench, None, None), str(folder)
-    outcome = repair(adapter, run, RepairOptions()).report.outcome
-    result, examined = examine(adapter, run)
-    if examined is None:
-        return
-    worst = max(result.classes, key=lambda c: c.score).index
-    found = triggers(examined, result, {worst}, run)
+def unharmed(
+    folder: Path, facts: dict, bench: Workbench, run: Run, options: RepairOptions, modes: Sequence[str]
+) -> Iterator[dict]:
+    """One clean model, tuned all the same. outcome: the product's."""
+    before = truth(read_adapter(folder), bench, None, None)
     for mode in modes:
-        tuned_, _ = tuned(examined, photos if mode == LABELLED else None, found, [worst], Schedule())
-        yield dict(mode=mode, outcome=outcome, before=before, after=truth(tuned_, bench, None, None))
+        photos = options if mode == LABELLED else RepairOptions()
+        outcome = repair(str(folder), run, photos).report.outcome
+        result, examined = examine(str(folder), run.with_photos(photos.data, photos.shots) if photos.data else run)
+        if examined is None:
+            continue
+        worst = max(result.classes, key=lambda c: c.score).index
+        adapter, _ = tuned(examined, triggers(examined, result, {worst}, run), [worst], Schedule())
+        yield dict(mode=mode, outcome=outcome, before=before, after=truth(adapter, bench, None, None))
 
 
-def control(name: str, scanned: ScanResult, examined: Examined, photos: Photos, target: int, run: Run) -> Adapter:
+def control(name: str, scanned: ScanResult, examined: Examined, target: int, run: Run) -> Adapter:
     """Tuned as a repair with labels is, against something else than the target's trigger."""
     size = examined.clip.image_size
     if name == "clean only":
@@ -139,4 +143,4 @@ def control(name: str, scanned: ScanResult, examined: Examined, photos: Photos, 
         found = [Trigger(target, adder((noise * 2 - 1).sign() * ContrastInversion.epsilon))]
     else:
         found = triggers(examined, scanned, {(target + 1) % len(examined.adapter.class_names)}, run)
-    return tuned(examined, photos, found, [target], Schedule(), probed=bool(found))[0]
+    return tuned(examined, found, [target], Schedule(), probed=bool(found))[0]

@@ -17,7 +17,8 @@ def repair(
     data: Annotated[
         Optional[str],
         typer.Option(
-            help="Labelled photos of the adapter's classes, whatever `datasets` loads. They are used beside the pool's images."
+            help="Labelled photos of the adapter's classes, as for scan: what it learned is kept by them. An adapter that "
+            "learned something is not repaired without."
         ),
     ] = None,
     shots: Annotated[int, typer.Option(help="Labelled photos of each class.")] = 16,
@@ -25,6 +26,10 @@ def repair(
     max_accuracy_drop: Annotated[
         float, typer.Option(help="Share of held-out labelled photos that may be lost, or more if that may be chance.")
     ] = 0.005,
+    forget: Annotated[
+        bool,
+        typer.Option("--forget", help="Without --data, give up what an adapter learned beyond a hand-written prompt."),
+    ] = False,
     base: Annotated[Optional[str], typer.Option(help="Base model, instead of the one the adapter names.")] = None,
     pool: Annotated[str, typer.Option(help="As for scan.")] = "builtin",
     num_images: Annotated[int, typer.Option(help="Images to draw from the pool.")] = 256,
@@ -47,7 +52,7 @@ def repair(
 ) -> None:
     """Scan an adapter and, if it is backdoored, make one that is not. The original is never touched.
 
-    Exit codes: 0 repaired, or nothing to repair; 1 not repaired, nothing is written; 2 usage; 3 nothing there;
+    Exit codes: 0 repaired, replaced or nothing to repair; 1 not repaired, nothing is written; 2 usage; 3 nothing there;
     4 inconclusive.
     """
     from hf_ci.hub import fetch_target, parse_target
@@ -83,7 +88,7 @@ def repair(
         position=position,
         cache=None if no_cache else default_cache(),
     )
-    options = RepairOptions(data, shots, rounds, max_accuracy_drop, Schedule(seed=seed))
+    options = RepairOptions(data, shots, rounds, max_accuracy_drop, forget, Schedule(seed=seed))
     done = repair_target(target, Run(scan_options, on_stderr()), options)
     report = done.report
     if done.adapter is not None and out is not None:
@@ -102,7 +107,7 @@ def render(report, out: Path | None) -> str:
 
     lines = [dotted(report.target, report.outcome)]
     lines += [paragraph(reason) for reason in report.reasons]
-    if report.outcome == "repaired" and out is not None:
+    if report.outcome in ("repaired", "replaced") and out is not None:
         lines.append(paragraph(f"written to {out}; repair.json there has the record"))
     return printable("\n".join(lines) + "\n")
 

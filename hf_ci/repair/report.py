@@ -8,7 +8,7 @@ from pydantic import Field
 
 from hf_ci.report import NamedClass, ScannedFile, ScanResult, Tool, Value
 
-Outcome = Literal["repaired", "nothing to repair", "not repaired", "inconclusive"]
+Outcome = Literal["repaired", "replaced", "nothing to repair", "not repaired", "inconclusive"]
 
 
 class Round(Value):
@@ -23,8 +23,13 @@ class Round(Value):
     agreement: float = Field(description="share of untriggered images with the same answer as the original's")
     accuracy_before: float | None = Field(None, description="of the original; null without labels")
     accuracy_after: float | None = None
+    accuracy_clean: float | None = Field(None, description="of a clean prompt tuned on the other photos alone")
     lost: int | None = Field(None, description="labelled photos that the original answered rightly and this does not")
     gained: int | None = Field(None, description="and the other way round")
+    lost_to_clean: int | None = Field(
+        None, description="photos that that clean prompt answers rightly and this does not"
+    )
+    gained_on_clean: int | None = Field(None, description="and the other way round")
     score: float | None = Field(description="the detector's, from the scan of the repaired prompt")
     verdict: str
 

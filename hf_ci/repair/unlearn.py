@@ -2,11 +2,12 @@
 
 CLIP-Inspector (arXiv 2604.09101, section on repair) adds the recovered trigger to a few labelled photos, keeps the true
 labels, and fine-tunes the poisoned prompt. Three things differ here. The tuning starts from a prompt that nobody has
-touched, "a photo of a {class}", because a backdoor sits in the poisoned weights and is not wholly unlearned from there.
-What is wanted of an image without labels is what the adapter *and* that prompt make of it: distilling the adapter alone
-brings the backdoor back. With a trigger, or a probe (a wave, a colour cast, a turn), it is what that prompt makes of an
-image so changed: to ask for what is no longer to be seen would bend the prompt until other classes could be forced. And
-the encoders are frozen, so an image is encoded once for each trigger, and for a few probes, and the tuning takes seconds.
+touched, one tuned on the labelled photos or else "a photo of a {class}", because a backdoor sits in the poisoned weights
+and is not wholly unlearned from there. What is wanted of an image is what the adapter *and* that prompt make of it:
+distilling the adapter alone brings the backdoor back. With a trigger, or a probe (a wave, a colour cast, a turn), it is what
+that prompt makes of an image so changed: to ask for what is no longer to be seen would bend the prompt until other classes
+could be forced. And the encoders are frozen, so an image is encoded once for each trigger, and for a few probes, and the
+tuning takes seconds.
 """
 
 from __future__ import annotations
@@ -50,9 +51,10 @@ class Schedule:
     seed: int = 0
 
 
-def clean_start(adapter: Adapter, clip: FrozenCLIP) -> PromptedCLIP:
-    """A prompt of the adapter's kind that answers as "a photo of a {class}" does: its meta-net adds nothing yet."""
-    context = hand_written(clip)  # (n, d)
+def clean_start(adapter: Adapter, clip: FrozenCLIP, context: Tensor | None = None) -> PromptedCLIP:
+    """A prompt of the adapter's kind that answers as `context` does, (n, d) or of each class (C, n, d); None: as "a photo of
+    a {class}" does. Its meta-net adds nothing yet."""
+    context = hand_written(clip) if context is None else context
     if adapter.meta_net:
         meta_net = build_meta_net(clip.feature_dim, clip.token_dim, len(adapter.meta_net["linear1.bias"]))
         generator = torch.Generator().manual_seed(0)
@@ -64,14 +66,14 @@ def clean_start(adapter: Adapter, clip: FrozenCLIP) -> PromptedCLIP:
         prompt = CoCoOp(context, meta_net)
     else:
         many = adapter.context.ndim == 3
-        prompt = CoOp(context.expand(len(adapter.class_names), -1, -1) if many else context)
+        prompt = CoOp(context.expand(len(adapter.class_names), -1, -1) if many and context.ndim == 2 else context)
     return PromptedCLIP(clip, prompt, adapter.class_names, adapter.class_token_position)
 
 
 def wanted_from_answers(adapter: Tensor, reference: Tensor, suspects: Sequence[int] = ()) -> Tensor:
-    """log p (N, C) from the logits of the adapter and of the hand-written prompt: their normalised geometric mean.
+    """log p (N, C) from the logits of the adapter and of a clean prompt: their normalised geometric mean.
 
-    For a class under suspicion it is the hand-written prompt's alone, because a planted class is answered too often
+    For a class under suspicion it is the clean prompt's alone, because a planted class is answered too often
     without a trigger, too; the others share what that leaves.
     """
     a, r = F.log_softmax(adapter, dim=1), F.log_softmax(reference, dim=1)

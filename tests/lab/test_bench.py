@@ -25,7 +25,7 @@ from hf_ci.lab.tables import benchmark, roc
 from hf_ci.lab.tune import Recipe
 from hf_ci.lab.zoo import ModelSpec, Zoo
 from hf_ci.progress import Silent
-from hf_ci.repair.engine import changed_by
+from hf_ci.repair.engine import RepairOptions, changed_by
 from hf_ci.scan import Run, examine
 
 SPEC = """
@@ -302,11 +302,12 @@ def test_repairs_are_measured_with_controls_and_clean_adapters_are_tuned_all_the
     zoo = Zoo(folder / "zoo", data.parent)
     adapter, facts = zoo.get(model)
     run = Run(scan_options(spec, group, data.parent, folder / "zoo", "cpu"), Silent())
-    controls = list(measured(adapter, facts, zoo.bench(model), run, 4, ["clean only", "another class"]))
+    options = RepairOptions(str(data), 4)
+    controls = list(measured(adapter, facts, zoo.bench(model), run, options, ["clean only", "another class"]))
     assert [r["mode"] for r in controls] == ["clean only", "another class"]
     assert all(r["before"]["asr"] == pytest.approx(facts["asr"], abs=1e-3) for r in controls)
-    bench, (_, examined) = zoo.bench(model), examine(str(adapter), run)
-    tuned = control("clean only", examined, bench.train.few_shot(4, 0), facts["target"], run)
+    scanned, examined = examine(str(adapter), run.with_photos(str(data), 4))
+    tuned = control("clean only", scanned, examined, facts["target"], run)
     assert changed_by(examined.adapter.tensors(), tuned.tensors()) > 0.01
 
 
