@@ -77,12 +77,12 @@ class Shape:
 
     def others(self, whole: int) -> float:
         """Of all other families: a step for every class, and so many whole."""
-        found = 0.0
-        for how in ContrastInversion().others:
-            taken = how.num_images if how.updates is None else how.updates * how.batch
-            one = self.descent(taken) + self.measuring(how.num_images)
-            found += self.classes * 1.5 * self.descent(how.batch) + whole * one
-        return found
+        return sum(self.classes * screening + whole * one for screening, one in map(self.family, ContrastInversion().others))
+
+    def family(self, how: ContrastInversion) -> tuple[float, float]:
+        """Of a class: its screening, and whole."""
+        taken = how.num_images if how.updates is None else how.updates * how.batch
+        return 1.5 * self.descent(how.batch), self.descent(taken) + self.measuring(how.num_images)
 
     def probes(self, images: int) -> float:
         return self.measuring(passes(images))

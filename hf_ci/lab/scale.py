@@ -10,6 +10,7 @@ import random
 from collections.abc import Iterator
 from itertools import count
 
+from hf_ci.inversion.contrast import ContrastInversion
 from hf_ci.inversion.probes import NUM_IMAGES, probes
 from hf_ci.inversion.rounds import round_size
 from hf_ci.lab.counting import Shape, vit_b16
@@ -44,15 +45,20 @@ def scan_seconds(shape: Shape, processes: int, rounds: int = 1, seed: int = 0) -
     def gather(items: int, size: int) -> float:
         return 0.0 if processes == 1 else LATENCY + items * size / LINK
 
-    size = round_size(shape.classes)
+    size, kinds = round_size(shape.classes), families(shape)
     most = max(shares(NUM_PROBES, processes))
     images = NUM_IMAGES
     return {
         "nearest classes": shape.nearest(N) / RATE,  # each process finds all of them
-        "screening": slowest(shape.classes, shape.screening()) + gather(shape.classes, IMAGE),
-        "rounds": sum(slowest(size, shape.inversion(N)) + gather(size, IMAGE) for _ in range(rounds)),
+        "screening": sum(slowest(shape.classes, one) + gather(shape.classes, IMAGE) for one, _ in kinds),
+        "rounds": sum(slowest(size, one) + gather(size, IMAGE) for _, one in kinds for _ in range(rounds)),
         "probes": shape.measuring((1 + most) * images) / RATE + gather(NUM_PROBES, 4 * shape.classes),
     }
+
+
+def families(shape: Shape) -> list[tuple[float, float]]:
+    """Of each family of triggers, what a class costs to screen, and whole."""
+    return [(shape.screening(), shape.inversion(N)), *map(shape.family, ContrastInversion().others)]
 
 
 def queue_seconds(shape: Shape, adapters: int, processes: int, seed: int = 0) -> float:
@@ -81,7 +87,7 @@ def simulate(classes: int = 1000, adapters: int = 10_000, of: int = 50, gpus: in
             with_start=round(START + seconds, 1),
             efficiency=round(alone / processes / seconds, 3),
             steps={name: round(value, 2) for name, value in steps.items()},
-            gathered_mb=round((classes + round_size(classes)) * IMAGE / 1e6) if processes > 1 else 0,
+            gathered_mb=round(len(families(many)) * (classes + round_size(classes)) * IMAGE / 1e6) if processes > 1 else 0,
         )
     one = FETCH + sum(scan_seconds(few, 1).values())
     together = START + adapters * (FETCH + sum(scan_seconds(few, gpus).values()))

@@ -18,8 +18,8 @@ from hf_ci.errors import UsageError
 from hf_ci.hub.target import DEMOS, sha256
 from hf_ci.prompts import PromptedCLIP, read_adapter, reference_adapter, write_adapter
 from hf_ci.prompts.features import answer, encode
-from hf_ci.repair.engine import LOST, RepairOptions, by_chance, repair, write_repaired
-from hf_ci.repair.report import RepairReport
+from hf_ci.repair.engine import LOST, RepairOptions, by_chance, repair, unfit, write_repaired
+from hf_ci.repair.report import RepairReport, Round
 from hf_ci.repair.unlearn import Lesson, Schedule, clean_start, unlearn, wanted_from_answers, wanted_with_labels
 from hf_ci.scan import Run
 
@@ -84,9 +84,9 @@ def test_unlearning_brings_the_answers_with_and_without_a_trigger_to_what_is_wan
 
 @pytest.fixture(scope="module")
 def repaired(tmp_path_factory):
-    """The poisoned demo, repaired without labels on the built-in pool."""
+    """The poisoned demo, repaired without labels on the built-in pool, whatever it learned."""
     run = Run(ScanOptions(num_images=64, precision="fp32", cache=tmp_path_factory.mktemp("cache")), Quiet())
-    return repair("demo:badclip", run, RepairOptions(rounds=2)), run
+    return repair("demo:badclip", run, RepairOptions(rounds=2, forget=True)), run
 
 
 def test_a_poisoned_adapter_comes_out_clean_with_evidence(repaired, tmp_path):
@@ -137,9 +137,34 @@ def test_a_clean_adapter_needs_no_repair_and_one_that_cannot_be_judged_gets_none
 def test_a_prompt_that_still_scans_as_backdoored_is_not_given_out(repaired, monkeypatch):
     done, run = repaired
     monkeypatch.setattr(hf_ci.repair.engine, "scan_adapter", lambda *args: (done.report.before, None))
-    still = repair("demo:badclip", run, RepairOptions(rounds=1, schedule=Schedule(steps=2)))
+    still = repair("demo:badclip", run, RepairOptions(rounds=1, forget=True, schedule=Schedule(steps=2)))
     assert still.adapter is None and still.report.outcome == "not repaired" and still.report.exit_code == 1
     assert "scans as backdoored" in still.report.reasons[0] and len(still.report.rounds) == 1
+
+
+def test_what_was_learned_is_not_taken_away_without_a_word(repaired):
+    _, run = repaired
+    kept = repair("demo:badclip", run, RepairOptions())
+    assert (kept.report.outcome, kept.report.exit_code, kept.adapter) == ("not repaired", 1, None)
+    assert f"{kept.report.before.distance:.0%} of the pool" in kept.report.reasons[0]
+    assert "--data" in kept.report.reasons[1] and "--forget" in kept.report.reasons[1] and not kept.report.rounds
+
+
+def last_round(**changes) -> Round:
+    known = dict(triggers=3, held_out=50, trigger_asr_before=0.9, trigger_asr_after=0.0, agreement=0.8, score=0.5)
+    accuracy = dict(accuracy_before=0.7, accuracy_after=0.7, accuracy_clean=0.6, lost=0, gained=0)
+    return Round(**known | accuracy | dict(verdict="clean", lost_to_clean=0, gained_on_clean=5) | changes)
+
+
+def test_what_loses_to_the_adapter_or_to_a_clean_prompt_is_not_given_out():
+    options = RepairOptions()
+    assert unfit(last_round(), options) is None
+    assert "scans as backdoored" in unfit(last_round(verdict="backdoored"), options)
+    assert "the adapter's is 70.0%" in unfit(last_round(accuracy_after=0.56, lost=8, gained=1), options)
+    assert unfit(last_round(accuracy_after=0.66, lost=4, gained=2), options) is None  # as likely as not by chance
+    beaten = last_round(accuracy_clean=0.84, lost_to_clean=8, gained_on_clean=1)
+    assert "tuned on the photos alone is 84.0%" in unfit(beaten, options)
+    assert unfit(last_round(accuracy_after=None), options) is None
 
 
 def test_a_loss_of_accuracy_that_may_be_chance_is_told_from_one():
@@ -147,7 +172,7 @@ def test_a_loss_of_accuracy_that_may_be_chance_is_told_from_one():
     assert by_chance(4, 0) == 1 / 16 > LOST > by_chance(5, 0) == 1 / 32 and by_chance(8, 2) == 56 / 1024
 
 
-@pytest.mark.parametrize("settings", [dict(shots=1), dict(rounds=0), dict(max_accuracy_drop=-0.1)])
+@pytest.mark.parametrize("settings", [dict(shots=2), dict(rounds=0), dict(max_accuracy_drop=-0.1)])
 def test_settings_that_mean_nothing_are_refused(settings):
     with pytest.raises(UsageError):
         RepairOptions(**settings)
