@@ -36,11 +36,13 @@ import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from hf_ci.errors import UsageError
+from hf_ci.inversion.trigger import PERTURBATION
 
 EULER = 0.5772156649015329
 FORMAT = 2
 FEWEST = 5  # clean adapters that a null can be fitted on
-NARROWEST = 0.02  # spread of an excess: of so many hundredths a share of some hundred images is known no better
+# Spread of an excess, at least: a share of some hundred images is known no better. Masks and probes are tried on 64 images.
+NARROWEST, NARROWEST_OF_FEW = 0.02, 0.03
 SHIPPED = Path(__file__).parents[1] / "assets" / "calibration.json"
 Kind = Literal["photos", "builtin", "photos, class-specific", "builtin, class-specific"]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -65,7 +67,7 @@ class Usual:
         return self.intercept + self.slope * distance + z * (self.spread + self.growth * distance)
 
     @classmethod
-    def fit(cls, excesses: Sequence[float], distances: Sequence[float]) -> Usual:
+    def fit(cls, excesses: Sequence[float], distances: Sequence[float], narrowest: float = NARROWEST) -> Usual:
         """Least squares on distance, of the excess and of how far it strays from that; what falls with it is held level."""
         y, d = np.asarray(excesses, float), np.asarray(distances, float)
         intercept, slope = line(d, y)
@@ -73,7 +75,7 @@ class Usual:
             math.pi / 2
         )  # of a normal, mean |x| is sd * sqrt(2 / pi)
         spread, growth = line(d, strays)
-        return cls(intercept, slope, max(spread, NARROWEST), growth)
+        return cls(intercept, slope, max(spread, narrowest), growth)
 
 
 def line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
@@ -154,7 +156,8 @@ def fit(excesses: Sequence[Mapping[str, float]], distances: Sequence[float], num
     for family in dict.fromkeys(family for found in excesses for family in found):
         known_to = [(found[family], d) for found, d in zip(excesses, distances) if family in found]
         if len(known_to) >= FEWEST:
-            usual[family] = Usual.fit(*zip(*known_to))
+            narrowest = NARROWEST if PERTURBATION in family else NARROWEST_OF_FEW
+            usual[family] = Usual.fit(*zip(*known_to), narrowest)
     scores = [
         max(of.z(found[family], d) for family, of in usual.items() if family in found)
         for found, d in zip(excesses, distances)
