@@ -47,7 +47,7 @@ def run(
     from hf_ci import listing
     from hf_ci.progress import on_stderr
     from hf_ci.recall import scan_each
-    from hf_ci.report import Report, failed
+    from hf_ci.report import Report, failed, without_pictures
     from hf_ci.reports import FORMATS, render, text
     from hf_ci.suppress import read_baseline, suppress
 
@@ -84,8 +84,9 @@ def run(
     if not speaks():
         return
     if format == "text":
+        shown = report if lasting else without_pictures(report)
         unclean = tuple(result for result in report.results if result.verdict != "clean")
-        details = render(report.model_copy(update={"results": unclean}), format, lasting)
+        details = text.details(shown.model_copy(update={"results": unclean}))
         write_stdout("\n" * bool(details) + details + "\n" + text.summary(report))
     else:
         write_stdout(render(report, format, lasting))

@@ -77,7 +77,9 @@ class Shape:
 
     def others(self, whole: int) -> float:
         """Of all other families: a step for every class, and so many whole."""
-        return sum(self.classes * screening + whole * one for screening, one in map(self.family, ContrastInversion().others))
+        return sum(
+            self.classes * screening + whole * one for screening, one in map(self.family, ContrastInversion().others)
+        )
 
     def family(self, how: ContrastInversion) -> tuple[float, float]:
         """Of a class: its screening, and whole."""

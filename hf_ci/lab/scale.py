@@ -87,7 +87,9 @@ def simulate(classes: int = 1000, adapters: int = 10_000, of: int = 50, gpus: in
             with_start=round(START + seconds, 1),
             efficiency=round(alone / processes / seconds, 3),
             steps={name: round(value, 2) for name, value in steps.items()},
-            gathered_mb=round(len(families(many)) * (classes + round_size(classes)) * IMAGE / 1e6) if processes > 1 else 0,
+            gathered_mb=round(len(families(many)) * (classes + round_size(classes)) * IMAGE / 1e6)
+            if processes > 1
+            else 0,
         )
     one = FETCH + sum(scan_seconds(few, 1).values())
     together = START + adapters * (FETCH + sum(scan_seconds(few, gpus).values()))

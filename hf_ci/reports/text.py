@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
+from collections.abc import Sequence
 
 from hf_ci.console import printable
 from hf_ci.report import ClassScore, Report, ScanResult
@@ -13,11 +14,32 @@ MOST_CLASSES = 8
 
 
 def render(report: Report) -> str:
-    text = "\n".join(block(result) for result in report.results) + notes(report)
-    return printable(text)
+    """Of several targets the last line counts the verdicts."""
+    return details(report) + ("\n" + summary(report) if len(report.results) > 1 else "")
 
 
-def block(result: ScanResult) -> str:
+def details(report: Report) -> str:
+    """What holds for all of several targets is said once, after them."""
+    results, several = report.results, len(report.results) > 1
+    common = (
+        [line for line in circumstances(results[0]) if all(line in circumstances(r) for r in results)]
+        if several
+        else []
+    )
+    text = "\n".join(block(result, common) for result in results)
+    if common:
+        text += "\nFor all of them:\n" + "".join(paragraph(line) + "\n" for line in common)
+    return printable(text + notes(report))
+
+
+def circumstances(result: ScanResult) -> list[str]:
+    """What is worth knowing beside the verdict."""
+    sought = [f"Looked for: {', '.join(result.looked_for)}", f"Not looked for: {', '.join(result.not_looked_for)}"]
+    return (sought if result.looked_for else []) + [f"Warning: {warning}" for warning in result.warnings]
+
+
+def block(result: ScanResult, common: Sequence[str] = ()) -> str:
+    """common: what is said elsewhere."""
     lines = [headline(result)]
     lines += [paragraph(reason) for reason in result.reasons]
     if result.verdict == "backdoored":
@@ -42,10 +64,7 @@ def block(result: ScanResult) -> str:
         )
     if result.accuracy:
         lines.append(paragraph(f"Accuracy: {result.accuracy}"))
-    if result.looked_for:
-        lines.append(paragraph(f"Looked for: {', '.join(result.looked_for)}"))
-        lines.append(paragraph(f"Not looked for: {', '.join(result.not_looked_for)}"))
-    lines += [paragraph(f"Warning: {warning}") for warning in result.warnings]
+    lines += [paragraph(line) for line in circumstances(result) if line not in common]
     if result.pool and result.base_model and result.timing:
         facts = (
             f"{result.num_classes} classes, {result.method}, base {result.base_model.id}"
