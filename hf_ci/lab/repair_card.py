@@ -6,6 +6,7 @@ from statistics import mean, median
 
 from hf_ci.cards import render_card
 from hf_ci.lab.metrics import failed
+from hf_ci.lab.regimes import REGIMES
 from hf_ci.lab.repairs import CONTROLS, MODES
 from hf_ci.lab.tables import percent
 
@@ -28,6 +29,9 @@ def repair_row(records: list[dict]) -> dict:
         accuracy_before=average([r["before"]["accuracy"] for r in made]),
         accuracy_after=average([r["after"]["accuracy"] for r in made]),
         accuracy_twin=average([r["model"]["clean_twin_accuracy"] for r in made]),
+        accuracy_clean=average([r["clean"]["accuracy"] for r in made if r.get("clean")]),
+        kept=sum(r["after"]["accuracy"] >= best_of(r) - 0.02 for r in made),
+        replaced=sum(r.get("outcome") == "replaced" for r in made),
         worst_change=min(change, default=None),
         cost=median(costs)
         if (costs := [1 + r["seconds"] / r["scan_seconds"] for r in made if r.get("scan_seconds")])
@@ -35,6 +39,11 @@ def repair_row(records: list[dict]) -> dict:
         clean_again=sum(r.get("verdict_after") == "clean" for r in records),
         paper=PAPER_REPAIR.get(records[0]["mode"]),
     )
+
+
+def best_of(record: dict) -> float:
+    """The better accuracy of the poisoned adapter and of a clean prompt tuned on the photos alone."""
+    return max(of["accuracy"] for of in (record["before"], record.get("clean")) if of)
 
 
 def unharmed_row(records: list[dict]) -> dict:
@@ -52,19 +61,22 @@ def repairs(records: list[dict]) -> str:
     clean = [r for r in records if r["model"]["attack"] == "clean"]
     worked = [r for r in records if r["model"]["attack"] != "clean" and not failed(r["model"])]
     attacks = sorted({r["model"]["attack"] for r in worked})
+    parts = {name: of for name, of in REGIMES.items()} | {
+        f"attack: {attack}": lambda m, attack=attack: m["attack"] == attack for attack in attacks
+    }
     rows = {
-        attack: {
+        name: {
             mode: repair_row(mine)
             for mode in MODES + CONTROLS
-            if (mine := [r for r in worked if r["mode"] == mode and attack in ("all", r["model"]["attack"])])
+            if (mine := [r for r in worked if r["mode"] == mode and belongs(r["model"])])
         }
-        for attack in (["all"] if len(attacks) > 1 else []) + attacks
+        for name, belongs in parts.items()
     }
     models = {r["model"]["id"]: r for r in worked}
     each = sorted((r for r in worked if r["mode"] in MODES), key=lambda r: (r["model"]["id"], r["mode"]))
     return render_card(
         "repair.md.j2",
-        rows=rows,
+        rows={name: some for name, some in rows.items() if some},
         each=each,
         controlled=any(r["mode"] in CONTROLS for r in worked),
         unharmed={mode: unharmed_row(mine) for mode in MODES if (mine := [r for r in clean if r["mode"] == mode])},

@@ -99,14 +99,18 @@ def measured(
         made = repair(str(folder), run, options if mode == LABELLED else RepairOptions())
         seconds, report = time.perf_counter() - started, made.report
         scan = report.after and report.after.timing
-        photos = report.before.photos
+        clean = None  # the prompt that the repair starts from, tuned on the photos alone
+        if mode == LABELLED:
+            _, examined = examine(str(folder), run.with_photos(options.data, options.shots))
+            if examined and examined.witnesses and examined.witnesses.learned:
+                clean = truth(examined.witnesses.prompts[0], bench, trigger, target)
         yield dict(
             mode=mode,
             outcome=report.outcome,
             distance=report.before.distance,
             before=before,
             after=truth(made.adapter, bench, trigger, target) if made.adapter else None,
-            tuned=photos and photos.accuracy["tuned"].right / photos.accuracy["tuned"].photos,
+            clean=clean,
             score_before=report.before.score,
             score_after=report.after.score if report.after else None,
             verdict_before=report.before.verdict,

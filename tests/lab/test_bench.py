@@ -323,6 +323,7 @@ def test_a_row_of_repairs_counts_what_was_given_out():
     refused = made | dict(after=None, verdict_after="backdoored")
     row = repair_row([made, made | dict(after=dict(asr=0.3, accuracy=0.75)), refused])
     assert (row["models"], row["made"], row["clean_again"], row["worst"]) == (3, 2, 2, 0.3)
+    assert row["kept"] == 2 and row["replaced"] == 0  # at most two points below the adapter
     assert row["asr_after"] == pytest.approx(0.2) and row["worst_change"] == pytest.approx(-0.02)
     none = repair_row([refused])
     assert none["made"] == 0 and none["asr_after"] is None and none["worst"] is None
