@@ -159,6 +159,25 @@ def bench(
         typer.echo(f"{model['id']} {record['detector']}: {result['verdict']} {named} {result['score']}")
 
 
+@app.command("rejudge")
+def rejudge(records: Annotated[Path, typer.Argument(help="JSON lines of a benchmark; they are written anew.")]) -> None:
+    """Judge a benchmark's scans by the thresholds of today, from what they found."""
+    import json
+
+    from hf_ci.errors import UsageError
+    from hf_ci.files import write_whole
+    from hf_ci.lab.bench import read_records
+    from hf_ci.lab.rejudge import rejudge as judge
+
+    found = read_records(records)
+    if not found:
+        raise UsageError(f"{records} holds no records", "name the file that hf-ci lab bench wrote")
+    anew = list(judge(found))
+    write_whole(records, "".join(json.dumps(record) + "\n" for record in anew).encode())
+    changed = sum(a["result"]["verdict"] != b["result"]["verdict"] for a, b in zip(found, anew))
+    typer.echo(f"{records}: {changed} of {len(anew)} verdicts changed")
+
+
 @app.command("table")
 def table(
     records: Annotated[Path, typer.Argument(help="JSON lines of a benchmark.")],

@@ -11,6 +11,7 @@ import torch
 
 from hf_ci import ScanOptions
 from hf_ci import scan_targets as scan
+from hf_ci.detect import Contrast
 from hf_ci.errors import UsageError
 from hf_ci.hub.base import EMBEDDED_FOLDER
 from hf_ci.hub.target import sha256
@@ -19,6 +20,7 @@ from hf_ci.lab.bench import alone, models_of, read_records, read_spec, run_bench
 from hf_ci.lab.detector_card import detector_card
 from hf_ci.lab.make import Workbench
 from hf_ci.lab.metrics import Outcome, auroc, bootstrap, rates, roc_points, wilson
+from hf_ci.lab.rejudge import rejudge
 from hf_ci.lab.repair_card import repair_row
 from hf_ci.lab.repairs import control, measured, run_repairs
 from hf_ci.lab.tables import benchmark, roc
@@ -283,6 +285,25 @@ CARDS = Path(__file__).parents[2] / "cards"
 
 def test_the_shipped_card_is_that_of_the_shipped_records():
     assert benchmark(read_records(CARDS / "benchmark.jsonl")) == (CARDS / "benchmark.md").read_text(encoding="utf-8")
+
+
+def test_the_shipped_records_are_judged_by_the_shipped_thresholds():
+    found = read_records(CARDS / "benchmark.jsonl")
+    for record, anew in zip(found, rejudge(found), strict=True):
+        before, now = record["result"], anew["result"]
+        assert (before["verdict"], before["target_class"]) == (now["verdict"], now["target_class"]), record["model"]["id"]
+        assert before["score"] == pytest.approx(now["score"], abs=1e-3) and before["detector"] == now["detector"]
+
+
+def test_other_thresholds_give_other_verdicts_and_a_doubt_stays(monkeypatch):
+    found = [r for r in read_records(CARDS / "benchmark.jsonl") if r["result"]["verdict"] == "backdoored"]
+    strict = lambda self, *_: {"k": 1e6, "doubtful": 1e5}  # noqa: E731
+    monkeypatch.setattr(Contrast, "thresholds", strict)
+    (clean,) = rejudge(found[:1])
+    assert clean["result"]["verdict"] == "clean" and clean["result"]["target_class"] is None
+    assert clean["result"]["exit_code"] == 0 and not any(c["flagged"] for c in clean["result"]["classes"])
+    undecided = clean | {"result": clean["result"] | {"verdict": "inconclusive"}}  # by a hidden unit, say
+    assert next(rejudge([undecided]))["result"]["verdict"] == "inconclusive"
 
 
 def test_repairs_are_measured_with_controls_and_clean_adapters_are_tuned_all_the_same(bench_run, data, tmp_path):
