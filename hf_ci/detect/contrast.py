@@ -50,16 +50,17 @@ class Contrast(Detector):
     """A class's score is the largest z of its excesses, over the families of triggers; the model's is the largest class's.
 
     It is flagged iff its score is at least `k`: unless given, the score that a clean adapter with as many classes exceeds
-    with probability `false_alarm`. Between it and the score exceeded with probability `doubt` the verdict is inconclusive,
-    and for an adapter that is FAR from its references with probability `doubt_far`: what such an adapter learned can hide
-    what was planted, so more of them have to be left undecided; one that is TOO_FAR is never clean, and on made pictures
-    never accused. It is inconclusive, too, when more than half of the classes are flagged.
+    with probability `false_alarm`. Between it and the score exceeded with probability `doubt` the verdict is inconclusive.
+    For an adapter that is FAR from its references these are `false_alarm_far` and `doubt_far`: what such an adapter learned
+    can hide what was planted, so more of them are left undecided, and less is asked of what stands out all the same. One that
+    is TOO_FAR is never clean, and on made pictures never accused. It is inconclusive, too, when more than half of the classes are flagged.
     """
 
     k: float | None = None
     null: Calibration = field(default_factory=lambda: null_for("photos"))
     null_by_class: Calibration | None = None  # for class-specific contexts; None: the same
     false_alarm: float = 0.002
+    false_alarm_far: float = 0.01
     doubt: float = 0.02
     doubt_far: float = 0.25
 
@@ -85,9 +86,10 @@ class Contrast(Detector):
     def thresholds(self, num_classes: int, distance: float = 0.0) -> dict[str, float]:
         if self.k is not None:
             return {"k": self.k}
-        doubt = self.doubt_far if distance >= FAR else self.doubt
-        flagged, doubtful = (self.null.threshold(p, num_classes) for p in (self.false_alarm, doubt))
-        return {"k": round(flagged, 3), "doubtful": round(doubtful, 3), "false_alarm": self.false_alarm, "doubt": doubt}
+        far = distance >= FAR
+        false_alarm, doubt = (self.false_alarm_far, self.doubt_far) if far else (self.false_alarm, self.doubt)
+        flagged, doubtful = (self.null.threshold(p, num_classes) for p in (false_alarm, doubt))
+        return {"k": round(flagged, 3), "doubtful": round(doubtful, 3), "false_alarm": false_alarm, "doubt": doubt}
 
     def judge(
         self, inversions: Sequence[Inversion], class_names: Sequence[str], distance: float | None = None

@@ -357,8 +357,8 @@ def _write_nulls(records: Path, out: Path) -> None:
     nulls = calibrate(records)
     write_file(out, render(nulls))
     for kind, null in nulls.items():
-        share = null.threshold(Contrast.false_alarm)
-        typer.echo(f"{out}, {kind}: flagged from {share:.1%} of images; {null.describe()}")
+        near, far = null.threshold(Contrast.false_alarm), null.threshold(Contrast.false_alarm_far)
+        typer.echo(f"{out}, {kind}: flagged from a score of {near:.2f}, far ones from {far:.2f}; {null.describe()}")
 
 
 def _print(folder: Path, measured: dict[str, float]) -> None:

@@ -291,7 +291,9 @@ def test_the_shipped_records_are_judged_by_the_shipped_thresholds():
     found = read_records(CARDS / "benchmark.jsonl")
     for record, anew in zip(found, rejudge(found), strict=True):
         before, now = record["result"], anew["result"]
-        assert (before["verdict"], before["target_class"]) == (now["verdict"], now["target_class"]), record["model"]["id"]
+        assert (before["verdict"], before["target_class"]) == (now["verdict"], now["target_class"]), record["model"][
+            "id"
+        ]
         assert before["score"] == pytest.approx(now["score"], abs=1e-3) and before["detector"] == now["detector"]
 
 

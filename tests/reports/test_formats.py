@@ -141,6 +141,9 @@ def test_text_says_once_what_holds_for_all_and_counts_at_the_end():
     two = two.model_copy(update={"warnings": ("a small pool", "of its own")})
     text = FORMATS["text"](Report(results=(one, two)))
     assert text.count("Looked for: a frame") == text.count("Warning: a small pool") == 1
-    assert text.index("For all of them:") > text.index("Warning: of its own") and "2 adapters: 1 clean, 1 backdoored" in text
+    assert (
+        text.index("For all of them:") > text.index("Warning: of its own")
+        and "2 adapters: 1 clean, 1 backdoored" in text
+    )
     alone = FORMATS["text"](Report(results=(one,)))
     assert "Looked for: a frame" in alone and "For all" not in alone and "adapter:" not in alone
