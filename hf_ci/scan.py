@@ -32,7 +32,7 @@ from hf_ci.errors import (
 from hf_ci.files import SCANNED, WEIGHTS
 from hf_ci.hub import BaseModel, Fetched, check_merged, fetch_base, fetch_text, named_base
 from hf_ci.hub.target import hashes, sha256
-from hf_ci.inversion import ON_PHOTOS, PERTURBATION, WIDE, WIDE_ON_PHOTOS, Done, Inversion, Job, check_cache, run_job
+from hf_ci.inversion import ON_PHOTOS, PERTURBATION, WIDE, Done, Inversion, Job, check_cache, run_job
 from hf_ci.inversion.probes import PROBE_KINDS, Probed, passes
 from hf_ci.photos import FEW, Witnesses, ask
 from hf_ci.pools import BUILTIN, Pool, load_pool
@@ -70,7 +70,7 @@ KINDS = {
     "frame": "a frame around the image",
     "patch": "a patch at any place",
 }
-ON_OWN = {ON_PHOTOS: "a small change of your photos", WIDE_ON_PHOTOS: "one twice as large"}
+ON_OWN = {ON_PHOTOS: "a small change of your photos"}  # looked for where there are any
 NOT_LOOKED_FOR = (
     "an object or another thing with a meaning",
     "a trigger for images of one class alone",

@@ -7,7 +7,9 @@ therefore put in units of what clean adapters at that distance show at most:
 
     z = (excess - (intercept + slope d)) / (spread + growth d)
 
-and the largest z over families and classes is the adapter's score. Over clean adapters with C_0 classes it is taken as
+Small changes of all pixels are one question asked in several ways: what is planted answers to all, what a clean adapter
+happens to show to one of them. Their z are added, over the root of their number (Stouffer 1949), and a class's score is the
+largest of that sum and the other families' z; the adapter's is that of the largest class. Over clean adapters with C_0 classes it is taken as
 Gumbel distributed: F(s) = exp(-exp(-(s - mu) / beta)), fitted by moments. With more classes the largest of them is larger
 by chance alone: were they independent, it would be distributed as F^(C / C_0), and that is the correction made.
 
@@ -36,7 +38,7 @@ import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from hf_ci.errors import UsageError
-from hf_ci.inversion.trigger import PERTURBATION
+from hf_ci.inversion.trigger import ADDITIVE
 
 EULER = 0.5772156649015329
 FORMAT = 2
@@ -59,7 +61,7 @@ class Usual:
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    def z(self, excess: float, distance: float) -> float:
+    def z(self, excess: float | np.ndarray, distance: float) -> float | np.ndarray:
         return (excess - self.intercept - self.slope * distance) / (self.spread + self.growth * distance)
 
     def excess(self, z: float, distance: float) -> float:
@@ -87,7 +89,7 @@ def line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Calibration:
-    """usual: by family of triggers. mean, sd: of clean adapters' scores, the largest z of each.
+    """usual: by family of triggers. mean, sd: of clean adapters' scores, the largest class of each.
 
     num_classes: C_0, how many classes those adapters had. distances: the least and the largest. data: the data sets that
     they were tuned on. precision: that their scans computed in.
@@ -144,8 +146,17 @@ class Calibration:
         return self.base_revision == base_revision
 
 
-def fit(excesses: Sequence[Mapping[str, float]], distances: Sequence[float], num_classes: int, **known) -> Calibration:
-    """excesses: of each clean adapter, by family, the largest; in the order of `distances`. Some families want photos of
+def combined(z: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The z (C,) of each family -> the scores (C,) of the classes."""
+    additive = [z[family] for family in z if family in ADDITIVE]
+    sums = [np.sum(additive, axis=0) / math.sqrt(len(additive))] if additive else []
+    return np.max(sums + [z[family] for family in z if family not in ADDITIVE], axis=0)
+
+
+def fit(
+    excesses: Sequence[Mapping[str, Sequence[float]]], distances: Sequence[float], num_classes: int, **known
+) -> Calibration:
+    """excesses: of each clean adapter, by family, its classes'; in the order of `distances`. Some families want photos of
     the adapter's own classes, so that not all scans have them.
 
     Raises ValueError for too few adapters, or equal ones.
@@ -154,12 +165,16 @@ def fit(excesses: Sequence[Mapping[str, float]], distances: Sequence[float], num
         raise ValueError(f"{len(distances)} clean adapters: at least {FEWEST} are needed to fit a null")
     usual = {}
     for family in dict.fromkeys(family for found in excesses for family in found):
-        known_to = [(found[family], d) for found, d in zip(excesses, distances) if family in found]
+        known_to = [(max(found[family]), d) for found, d in zip(excesses, distances) if family in found]
         if len(known_to) >= FEWEST:
-            narrowest = NARROWEST if PERTURBATION in family else NARROWEST_OF_FEW
+            narrowest = NARROWEST if family in ADDITIVE else NARROWEST_OF_FEW
             usual[family] = Usual.fit(*zip(*known_to), narrowest)
     scores = [
-        max(of.z(found[family], d) for family, of in usual.items() if family in found)
+        float(
+            combined(
+                {family: of.z(np.asarray(found[family]), d) for family, of in usual.items() if family in found}
+            ).max()
+        )
         for found, d in zip(excesses, distances)
     ]
     if len(set(scores)) == 1:

@@ -11,14 +11,15 @@ that come next, and what excess is usual depends on how far the adapter is from 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from hf_ci.detect.calibration import Calibration, kind_of, null_for
+from hf_ci.detect.calibration import Calibration, combined, kind_of, null_for
 from hf_ci.detect.verdict import Detector, Verdict, cannot_judge
-from hf_ci.inversion import ON_PHOTOS, PERTURBATION, WIDE, WIDE_ON_PHOTOS, Inversion
+from hf_ci.inversion import ADDITIVE, ON_PHOTOS, PERTURBATION, WIDE, Inversion
 from hf_ci.inversion.contrast import ContrastInversion
 
 PROBES = "probe"  # the family of all of them
@@ -47,7 +48,7 @@ def excess(share: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Contrast(Detector):
-    """A class's score is the largest z of its excesses, over the families of triggers; the model's is the largest class's.
+    """A class's score is what its excesses over all families of triggers come to (`combined`); the model's is the largest.
 
     It is flagged iff its score is at least `k`: unless given, the score that a clean adapter with as many classes exceeds
     with probability `false_alarm`. Between it and the score exceeded with probability `doubt` the verdict is inconclusive.
@@ -99,22 +100,23 @@ class Contrast(Detector):
             return unknown
         distance = distance or 0.0
         limits, found = self.thresholds(len(inversions), distance), shares(inversions)
-        families = [family for family in found if family in self.null.usual]
-        over = np.stack([excess(found[family]) for family in families])  # (F, C)
-        z = np.array([[self.null.usual[f].z(e, distance) for e in row] for f, row in zip(families, over)])
-        scores, best = z.max(axis=0), z.argmax(axis=0)  # (C,)
+        over = {family: excess(share) for family, share in found.items() if family in self.null.usual}
+        z = {family: self.null.usual[family].z(of, distance) for family, of in over.items()}  # (C,) each
+        scores = combined(z)
         flagged, target = scores >= limits["k"], int(scores.argmax())
-        by = tuple(families[b] for b in best)
+        by = tuple(max(z, key=lambda family: z[family][c]) for c in range(len(scores)))
         common = dict(scores=tuple(map(float, scores)), flagged=tuple(map(bool, flagged)), score=float(scores[target]))
         common |= dict(families=by)
 
         def say(c: int) -> str:
             family, share = by[c], found[by[c]][c]
-            peers = share - over[best[c], c]
-            needed = min(max(self.null.usual[family].excess(limits["k"], distance) + peers, 0.0), 1.0)
+            peers = share - over[family][c]
+            beside = [z[other][c] for other in z if other in ADDITIVE and other != family] if family in ADDITIVE else []
+            alone = limits["k"] * math.sqrt(1 + len(beside)) - sum(beside)  # the z that would do, as the others are
+            needed = min(max(self.null.usual[family].excess(alone, distance) + peers, 0.0), 1.0)
             odds = self.null.p_value(scores[c], len(inversions))
             what = described(family, inversions[c])
-            images = "the labelled photos" if family in (ON_PHOTOS, WIDE_ON_PHOTOS) else "unrelated images"
+            images = "the labelled photos" if family == ON_PHOTOS else "unrelated images"
             return (
                 f"{what} drives {share:.0%} of {images} into {class_names[c]!r} through this adapter alone, where "
                 f"no clean prompt follows (here flagged from {needed:.0%}; "
@@ -152,7 +154,6 @@ def described(family: str, i: Inversion) -> str:
         PERTURBATION: "perturbation",
         ON_PHOTOS: "perturbation",
         WIDE: "wide perturbation",
-        WIDE_ON_PHOTOS: "wide perturbation",
         "frame": "frame",
         "patch": "patch, wherever it stands,",
     }.get(family, family)

@@ -4,14 +4,14 @@ from hf_ci.inversion.engine import check_cache, invert_classes
 from hf_ci.inversion.invert import Inversion, Inverter, LinfInversion
 from hf_ci.inversion.job import Done, Job, run_job
 from hf_ci.inversion.objective import OBJECTIVES
-from hf_ci.inversion.trigger import ON_PHOTOS, PERTURBATION, WIDE, WIDE_ON_PHOTOS
+from hf_ci.inversion.trigger import ADDITIVE, ON_PHOTOS, PERTURBATION, WIDE
 
 __all__ = [
+    "ADDITIVE",
     "OBJECTIVES",
     "ON_PHOTOS",
     "PERTURBATION",
     "WIDE",
-    "WIDE_ON_PHOTOS",
     "Done",
     "Inversion",
     "Inverter",

@@ -15,15 +15,12 @@ from torch import Tensor, nn
 
 from hf_ci.inversion.invert import Inversion, batches, descend, pixels
 from hf_ci.inversion.objective import margin
-from hf_ci.inversion.trigger import MASKS, ON_PHOTOS, PERTURBATION, WIDE, WIDE_ON_PHOTOS, LinfTrigger, masked_trigger
+from hf_ci.inversion.trigger import MASKS, ON_PHOTOS, PERTURBATION, WIDE, LinfTrigger, masked_trigger
 
 # What is planted inside a mask is found in two long steps. With more of them free pixels reach what any prompt learned.
 MASKED = dict(num_images=64, batch=16, step=0.5, updates=2)
 # How the other families of triggers are looked for. A blended photo or a warp leaves little inside the smaller ball.
 OTHERS = {WIDE: dict(epsilon=8 / 255, num_images=128)} | {family: MASKED for family in MASKS}
-# And where there are photos of the adapter's own classes: there it answers as the prompts do that were tuned on them, so
-# that what was learned stands out less than on unrelated images, and what was planted more.
-ON_OWN = {ON_PHOTOS: dict(own=True), WIDE_ON_PHOTOS: dict(own=True, epsilon=8 / 255)}
 
 
 @dataclass(frozen=True)
@@ -70,8 +67,10 @@ class ContrastInversion:
 
     @property
     def on_own(self) -> tuple[ContrastInversion, ...]:
-        """What looks for triggers on photos of the adapter's own classes."""
-        return tuple(replace(self, family=family, **settings) for family, settings in ON_OWN.items())
+        """What looks for triggers on photos of the adapter's own classes. There it answers as the prompts do that were tuned
+        on them, so that what was learned stands out less than on unrelated images, and what was planted more. A wide
+        perturbation told nothing there that this one does not."""
+        return (replace(self, family=ON_PHOTOS, own=True),)
 
     def trigger(self, size: int) -> nn.Module:
         return masked_trigger(self.family, size) if self.family in MASKS else LinfTrigger(size, self.epsilon)

@@ -9,9 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-# Families of small changes of all pixels: what they are found on, and how large they are.
-PERTURBATION, WIDE = "perturbation", "wide perturbation"
-ON_PHOTOS, WIDE_ON_PHOTOS = "perturbation of own photos", "wide perturbation of own photos"
+# Families of small changes of all pixels: on the pool, twice as large, and on photos of the adapter's own classes.
+ADDITIVE = PERTURBATION, WIDE, ON_PHOTOS = "perturbation", "wide perturbation", "perturbation of own photos"
 # Families of triggers whose pixels are free inside a mask. A patch that works wherever it stands finds patches at any
 # place; masks for the corners and for the middle, tried beside it, found no more and were freer on clean adapters.
 MASKS = ("frame", "patch")

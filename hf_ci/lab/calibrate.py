@@ -18,7 +18,8 @@ from hf_ci.detect.contrast import PROBES, TOO_FAR, excess
 from hf_ci.errors import Inconclusive, UsageError
 from hf_ci.hub.names import is_folder
 from hf_ci.hub.target import sha256
-from hf_ci.inversion import PERTURBATION
+from hf_ci.inversion import ADDITIVE, PERTURBATION
+from hf_ci.inversion.trigger import MASKS
 from hf_ci.inversion.job import VERSION
 from hf_ci.lab.bench import Group, Spec, read_records
 from hf_ci.lab.tune import Recipe
@@ -103,13 +104,14 @@ def calibrate(path: Path) -> dict[str, Calibration]:
     return nulls
 
 
-def excesses_of(result: dict) -> dict[str, float]:
-    """By family of triggers, the largest excess of any class in a report."""
+def excesses_of(result: dict) -> dict[str, np.ndarray]:
+    """By family of triggers that a verdict knows, the excesses (C,) of the classes in a report."""
     classes = [ClassScore.model_validate(c) for c in result["classes"]]
     families = {PERTURBATION: [0.0 if c.screened else c.exclusive_asr for c in classes]}
-    families |= {name: [c.others.get(name, 0.0) for c in classes] for c in classes for name in c.others}
+    others = dict.fromkeys(name for c in classes for name in c.others if name in (*ADDITIVE, *MASKS))
+    families |= {name: [c.others.get(name, 0.0) for c in classes] for name in others}
     families[PROBES] = [c.probe_asr for c in classes]
-    return {family: float(excess(np.array(shares)).max()) for family, shares in families.items()}
+    return {family: excess(np.array(shares)) for family, shares in families.items()}
 
 
 def one(path: Path, records: list[dict]) -> Calibration:

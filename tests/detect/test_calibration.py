@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hf_ci.detect import Contrast
-from hf_ci.detect.calibration import SHIPPED, fit, kind_of, null_for, read, render, seal, shipped
+from hf_ci.detect.calibration import SHIPPED, combined, fit, kind_of, null_for, read, render, seal, shipped
 from hf_ci.errors import UsageError
 from hf_ci.hub.base import EMBEDDED, fetch_base
 
@@ -23,7 +23,7 @@ def largest(random, classes, n):
 
 
 def fitted(excesses, classes=10, distances=None):
-    return fit([{"perturbation": e} for e in excesses], distances or [0.1] * len(excesses), classes, **KNOWN)
+    return fit([{"perturbation": [e]} for e in excesses], distances or [0.1] * len(excesses), classes, **KNOWN)
 
 
 def z(null, excesses):
@@ -80,20 +80,33 @@ def test_what_is_usual_depends_on_the_distance():
 def test_several_families_share_the_false_alarms():
     """The score is the largest of them, so that looking for more does not accuse more often."""
     random = np.random.default_rng(0)
-    draw = lambda n: [dict(zip("abcd", row)) for row in random.normal(0.1, 0.05, (n, 4))]  # noqa: E731
+    draw = lambda n: [dict(zip("abcd", row)) for row in random.normal(0.1, 0.05, (n, 4, 1))]  # noqa: E731
     null, new = fit(draw(400), [0.1] * 400, 10, **KNOWN), draw(4000)
-    scores = np.array([max(null.usual[name].z(e, 0.1) for name, e in found.items()) for found in new])
+    scores = np.array([combined({name: null.usual[name].z(e, 0.1) for name, e in found.items()})[0] for found in new])
     assert (scores > null.threshold(0.05)).mean() == pytest.approx(0.05, abs=0.02)
 
 
 def test_a_family_that_some_scans_lack_is_fitted_on_the_others():
     """Some are looked for on labelled photos alone."""
     many = [
-        {"perturbation": e} | ({"perturbation of own photos": 2 * e} if i % 2 else {}) for i, e in enumerate(SOME * 2)
+        {"perturbation": [e]} | ({"perturbation of own photos": [2 * e]} if i % 2 else {})
+        for i, e in enumerate(SOME * 2)
     ]
     null = fit(many, [0.1] * 16, 10, **KNOWN)
     assert null.usual["perturbation of own photos"].intercept == pytest.approx(2 * np.mean(SOME[1::2]))
     assert null.clean_models == 16 and len(fit(many[:6], [0.1] * 6, 10, **KNOWN).usual) == 1  # three are too few
+
+
+def test_small_changes_of_all_pixels_are_one_question_asked_in_several_ways():
+    """What answers to all of them counts more than what answers to one; other families stand alone."""
+    three = {
+        "perturbation": np.array([3.0, 4.0]),
+        "wide perturbation": np.array([3.0, 0.0]),
+        "frame": np.array([1.0, 3.5]),
+    }
+    assert combined(three) == pytest.approx([6 / 2**0.5, 3.5])
+    assert combined({"frame": np.array([1.0]), "probe": np.array([2.0])}) == pytest.approx([2.0])
+    assert combined({"perturbation": np.array([3.0])}) == pytest.approx([3.0])
 
 
 def test_too_few_adapters_fit_nothing():

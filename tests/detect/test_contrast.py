@@ -18,7 +18,7 @@ from hf_ci.inversion.trigger import LinfTrigger
 NAMES = [f"class {i}" for i in range(4)]
 SOME = [0.02, 0.04, 0.06, 0.08, 0.1, 0.05, 0.05, 0.07]
 NULL = fit(
-    [{"perturbation": e, "frame": 2 * e, "probe": 2 * e} for e in SOME],
+    [{"perturbation": [e], "frame": [2 * e], "probe": [2 * e]} for e in SOME],
     [0.0] * 4 + [0.4] * 4,
     4,
     num_images=256,
@@ -53,7 +53,7 @@ def test_a_class_that_only_the_adapter_falls_for_is_named():
 
 def test_all_classes_alike_are_an_adapter_that_learned_something():
     """What stands out counts, not what can be reached: peers take three quarters of what they reach themselves."""
-    assert judge([0.5, 0.45, 0.52, 0.48], distance=0.5).verdict != "backdoored"
+    assert judge([0.4, 0.38, 0.41, 0.39], distance=0.49).verdict != "backdoored"
     assert excess(np.array([0.5, 0.2, 0.1, 0.0])) == pytest.approx([0.425, 0.05, -0.075, -0.2])
 
 

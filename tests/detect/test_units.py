@@ -32,8 +32,8 @@ def test_what_opens_a_unit_counts_as_any_trigger():
 
 
 def test_what_could_act_and_was_not_opened_is_not_judged():
-    shut = replace(OPENED, flipped=0.2)
-    assert not unjudged([OPENED], ANIMALS)
+    shut = replace(OPENED, flipped=0.2, forced=0.4)  # a larger trigger that was made to flip it drives images somewhere
+    assert not unjudged([OPENED, replace(shut, forced=0.1)], ANIMALS)
     for unit in (shut, replace(OPENED, inversion=None)):
         (reason,) = unjudged([unit], ANIMALS)
         assert "hidden unit 3" in reason and "'dog'" in reason and "90%" in reason
