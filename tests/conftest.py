@@ -51,22 +51,3 @@ def run(tmp_path):
         )
 
     return run
-
-
-# What fails on the embedded CLIP of today, and why, as far as it is known. One place, so that it is seen; an entry goes
-# when its test passes. The second half takes minutes to fail, and is not run.
-FAILS = {
-    "test_a_clean_adapter_that_learned_something_is_clean_with_photos": "on the built-in pool photos do not clear it yet",
-}
-NOT_RUN = {
-    "test_every_command_runs": "repairs of the poisoned demo are not clean on the built-in pool",
-    "repair/test_repair.py": "the same",
-}
-
-
-def pytest_collection_modifyitems(items):
-    for item in items:
-        for known, run in ((FAILS, True), (NOT_RUN, False)):
-            for name, reason in known.items():
-                if name in item.nodeid:
-                    item.add_marker(pytest.mark.xfail(reason=reason, run=run, strict=False))

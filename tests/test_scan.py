@@ -79,7 +79,6 @@ def test_two_processes_give_the_same_report_as_one(adapter_folder, tmp_path, mon
     torch.set_num_threads(1)
     try:
         one = scan([str(adapter_folder)], replace(QUICK, precision=precision))
-        again = scan([str(adapter_folder)], replace(QUICK, precision=precision))
         two = scan(
             [str(adapter_folder)], replace(QUICK, precision=precision, num_processes=2, cache=tmp_path / "cache")
         )
