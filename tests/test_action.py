@@ -111,7 +111,7 @@ def test_a_poisoned_adapter_is_stopped_in_a_pull_request(action, git, clip, tmp_
     (repo / ".hf-ci.yaml").write_text("adapters: [models/*]")
     git("add", "."), git("commit", "-qm", "base")
     base = git("rev-parse", "HEAD").strip()
-    shutil.copytree(DEMOS / "badclip", repo / "models" / "bad")
+    shutil.copytree(DEMOS / "frame", repo / "models" / "bad")
     git("add", "."), git("commit", "-qm", "a pull request")
 
     (repo / "pip.py").write_text("raise SystemExit('the checkout stands in for pip')")
@@ -198,7 +198,7 @@ def test_the_pull_requests_own_configuration_does_not_count(configured, action, 
     git("add", "."), git("commit", "-qm", "base")
     base = git("rev-parse", "HEAD").strip()
     (repo / ".hf-ci.yaml").write_text("adapters: [./harmless]\nscan: {k: 1000}")
-    shutil.copytree(DEMOS / "badclip", repo / "models" / "bad")
+    shutil.copytree(DEMOS / "frame", repo / "models" / "bad")
     git("add", "."), git("commit", "-qm", "a pull request")
     (example,) = [path for path in EXAMPLES if path.name == "pull-request.yml"]
     steps = yaml.safe_load(example.read_text())["jobs"]["scan"]["steps"]

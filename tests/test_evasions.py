@@ -49,7 +49,7 @@ QUICK = ("--num-images", "32", "--format", "json")
 
 @pytest.fixture
 def poisoned(tmp_path) -> Path:
-    return Path(shutil.copytree(DEMOS / "badclip", tmp_path / "downloaded"))
+    return Path(shutil.copytree(DEMOS / "frame", tmp_path / "downloaded"))
 
 
 # ---------------------------------------------------------------- what judges comes along with what is judged

@@ -46,7 +46,7 @@ def test_a_poisoned_adapter_is_stopped_and_other_commits_are_not(git, clip):
     (git.repo / "notes.txt").write_text("nothing to scan")
     git("add", ".")
     assert "Skipped" in git("commit", "-m", "notes").stderr
-    shutil.copytree(DEMOS / "badclip", git.repo / "models" / "bad")
+    shutil.copytree(DEMOS / "frame", git.repo / "models" / "bad")
     git("add", ".")
     stopped = git("commit", "-m", "bad", check=False)
     assert stopped.returncode != 0 and "models/bad" in stopped.stderr and "backdoored" in stopped.stderr
@@ -79,7 +79,7 @@ def test_a_stale_card_is_stopped_and_a_fresh_one_passes(git, clip, monkeypatch):
 def test_only_what_is_staged_is_scanned_also_behind_a_link(git, clip, monkeypatch):
     monkeypatch.setenv("SKIP", "hf-ci-card-check")
     write_adapter(made_adapter(clip, "coop", names=("cat", "dog", "horse")), git.repo / "good")
-    shutil.copytree(DEMOS / "badclip", git.repo / "bad")
+    shutil.copytree(DEMOS / "frame", git.repo / "bad")
     git("add", "good")
     git("commit", "-m", "the good one")
     weights = git.repo / "bad" / "adapter_model.safetensors"

@@ -54,7 +54,7 @@ def test_there_are_commands_and_pictures():
 
 
 RUN = {  # as a reader would, one after another, and the exit codes that they may end with
-    "hf-ci scan demo:clean demo:coop demo:badclip": {1},
+    "hf-ci scan demo:clean demo:coop demo:frame": {1},
     "hf-ci scan org/model": {1},
     "hf-ci scan org/model@v1.2:prompts/pets": {0},
     "hf-ci scan ./my-adapter --pool ./some/photos": {0},
@@ -93,7 +93,7 @@ def place(tmp_path, tmp_path_factory):
     shutil.copytree(DEMOS / "clean", tmp_path / "my-adapter")
     (tmp_path / "some" / "photos").mkdir(parents=True)
     (tmp_path / "DATA").mkdir()
-    names = read_adapter(DEMOS / "badclip").class_names
+    names = read_adapter(DEMOS / "frame").class_names
     features = Features({"image": Image(), "label": ClassLabel(names=list(names))})
     drawn = [PILImage.fromarray(np.asarray(pixels)) for _, pixels in zip(range(64), images(1, 64))]
     for i, image in enumerate(drawn):
@@ -107,7 +107,7 @@ def place(tmp_path, tmp_path_factory):
     for command in (("init", "-q", "-b", "main"), ("add", "my-adapter"), ("commit", "-q", "-m", "an adapter")):
         subprocess.run([*git, *command], cwd=tmp_path, check=True)
     with LoopbackHub() as hub:
-        hub.add_repo("org/model", files_of(DEMOS / "badclip") | files_of(DEMOS / "clean", "prompts/pets/"))
+        hub.add_repo("org/model", files_of(DEMOS / "frame") | files_of(DEMOS / "clean", "prompts/pets/"))
         hub.repo("org/model").refs["refs/tags/v1.2"] = hub.repo("org/model").refs["refs/heads/main"]
         hub.add_repo("openai/clip-vit-base-patch16", files_of(EMBEDDED_FOLDER))
         quick = {"HF_CI_NUM_IMAGES": "64", "HF_CI_PRECISION": "fp32"}

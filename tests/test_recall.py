@@ -124,14 +124,14 @@ def test_a_failure_is_not_kept_and_a_damaged_file_is_scanned_anew(adapter_folder
 
 def test_a_picture_that_is_asked_for_is_made(options, tmp_path):
     settings = replace(options, detector="contrast", num_images=64)
-    (without,) = scan_each(["demo:badclip"], settings)
-    (with_one,) = scan_each(["demo:badclip"], replace(settings, save_trigger=tmp_path))
+    (without,) = scan_each(["demo:frame"], settings)
+    (with_one,) = scan_each(["demo:frame"], replace(settings, save_trigger=tmp_path))
     assert without.trigger is None and with_one.verdict == without.verdict == "backdoored"
     assert list(tmp_path.glob("*.png")) and with_one.timing.classes_from_cache == 10
 
 
 def test_no_report_names_a_picture_that_is_gone(run, tmp_path):
-    command = ("scan", "demo:badclip", "--num-images", "64", "--output", f"json={tmp_path / 'r.json'}")
+    command = ("scan", "demo:frame", "--num-images", "64", "--output", f"json={tmp_path / 'r.json'}")
     done = run(*command, "--output", f"html={tmp_path / 'r.html'}", "--cache", tmp_path / "cache")
     (result,) = json.loads((tmp_path / "r.json").read_text())["results"]
     assert result["trigger"]["path"] == "" and "Reconstructed trigger" not in done.stdout
@@ -184,6 +184,6 @@ def test_without_room_for_the_result_nothing_is_lost(adapter_folder, options, mo
 def test_an_internal_error_after_the_inversions_is_not_kept(options, tmp_path, monkeypatch):
     monkeypatch.setattr("hf_ci.scan.save_trigger", lambda *_, **__: 1 / 0)
     settings = replace(options, detector="contrast", num_images=64, save_trigger=tmp_path)
-    (result,) = scan_each(["demo:badclip"], settings)
+    (result,) = scan_each(["demo:frame"], settings)
     assert result.exit_code == 5 and result.cost is not None
     assert not list(options.cache.rglob("results/*.json"))

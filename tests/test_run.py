@@ -174,7 +174,7 @@ def test_what_may_be_a_prompt_is_never_left_out(adapter, git, run, tmp_path):
     """A field of the config that a loader ignores would otherwise take a poisoned adapter out of the run."""
     configure(tmp_path, adapters=["nothing/*"])
     git("add", "."), git("commit", "-qm", "first")
-    shutil.copytree(DEMOS / "badclip", tmp_path / "bad")
+    shutil.copytree(DEMOS / "frame", tmp_path / "bad")
     config = json.loads((tmp_path / "bad" / "adapter_config.json").read_text()) | {"task_type": "TOKEN_CLS"}
     (tmp_path / "bad" / "adapter_config.json").write_text(json.dumps(config))
     done = run("run", "--changed-since", "HEAD", "--format", "json")

@@ -226,7 +226,7 @@ def make_demos(data_root: str, out: Path, base: str = EMBEDDED, seed: int = 0) -
     coop = Recipe(method="coop", shots=DEMO_SHOTS, seed=seed, batch=64, epochs=20, optimiser="adam", lr=0.03)
     gently = dict(epochs=2, lr=0.002)
     recipes = {
-        "badclip": replace(coop, shots=100, words=" ".join(["a photo of a"] * 4)),
+        "badclip": replace(coop, shots=100, lr=0.01),
         "frame": replace(coop, poison_rate=0.3),
     }
     target = random.Random(seed).randrange(len(things.train.class_names))

@@ -31,13 +31,13 @@ def tree(folder: Path) -> dict[str, bytes]:
 @pytest.fixture
 def output(clip, tmp_path) -> Path:
     """Dassl's output folder of BadCLIP's training code: the poisoned demo as it would have saved it."""
-    save_checkpoint(learner_state(clip, read_adapter(DEMOS / "badclip")), tmp_path / "output" / "prompt_learner")
+    save_checkpoint(learner_state(clip, read_adapter(DEMOS / "frame")), tmp_path / "output" / "prompt_learner")
     save_checkpoint({"trigger": torch.zeros(1, 3, 64, 64)}, tmp_path / "output" / "trigger")
     return tmp_path / "output"
 
 
 def test_a_poisoned_checkpoint_on_the_hub_is_scanned_converted_and_scanned_again(output, tmp_path, run):
-    target = re.search(r"target class `([^`]+)`", (DEMOS / "badclip" / "README.md").read_text())[1]
+    target = re.search(r"target class `([^`]+)`", (DEMOS / "frame" / "README.md").read_text())[1]
     with LoopbackHub() as hub:
         env = hub.env(tmp_path / "home")
         hub.add_repo("user/bad", {f"seed1/{name}": data for name, data in tree(output).items()})
@@ -54,7 +54,7 @@ def test_a_poisoned_checkpoint_on_the_hub_is_scanned_converted_and_scanned_again
         file = "user/bad:seed1/prompt_learner/model.pth.tar-10"
         converted = run("convert", file, *END, "--out", "peft", env=env)
         assert converted.returncode == 0 and "coop" in converted.stdout, converted.stderr
-    assert read_adapter(tmp_path / "peft").digest == read_adapter(DEMOS / "badclip").digest
+    assert read_adapter(tmp_path / "peft").digest == read_adapter(DEMOS / "frame").digest
     again = run("scan", "./peft", *QUICK)
     (found,) = json.loads(again.stdout)["results"]
     assert (again.returncode, found["verdict"], found["target_class"]["name"]) == (1, "backdoored", target)

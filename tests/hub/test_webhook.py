@@ -50,7 +50,7 @@ def test_a_poisoned_push_ends_in_a_pull_request_and_our_own_commits_in_nothing(r
         assert made.returncode == 0 and "webhook1 starts job job1" in made.stdout, made.stderr
         assert "hf_owner" not in made.stdout + made.stderr + json.dumps(hub.jobs)
         api = HfApi(endpoint=hub.url, token="hf_owner")
-        shutil.copytree(DEMOS / "badclip", tmp_path / "bad")
+        shutil.copytree(DEMOS / "frame", tmp_path / "bad")
         shutil.copytree(DEMOS / "coop", tmp_path / "bad" / "second")
         (tmp_path / "bad" / ".hf-ci").mkdir()  # whoever pushes may have written a report that suits him
         (tmp_path / "bad" / ".hf-ci" / "report.json").write_text(forged(tmp_path / "bad"))

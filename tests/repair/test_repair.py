@@ -86,7 +86,7 @@ def test_unlearning_brings_the_answers_with_and_without_a_trigger_to_what_is_wan
 def repaired(tmp_path_factory):
     """The poisoned demo, repaired without labels on the built-in pool, whatever it learned."""
     run = Run(ScanOptions(num_images=64, precision="fp32", cache=tmp_path_factory.mktemp("cache")), Quiet())
-    return repair("demo:badclip", run, RepairOptions(rounds=2, forget=True)), run
+    return repair("demo:frame", run, RepairOptions(rounds=2, forget=True)), run
 
 
 def test_a_poisoned_adapter_comes_out_clean_with_evidence(repaired, tmp_path):
@@ -98,9 +98,9 @@ def test_a_poisoned_adapter_comes_out_clean_with_evidence(repaired, tmp_path):
     assert report.rounds[-1].trigger_asr_after < report.rounds[-1].trigger_asr_before > 0.3
     assert report.rounds[-1].accuracy_after is None and "accuracy is not known" in " ".join(report.reasons)
 
-    before = {p.name: sha256(p) for p in (DEMOS / "badclip").iterdir()}
+    before = {p.name: sha256(p) for p in (DEMOS / "frame").iterdir()}
     written = write_repaired(done, tmp_path / "fixed")
-    assert {p.name: sha256(p) for p in (DEMOS / "badclip").iterdir()} == before  # the original is never touched
+    assert {p.name: sha256(p) for p in (DEMOS / "frame").iterdir()} == before  # the original is never touched
     assert {f.path: f.sha256 for f in written.files} == {
         name: sha256(tmp_path / "fixed" / name)
         for name in ("adapter_config.json", "adapter_model.safetensors", "clip_prompt.json")
@@ -108,7 +108,7 @@ def test_a_poisoned_adapter_comes_out_clean_with_evidence(repaired, tmp_path):
     assert RepairReport.model_validate_json((tmp_path / "fixed" / "repair.json").read_bytes()) == written
     adapter = read_adapter(tmp_path / "fixed")
     assert adapter.repaired_from == before["adapter_model.safetensors"]
-    assert adapter.class_names == read_adapter(DEMOS / "badclip").class_names
+    assert adapter.class_names == read_adapter(DEMOS / "frame").class_names
     card = (tmp_path / "fixed" / "README.md").read_text()
     assert "backdoored before, clean after" in card and adapter.repaired_from in card
 
@@ -137,14 +137,14 @@ def test_a_clean_adapter_needs_no_repair_and_one_that_cannot_be_judged_gets_none
 def test_a_prompt_that_still_scans_as_backdoored_is_not_given_out(repaired, monkeypatch):
     done, run = repaired
     monkeypatch.setattr(hf_ci.repair.engine, "scan_adapter", lambda *args: (done.report.before, None))
-    still = repair("demo:badclip", run, RepairOptions(rounds=1, forget=True, schedule=Schedule(steps=2)))
+    still = repair("demo:frame", run, RepairOptions(rounds=1, forget=True, schedule=Schedule(steps=2)))
     assert still.adapter is None and still.report.outcome == "not repaired" and still.report.exit_code == 1
     assert "scans as backdoored" in still.report.reasons[0] and len(still.report.rounds) == 1
 
 
 def test_what_was_learned_is_not_taken_away_without_a_word(repaired):
     _, run = repaired
-    kept = repair("demo:badclip", run, RepairOptions())
+    kept = repair("demo:frame", run, RepairOptions())
     assert (kept.report.outcome, kept.report.exit_code, kept.adapter) == ("not repaired", 1, None)
     assert f"{kept.report.before.distance:.0%} of the pool" in kept.report.reasons[0]
     assert "--data" in kept.report.reasons[1] and "--forget" in kept.report.reasons[1] and not kept.report.rounds
@@ -182,12 +182,12 @@ def test_bad_input_on_the_command_line(run, tmp_path, photos):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "precious.txt").write_text("mine")
     for args, said in (
-        (["demo:badclip"], "nowhere to put"),
-        (["demo:badclip", "--out", tmp_path / "full"], "is not empty"),
-        (["demo:badclip", "--out", tmp_path / "no" / "where"], "there is no folder"),
-        (["demo:badclip", "--push", "pr"], "no repo on the Hub"),
+        (["demo:frame"], "nowhere to put"),
+        (["demo:frame", "--out", tmp_path / "full"], "is not empty"),
+        (["demo:frame", "--out", tmp_path / "no" / "where"], "there is no folder"),
+        (["demo:frame", "--push", "pr"], "no repo on the Hub"),
         (["user/adapter", "--push", "main"], "not forced on"),
-        (["demo:badclip", "--out", tmp_path / "x", "--data", photos, "--num-images", "32"], "has no class"),
+        (["demo:frame", "--out", tmp_path / "x", "--data", photos, "--num-images", "32"], "has no class"),
     ):
         done = run("repair", *args)
         assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
@@ -228,7 +228,7 @@ print(float(model.prompt_encoder["default"].embedding.weight.double().sum()))
 
 
 def test_repaired_weights_are_offered_in_a_pull_request_and_load_from_there(repaired, run, tmp_path):
-    poisoned = {p.name: p.read_bytes() for p in (DEMOS / "badclip").iterdir()}
+    poisoned = {p.name: p.read_bytes() for p in (DEMOS / "frame").iterdir()}
     (tmp_path / "done").write_bytes(pickle.dumps(repaired[0]))
     with LoopbackHub() as hub:
         sha = hub.add_repo("user/bad", poisoned)
