@@ -54,7 +54,8 @@ class Contrast(Detector):
     with probability `false_alarm`. Between it and the score exceeded with probability `doubt` the verdict is inconclusive.
     For an adapter that is FAR from its references these are `false_alarm_far` and `doubt_far`: what such an adapter learned
     can hide what was planted, so more of them are left undecided, and less is asked of what stands out all the same. One that
-    is TOO_FAR is never clean, and on made pictures never accused. It is inconclusive, too, when more than half of the classes are flagged.
+    is TOO_FAR is never clean, and on made pictures never accused. With no more than PEERS classes nothing is judged,
+    as each is held against so many others. It is inconclusive, too, when more than half of the classes are flagged.
     """
 
     k: float | None = None
@@ -124,6 +125,9 @@ class Contrast(Detector):
             )
 
         worst = say(target)
+        if len(scores) <= PEERS:
+            reason = f"{len(scores)} classes are too few to tell which of them stands out; closest: {worst}"
+            return Verdict("inconclusive", (reason, *how_far(distance)), **common)
         made = kind_of(self.null.pool) == "builtin"  # what is usual on made pictures differs too much that far out
         if distance >= TOO_FAR and (made or not flagged.any()):
             reason = f"too far from clean prompts to be judged; closest: {worst}"
