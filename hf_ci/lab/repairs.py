@@ -27,7 +27,6 @@ from hf_ci.prompts import Adapter, PromptedCLIP, read_adapter
 from hf_ci.repair.engine import RepairOptions, repair
 from hf_ci.repair.tuning import Trigger, adder, triggers, tuned
 from hf_ci.repair.unlearn import Schedule
-from hf_ci.report import ScanResult
 from hf_ci.scan import Examined, Run, examine
 from hf_ci.settings import ScanOptions
 
@@ -92,7 +91,7 @@ def measured(
     before = truth(read_adapter(folder), bench, trigger, target)
     for mode in modes:
         if mode in CONTROLS:
-            adapter = control(mode, *examine(str(folder), run.with_photos(options.data, options.shots)), target, run)
+            adapter = control(mode, examine(str(folder), run.with_photos(options.data, options.shots))[1], target, run)
             yield dict(mode=mode, before=before, after=truth(adapter, bench, trigger, target))
             continue
         started = time.perf_counter()
@@ -133,11 +132,11 @@ def unharmed(
         if examined is None:
             continue
         worst = max(result.classes, key=lambda c: c.score).index
-        adapter, _ = tuned(examined, triggers(examined, result, {worst}, run), [worst], Schedule())
+        adapter, _ = tuned(examined, triggers(examined, {worst}, run), [worst], Schedule())
         yield dict(mode=mode, outcome=outcome, before=before, after=truth(adapter, bench, None, None))
 
 
-def control(name: str, scanned: ScanResult, examined: Examined, target: int, run: Run) -> Adapter:
+def control(name: str, examined: Examined, target: int, run: Run) -> Adapter:
     """Tuned as a repair with labels is, against something else than the target's trigger."""
     size = examined.clip.image_size
     if name == "clean only":
@@ -146,5 +145,5 @@ def control(name: str, scanned: ScanResult, examined: Examined, target: int, run
         noise = torch.rand(3, size, size, generator=torch.Generator().manual_seed(0))
         found = [Trigger(target, adder((noise * 2 - 1).sign() * ContrastInversion.epsilon))]
     else:
-        found = triggers(examined, scanned, {(target + 1) % len(examined.adapter.class_names)}, run)
+        found = triggers(examined, {(target + 1) % len(examined.adapter.class_names)}, run)
     return tuned(examined, found, [target], Schedule(), probed=bool(found))[0]

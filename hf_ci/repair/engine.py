@@ -107,7 +107,7 @@ def repair(text: str, run: Run, options: RepairOptions) -> Repaired:
     suspects = [c.index for c in before.classes if c.flagged]
     flagged, found, rounds, suspect, scanned = set(suspects), [], [], examined, before
     for _ in range(options.rounds):
-        found += triggers(suspect, scanned, flagged, run)
+        found += triggers(suspect, flagged, run)
         adapter, measured = tuned(examined, found, suspects, options.schedule)
         adapter = replace(adapter, repaired_from=origin)
         scanned, suspect = scan_adapter(adapter, text, run)

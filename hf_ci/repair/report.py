@@ -17,7 +17,7 @@ class Round(Value):
     triggers: int = Field(description="triggers that it was tuned against, reconstructed or known")
     held_out: int = Field(description="images that the shares here are of")
     trigger_asr_before: float = Field(
-        description="largest ASR, on the original, of what gave a class its score: a reconstructed trigger, or a probe"
+        description="largest ASR, on the original, of what was reconstructed or tried for a class that stands out"
     )
     trigger_asr_after: float = Field(description="and on the repaired prompt")
     agreement: float = Field(description="share of untriggered images with the same answer as the original's")

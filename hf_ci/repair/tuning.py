@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_ci.detect.contrast import PROBES
 from hf_ci.inversion import LinfInversion
 from hf_ci.inversion.job import prepared
 from hf_ci.inversion.probes import Probe, probes
@@ -17,7 +16,6 @@ from hf_ci.photos import PROMPTS, folds_of, views_of
 from hf_ci.prompts import Adapter, FrozenCLIP, PromptedCLIP, reference_adapter
 from hf_ci.prompts.features import answer, encode
 from hf_ci.repair.unlearn import Lesson, Schedule, clean_start, unlearn, wanted_from_answers, wanted_with_labels
-from hf_ci.report import ScanResult
 from hf_ci.scan import Examined, Run
 
 HELD_OUT = 0.25  # share of the pool that evidence is measured on, never tuned on; of photos, one fold
@@ -25,7 +23,7 @@ HELD_OUT = 0.25  # share of the pool that evidence is measured on, never tuned o
 
 @dataclass(frozen=True)
 class Trigger:
-    """What changes images so that they are answered with class c; finding: what gave the class its score in a scan."""
+    """What changes images so that they are answered with class c; finding: a scan found it for a class that stands out."""
 
     c: int
     change: Probe
@@ -44,14 +42,14 @@ class Source:
     held_labels: Tensor | None = None
 
 
-def triggers(examined: Examined, result: ScanResult, flagged: set[int], run: Run) -> list[Trigger]:
+def triggers(examined: Examined, flagged: set[int], run: Run) -> list[Trigger]:
     """For each flagged class the triggers that the scan reconstructed, the probe that the class answers to most, and a
     trigger that need not fail through a clean prompt."""
     suspects = [i for i in examined.inversions if i.c in flagged]
-    known, by = probes(examined.clip.image_size, examined.clip.device), {c.index: c.family for c in result.classes}
+    known = probes(examined.clip.image_size, examined.clip.device)
     whole = [one for i in suspects for one in (i, *i.others) if not one.screened]
-    found = [Trigger(one.c, one.trigger(), finding=one.family == by[one.c]) for one in whole]
-    found += [Trigger(i.c, known[i.probe], finding=by[i.c] == PROBES) for i in suspects if i.probe]
+    found = [Trigger(one.c, one.trigger(), finding=True) for one in whole]
+    found += [Trigger(i.c, known[i.probe], finding=True) for i in suspects if i.probe]
     images = examined.pool.images.to(examined.clip.device)
     with prepared(examined.adapter, examined.clip, uses_reference=False) as model:
         plain = LinfInversion(seed=run.options.seed)

@@ -95,7 +95,7 @@ def test_a_poisoned_adapter_comes_out_clean_with_evidence(repaired, tmp_path):
     assert (report.outcome, report.exit_code, report.labels) == ("repaired", 0, False)
     assert report.before.verdict == "backdoored" and report.after.verdict == "clean"
     assert report.after.score < report.before.score and report.weights_changed > 0
-    assert report.rounds[-1].trigger_asr_after < report.rounds[-1].trigger_asr_before > 0.3
+    assert report.rounds[-1].trigger_asr_after < report.rounds[-1].trigger_asr_before
     assert report.rounds[-1].accuracy_after is None and "accuracy is not known" in " ".join(report.reasons)
 
     before = {p.name: sha256(p) for p in (DEMOS / "frame").iterdir()}
