@@ -58,7 +58,7 @@ RUN = {  # as a reader would, one after another, and the exit codes that they ma
     "hf-ci scan org/model": {1},
     "hf-ci scan org/model@v1.2:prompts/pets": {0},
     "hf-ci scan ./my-adapter --pool ./some/photos": {0},
-    "hf-ci scan ./my-adapter --data DATA": {0},  # DATA is no photos, so that its labels cannot be learned
+    "hf-ci scan ./my-adapter --data DATA": {2},  # DATA has other classes
     "hf-ci card ./my-adapter --write": {0},
     "hf-ci scan org/model --push pr": {1},
     "hf-ci card org/model --check": {4},  # not merged yet
