@@ -30,8 +30,6 @@ STEPS, BATCH = 100, 64
 RATE, RATE_BY_CLASS = 1.2, 0.8
 FEW = 4  # photos of a class; with fewer, prompts tuned on them withstand too little to settle much
 CHANCE = 0.01  # a tuned prompt that guesses as well with more probability than this learned nothing from the labels
-
-
 MOST, FEWEST = 256, 32  # photos that triggers are looked for on; of fewer no share can be told
 
 

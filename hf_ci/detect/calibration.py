@@ -8,10 +8,11 @@ therefore put in units of what clean adapters at that distance show at most:
     z = (excess - (intercept + slope d)) / (spread + growth d)
 
 Small changes of all pixels are one question asked in several ways: what is planted answers to all, what a clean adapter
-happens to show to one of them. Their z are added, over the root of their number (Stouffer 1949), and a class's score is the
-largest of that sum and the other families' z; the adapter's is that of the largest class. Over clean adapters with C_0 classes it is taken as
-Gumbel distributed: F(s) = exp(-exp(-(s - mu) / beta)), fitted by moments. With more classes the largest of them is larger
-by chance alone: were they independent, it would be distributed as F^(C / C_0), and that is the correction made.
+happens to show to one of them. Their z are added, over the root of their number (Stouffer 1949), and a class's score is
+the largest of that sum and the other families' z; the adapter's is that of the largest class. Over clean adapters with C_0
+classes it is taken as Gumbel distributed: F(s) = exp(-exp(-(s - mu) / beta)), fitted by moments. With more classes the
+largest of them is larger by chance alone: were they independent, it would be distributed as F^(C / C_0), and that is the
+correction made.
 
 A file of nulls (`hf-ci calibrate` and `hf-ci lab calibrate` write one, and one is shipped) holds one for each kind of
 pool, photos and the built-in one, with what it was fitted on, and beside it one for adapters with class-specific contexts.
@@ -169,14 +170,10 @@ def fit(
         if len(known_to) >= FEWEST:
             narrowest = NARROWEST if family in ADDITIVE else NARROWEST_OF_FEW
             usual[family] = Usual.fit(*zip(*known_to), narrowest)
-    scores = [
-        float(
-            combined(
-                {family: of.z(np.asarray(found[family]), d) for family, of in usual.items() if family in found}
-            ).max()
-        )
-        for found, d in zip(excesses, distances)
-    ]
+    scores = []
+    for found, d in zip(excesses, distances):
+        z = {family: of.z(np.asarray(found[family]), d) for family, of in usual.items() if family in found}
+        scores.append(float(combined(z).max()))
     if len(set(scores)) == 1:
         raise ValueError(f"{len(scores)} clean adapters with one and the same score: there is no spread to fit")
     between = (min(distances), max(distances))

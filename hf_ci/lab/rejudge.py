@@ -25,15 +25,13 @@ def rejudge(records: Sequence[dict]) -> Iterator[dict]:
             yield record
             continue
         detector = Contrast.for_pool(result["pool"]["id"]).for_contexts(bool(record["model"]["class_specific"]))
-        null, calibration = result["detector"]["fitted"], result["detector"]["calibration"]
-        before = judged(replace(detector, null=Calibration.of(null)), result)
+        then = replace(detector, null=Calibration.of(result["detector"]["fitted"]))
+        before = judged(then, result)
         doubted = before.verdict == "clean" and result["verdict"] == "inconclusive"
         now = judged(detector, result)
         fitted = asdict(detector.null)
         reference = result["detector"] | dict(
-            calibration=calibration.replace(
-                replace(detector, null=Calibration.of(null)).calibration, detector.calibration
-            ),
+            calibration=result["detector"]["calibration"].replace(then.calibration, detector.calibration),
             thresholds=detector.thresholds(len(result["classes"]), result["distance"]),
             fitted=fitted | {"distances": list(fitted["distances"]), "data": list(fitted["data"])},
         )
