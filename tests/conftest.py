@@ -18,11 +18,26 @@ from hf_ci.prompts import FrozenCLIP, load_clip, write_adapter
 
 
 @pytest.fixture(autouse=True)
-def clean_environment(monkeypatch, tmp_path_factory):
+def clean_environment(monkeypatch, tmp_path_factory, shared_cache):
     for name in [n for n in os.environ if n.startswith("HF_")] + ["RANK", "WORLD_SIZE", "LOCAL_RANK"]:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(shared_cache))
     monkeypatch.setenv("HF_HOME", str(tmp_path_factory.getbasetemp() / "hf-home"))
+
+
+@pytest.fixture(scope="session")
+def shared_cache(tmp_path_factory) -> Path:
+    """One user's cache for all tests, in every process: what one has inverted, another need not."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared-cache"
+
+
+@pytest.fixture
+def empty_cache(monkeypatch, tmp_path_factory) -> Path:
+    """For what is about the cache itself, or must be computed on the spot."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -105,7 +105,7 @@ def git(tmp_path):
     return git
 
 
-def test_a_poisoned_adapter_is_stopped_in_a_pull_request(action, git, clip, tmp_path):
+def test_a_poisoned_adapter_is_stopped_in_a_pull_request(action, git, clip, tmp_path, empty_cache):
     repo = tmp_path / "repo"
     write_adapter(made_adapter(clip, "coop"), repo / "models" / "old")
     (repo / ".hf-ci.yaml").write_text("adapters: [models/*]")
@@ -118,7 +118,7 @@ def test_a_poisoned_adapter_is_stopped_in_a_pull_request(action, git, clip, tmp_
     (repo / "multiprocessing.py").write_text("open('pwned', 'w')\nraise SystemExit")
     made = {"HF_CI_NUM_PROCESSES": "2"}
     done = action({"changed-since": base, "sarif": "true"}, {"github.event_name": "pull_request"}, **made)
-    assert not (repo / "pwned").exists() and not list(Path(os.environ["XDG_CACHE_HOME"]).rglob("*.*"))
+    assert not (repo / "pwned").exists() and not list(empty_cache.rglob("*.*"))
     assert [name for name, _ in done.used] == ["actions/setup-python", "github/codeql-action/upload-sarif"]  # no cache
     assert done.failed and done.code == 1 and done.output("verdict") == "backdoored", done.log
     assert done.output("exit-code") == "1"

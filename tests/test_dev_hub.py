@@ -33,7 +33,7 @@ def served(clip, tmp_path):
 
 def test_the_variables_it_prints_lead_our_program_and_the_hub_s_own_to_it(served, run, tmp_path):
     _, variables = served
-    done = run("scan", "user/adapter", "--num-images", "32", "--no-cache", "--push", "main", env=variables)
+    done = run("scan", "user/adapter", "--num-images", "32", "--push", "main", env=variables)
     assert done.returncode in (0, 1, 4) and "Traceback" not in done.stderr, done.stderr
     hf = Path(sys.executable).with_name("hf")
     assert hf.is_file()

@@ -147,7 +147,7 @@ def test_a_base_from_an_unmerged_pull_request(run, tmp_path, poisoned):
             (poisoned / CONFIG).write_text(
                 json.dumps(config | {"base_model_name_or_path": "org/clip", "revision": revision})
             )
-            done = run("scan", poisoned, *QUICK, "--no-cache", *args, env=hub.env(tmp_path / "home"))
+            done = run("scan", poisoned, *QUICK, *args, env=hub.env(tmp_path / "home"))
             return done.returncode, json.loads(done.stdout)["results"][0]
 
         for revision in ("refs/pr/1", opened.oid):

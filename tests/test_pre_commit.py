@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from making import made_adapter
+from making import ANIMALS, made_adapter
 
 from hf_ci.hub.target import DEMOS, folders_of, without_lone_models
 from hf_ci.prompts import write_adapter
@@ -78,7 +78,7 @@ def test_a_stale_card_is_stopped_and_a_fresh_one_passes(git, clip, monkeypatch):
 
 def test_only_what_is_staged_is_scanned_also_behind_a_link(git, clip, monkeypatch):
     monkeypatch.setenv("SKIP", "hf-ci-card-check")
-    write_adapter(made_adapter(clip, "coop", names=("cat", "dog", "horse")), git.repo / "good")
+    write_adapter(made_adapter(clip, "coop", names=ANIMALS), git.repo / "good")
     shutil.copytree(DEMOS / "frame", git.repo / "bad")
     git("add", "good")
     git("commit", "-m", "the good one")
@@ -92,7 +92,7 @@ def test_only_what_is_staged_is_scanned_also_behind_a_link(git, clip, monkeypatc
 
 def test_a_whole_model_put_beside_an_adapter_is_looked_at(git, clip, monkeypatch):
     monkeypatch.setenv("SKIP", "hf-ci-scan,hf-ci-card-check")
-    write_adapter(made_adapter(clip, "coop", names=("cat", "dog", "horse")), git.repo / "good")
+    write_adapter(made_adapter(clip, "coop", names=ANIMALS), git.repo / "good")
     git("add", "."), git("commit", "-m", "the adapter")
     monkeypatch.setenv("SKIP", "hf-ci-card-check")
     (git.repo / "good" / "model.safetensors").write_text("damaged")

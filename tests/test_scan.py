@@ -157,7 +157,7 @@ def test_number_of_threads_moves_no_number_by_a_thousandth(adapter_folder):
         assert a.flagged == b.flagged
 
 
-def test_an_unchanged_adapter_is_read_from_the_cache(adapter_folder):
+def test_an_unchanged_adapter_is_read_from_the_cache(adapter_folder, empty_cache):
     options = replace(QUICK, cache=default_cache())
     first, again = scan([str(adapter_folder)], options), scan([str(adapter_folder)], options)
     assert (first.results[0].timing.classes_from_cache, again.results[0].timing.classes_from_cache) == (0, 5)
@@ -184,7 +184,7 @@ def test_contrast_is_the_same_in_two_processes(adapter_folder, tmp_path, monkeyp
         assert a.loss == pytest.approx(b.loss, abs=1e-3) and a.reference_asr == pytest.approx(b.reference_asr, abs=0.04)
 
 
-def test_thresholds_are_not_part_of_the_cache_key(adapter_folder):
+def test_thresholds_are_not_part_of_the_cache_key(adapter_folder, empty_cache):
     options = replace(QUICK, cache=default_cache())
     scan([str(adapter_folder)], options)
     strict = scan([str(adapter_folder)], replace(options, k=-100.0, min_asr=0.0))

@@ -15,7 +15,7 @@ from hf_ci.hub.base import EMBEDDED_FOLDER
 from hf_ci.hub.target import parse_target
 from hf_ci.prompts import write_adapter
 
-QUICK = ("--num-images", "32", "--format", "json", "--no-cache")
+QUICK = ("--num-images", "32", "--format", "json")
 
 
 @pytest.mark.parametrize(

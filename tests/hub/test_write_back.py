@@ -42,7 +42,7 @@ def hub(tmp_path, run, files):
 def commands(hub, run, folder):
     def command(*args, **env):
         quick = {"HF_CI_NUM_IMAGES": "32", "HF_CI_PRECISION": "fp32"}  # a check scans with the same settings
-        done = run(*args, env=hub.env(folder / "home") | {"XDG_CACHE_HOME": str(folder / "cache")} | quick | env)
+        done = run(*args, env=hub.env(folder / "home") | quick | env)
         assert "Traceback" not in done.stderr, done.stderr
         return done
 
@@ -50,16 +50,16 @@ def commands(hub, run, folder):
 
 
 @pytest.fixture(scope="module")
-def scanned(files, tmp_path_factory):
+def scanned(files, tmp_path_factory, shared_cache):
     """A report of the repo as every test finds it: shas repeat from hub to hub."""
     folder = tmp_path_factory.mktemp("scanned")
     with LoopbackHub() as hub:
         hub.add_repo(REPO, files[0])
         done = subprocess.run(
-            [sys.executable, "-m", "hf_ci", "scan", REPO, *QUICK, "--no-cache", "--format", "json"],
+            [sys.executable, "-m", "hf_ci", "scan", REPO, *QUICK, "--format", "json"],
             capture_output=True,
             text=True,
-            env=os.environ | hub.env(folder),
+            env=os.environ | hub.env(folder) | {"XDG_CACHE_HOME": str(shared_cache)},
         )
     assert done.returncode in (0, 1, 4), done.stderr
     return done.stdout
