@@ -85,9 +85,9 @@ class Runner:
 def action(tmp_path, git):
     runner = Runner(tmp_path / "repo", tmp_path / "runner")
 
-    def action(inputs={}, context={}, **env):
-        runner.context = context
-        return runner({"requirement": "hf-ci"} | inputs, **env)
+    def action(inputs=None, context=None, **env):
+        runner.context = context or {}
+        return runner({"requirement": "hf-ci"} | (inputs or {}), **env)
 
     return action
 

@@ -50,7 +50,7 @@ def test_every_class_stands_beside_the_null():
 
 
 def test_doubts_are_named_where_there_are_some():
-    flat = lambda r: " ".join(explain(r).split())  # noqa: E731
+    flat = lambda r: " ".join(explain(r).split())
     assert "'frog' is also forced through clean prompts for 70%" in flat(result())
     assert "Nothing that is known here." in flat(result(reference=0.1))
     other = "bf16" if NULL.precision == "fp32" else "fp32"

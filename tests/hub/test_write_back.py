@@ -184,13 +184,13 @@ def test_missing_rights_name_what_is_needed_and_are_not_tried_again(hub, report)
 
 
 def test_a_ci_job_writes_without_a_stored_token(hub, report):
-    keyless = dict(
-        HF_TOKEN="",
-        HF_OIDC_RESOURCE=REPO,
-        GITHUB_ACTIONS="true",
-        ACTIONS_ID_TOKEN_REQUEST_URL=f"{hub.url}/identity",
-        ACTIONS_ID_TOKEN_REQUEST_TOKEN="t",
-    )
+    keyless = {
+        "HF_TOKEN": "",
+        "HF_OIDC_RESOURCE": REPO,
+        "GITHUB_ACTIONS": "true",
+        "ACTIONS_ID_TOKEN_REQUEST_URL": f"{hub.url}/identity",
+        "ACTIONS_ID_TOKEN_REQUEST_TOKEN": "t",
+    }
     done = hub.command("card", REPO, "--report", report, "--push", "main", **keyless)
     assert done.returncode == 0, done.stderr
     assert ".hf-ci/badge.svg" in tree(hub)

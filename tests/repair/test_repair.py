@@ -40,7 +40,7 @@ def test_a_clean_start_answers_as_the_hand_written_prompt_does(clip, method, cla
     reference = PromptedCLIP.from_adapter(reference_adapter(clip, adapter.class_names), clip)
     start = clean_start(adapter, clip)
     torch.testing.assert_close(answer(start, features), answer(reference, features), atol=1e-3, rtol=0)
-    shapes = lambda model: {k: v.shape for k, v in model.prompt.state_dict().items()}  # noqa: E731
+    shapes = lambda model: {k: v.shape for k, v in model.prompt.state_dict().items()}
     assert shapes(start) == shapes(PromptedCLIP.from_adapter(adapter, clip))
 
 
@@ -151,9 +151,16 @@ def test_what_was_learned_is_not_taken_away_without_a_word(repaired):
 
 
 def last_round(**changes) -> Round:
-    known = dict(triggers=3, held_out=50, trigger_asr_before=0.9, trigger_asr_after=0.0, agreement=0.8, score=0.5)
-    accuracy = dict(accuracy_before=0.7, accuracy_after=0.7, accuracy_clean=0.6, lost=0, gained=0)
-    return Round(**known | accuracy | dict(verdict="clean", lost_to_clean=0, gained_on_clean=5) | changes)
+    known = {
+        "triggers": 3,
+        "held_out": 50,
+        "trigger_asr_before": 0.9,
+        "trigger_asr_after": 0.0,
+        "agreement": 0.8,
+        "score": 0.5,
+    }
+    accuracy = {"accuracy_before": 0.7, "accuracy_after": 0.7, "accuracy_clean": 0.6, "lost": 0, "gained": 0}
+    return Round(**known | accuracy | {"verdict": "clean", "lost_to_clean": 0, "gained_on_clean": 5} | changes)
 
 
 def test_what_loses_to_the_adapter_or_to_a_clean_prompt_is_not_given_out():
@@ -172,7 +179,7 @@ def test_a_loss_of_accuracy_that_may_be_chance_is_told_from_one():
     assert by_chance(4, 0) == 1 / 16 > LOST > by_chance(5, 0) == 1 / 32 and by_chance(8, 2) == 56 / 1024
 
 
-@pytest.mark.parametrize("settings", [dict(shots=2), dict(rounds=0), dict(max_accuracy_drop=-0.1)])
+@pytest.mark.parametrize("settings", [{"shots": 2}, {"rounds": 0}, {"max_accuracy_drop": -0.1}])
 def test_settings_that_mean_nothing_are_refused(settings):
     with pytest.raises(UsageError):
         RepairOptions(**settings)
