@@ -13,7 +13,7 @@ from making import made_adapter
 from hf_ci.dev.loopback import IDENTITY, STRANGER_TOKEN, LoopbackHub
 from hf_ci.prompts import write_adapter
 
-QUICK = ("--num-images", "32", "--precision", "fp32")
+QUICK = ("--num-images", "32")
 REPO = "user/adapter"
 
 
@@ -41,7 +41,7 @@ def hub(tmp_path, run, files):
 
 def commands(hub, run, folder):
     def command(*args, **env):
-        quick = {"HF_CI_NUM_IMAGES": "32", "HF_CI_PRECISION": "fp32"}  # a check scans with the same settings
+        quick = {"HF_CI_NUM_IMAGES": "32"}  # a check scans with the same settings
         done = run(*args, env=hub.env(folder / "home") | {"XDG_CACHE_HOME": str(folder / "cache")} | quick | env)
         assert "Traceback" not in done.stderr, done.stderr
         return done

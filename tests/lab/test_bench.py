@@ -33,7 +33,7 @@ from hf_ci.scan import Run, examine
 SPEC = """
 pool = "builtin"
 num_images = 32
-precision = "fp32"
+precision = "auto"
 [recipe]
 shots = 4
 epochs = 2
@@ -141,7 +141,7 @@ def test_a_detector_sees_nothing_but_the_prompt(bench_run, tmp_path):
     bare = tmp_path / "bare"
     shutil.copytree(folder / "zoo" / model["id"], bare)
     (bare / "README.md").unlink()
-    options = ScanOptions(num_images=32, precision="fp32")
+    options = ScanOptions(num_images=32)
     whole, alone_ = (scan([str(f)], options).results[0] for f in (folder / "zoo" / model["id"], bare))
     assert whole.classes == alone_.classes and whole.verdict == alone_.verdict
 

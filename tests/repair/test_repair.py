@@ -85,7 +85,7 @@ def test_unlearning_brings_the_answers_with_and_without_a_trigger_to_what_is_wan
 @pytest.fixture(scope="module")
 def repaired(tmp_path_factory):
     """The poisoned demo, repaired without labels on the built-in pool, whatever it learned."""
-    run = Run(ScanOptions(num_images=64, precision="fp32", cache=tmp_path_factory.mktemp("cache")), Quiet())
+    run = Run(ScanOptions(num_images=64, cache=tmp_path_factory.mktemp("cache")), Quiet())
     return repair("demo:frame", run, RepairOptions(rounds=2, forget=True)), run
 
 
@@ -128,7 +128,7 @@ def test_a_write_that_fails_leaves_nothing(repaired, tmp_path, monkeypatch):
 def test_a_clean_adapter_needs_no_repair_and_one_that_cannot_be_judged_gets_none(clip, tmp_path):
     write_adapter(made_adapter(clip, "coop"), tmp_path / "clean")
     write_adapter(made_adapter(clip, names=("cat", "dog")), tmp_path / "two")
-    run = Run(ScanOptions(num_images=32, precision="fp32", k=1e6), Quiet())
+    run = Run(ScanOptions(num_images=32, k=1e6), Quiet())
     clean, two = (repair(str(tmp_path / name), run, RepairOptions()) for name in ("clean", "two"))
     assert (clean.report.outcome, clean.report.exit_code, clean.adapter) == ("nothing to repair", 0, None)
     assert (two.report.outcome, two.report.exit_code, two.adapter) == ("inconclusive", 4, None)
