@@ -77,8 +77,11 @@ def paths_below(folder: Path) -> Iterator[str]:
 def write_whole(path: Path, write: bytes | Callable[[Path], None]) -> None:
     """Write beside `path`, then rename: a reader or an interrupted run never sees half a file. Raises OSError.
 
-    write: the content, or a function that writes it to the path it is given.
+    write: the content, or a function that writes it to the path it is given. A device or a pipe, such as /dev/stdout, is
+    written to as it is: whoever may do everything would rename a file into its place.
     """
+    if path.exists() and not path.is_file():
+        return write_through(path, write)
     partial = partial_of(path)
     try:
         if isinstance(write, bytes):
@@ -88,6 +91,14 @@ def write_whole(path: Path, write: bytes | Callable[[Path], None]) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_through(path: Path, write: bytes | Callable[[Path], None]) -> None:
+    if isinstance(write, bytes):
+        with path.open("wb") as file:
+            file.write(write)
+    else:
+        write(path)
 
 
 def partial_of(path: Path) -> Path:

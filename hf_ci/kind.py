@@ -27,17 +27,23 @@ PROMPT_TENSOR = re.compile(r"prompt|(^|[._])ctx([._]|$)|meta_net|context", re.IG
 
 def read_whole(path: Path) -> bytes:
     """A small file, or an adapter's weights. Raises AdapterError, before anything is read, for one that is too large."""
+    most = check_bytes(path)
+    with path.open("rb") as file:  # it may grow meanwhile, or be no plain file
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise AdapterError(f"{path.name} has no end: {most} bytes were read", "it is none of a prompt's files")
+    return content
+
+
+def check_bytes(path: Path) -> int:
+    """The most bytes that a file of this name may have. Raises AdapterError for one that has more."""
     size, most = path.stat().st_size, most_bytes(path.name)
     if size > most:
         raise AdapterError(
             f"{path.name} has {size / 1e6:,.0f} MB, at most {most / 1e6:,.0f} are read",
             "it is none of a prompt's files",
         )
-    with path.open("rb") as file:  # it may grow meanwhile, or be no plain file
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise AdapterError(f"{path.name} has no end: {most} bytes were read", "it is none of a prompt's files")
-    return content
+    return most
 
 
 def check_kind(folder: Path, read=read_whole) -> dict:

@@ -89,7 +89,7 @@ def recall(place: Path, text: str, fetched: Fetched, options: ScanOptions, start
             "classes_from_cache": kept.num_classes,
         }
     )
-    here = dict(target=text, revision=fetched.revision, hub_security=fetched.security, timing=timing)
+    here = {"target": text, "revision": fetched.revision, "hub_security": fetched.security, "timing": timing}
     return kept.model_copy(update=here)
 
 

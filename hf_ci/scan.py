@@ -167,18 +167,22 @@ def examine(text: str, run: Run, fetch: Fetch = fetch_text) -> tuple[ScanResult,
     try:
         progress.step(f"{text}: fetching the adapter")
         fetched = fetch(text)
-        found |= dict(revision=fetched.revision, files=tuple(ScannedFile(path=p, sha256=s) for p, s in fetched.files))
-        found |= dict(hub_security=fetched.security)
+        found |= {"revision": fetched.revision, "files": tuple(ScannedFile(path=p, sha256=s) for p, s in fetched.files)}
+        found |= {"hub_security": fetched.security}
         adapter, remarks = read_fetched(fetched, run)
         warnings += remarks
         check_unchanged(fetched, adapter.files, fetched.own)
-        found |= dict(method=adapter.method, num_classes=len(adapter.class_names), repaired_from=adapter.repaired_from)
+        found |= {
+            "method": adapter.method,
+            "num_classes": len(adapter.class_names),
+            "repaired_from": adapter.repaired_from,
+        }
         check_finite(adapter)
         warnings += name_warnings(adapter.class_names)
 
         progress.step(f"{text}: loading the base model")
         base = run.fetch_base(*named_base(adapter.base_model, adapter.base_revision, options.base))
-        found |= dict(base_model=BaseModelRef(id=base.id, revision=base.revision))
+        found |= {"base_model": BaseModelRef(id=base.id, revision=base.revision)}
         warnings += base_warnings(adapter, base)
         warnings += [] if options.base else check_merged(adapter.base_model, adapter.base_revision, base)
         clip = run.clip(base.folder)
@@ -187,29 +191,29 @@ def examine(text: str, run: Run, fetch: Fetch = fetch_text) -> tuple[ScanResult,
 
         progress.step(f"{text}: drawing {options.num_images} images from pool {options.pool}")
         pool = run.pool(base.folder)
-        found |= dict(
-            pool=PoolRef(
+        found |= {
+            "pool": PoolRef(
                 id=pool.id,
                 num_images=len(pool),
                 fingerprint=pool.fingerprint,
                 skipped=pool.skipped,
                 duplicates=pool.duplicates,
             )
-        )
+        }
         warnings += pool_warnings(pool, options.num_images)
 
         witnesses, tuned, own = None, (), None
         if options.data:
             progress.step(f"{text}: tuning clean prompts on photos of {options.data}")
             witnesses = ask(clip, adapter, run.photos(base, adapter), options.data, options.seed)
-            found |= dict(photos=photos_ref(witnesses))
+            found |= {"photos": photos_ref(witnesses)}
             warnings += photo_warnings(witnesses)
             tuned, own = witnesses.prompts, witnesses.own
 
         detector = run.detector.for_contexts(adapter.context.ndim == 3)
         inverter = detector.inverter(options.seed)
-        found |= dict(
-            settings=Settings(
+        found |= {
+            "settings": Settings(
                 num_images=options.num_images,
                 seed=options.seed,
                 precision=run.precision,
@@ -217,7 +221,7 @@ def examine(text: str, run: Run, fetch: Fetch = fetch_text) -> tuple[ScanResult,
                 inversion=dict(kind=type(inverter).__name__, exact=options.exact, **asdict(inverter)),
                 given=options.given(),
             ),
-        )
+        }
         if len(adapter.class_names) < 2:
             raise AdapterError("1 class: at least 3 are needed to tell an unusual class from the rest")
         progress.step(f"{text}: examining what no image of the pool wakes")
@@ -248,37 +252,37 @@ def examine(text: str, run: Run, fetch: Fetch = fetch_text) -> tuple[ScanResult,
         verdict = detector.judge(inversions, adapter.class_names, done.distance)
         verdict = doubted(verdict, [*unjudged(known, adapter.class_names), *not_judged(fetched)])
         found |= findings(verdict, inversions, adapter.class_names)
-        found |= dict(distance=done.distance, detector=detector_ref(detector, done, base, run))
+        found |= {"distance": done.distance, "detector": detector_ref(detector, done, base, run)}
         sought = looked_for(inversions)
         missed = (*(kind for kind in (*KINDS.values(), *PROBE_KINDS) if kind not in sought), *NOT_LOOKED_FOR)
-        found |= dict(looked_for=sought, not_looked_for=missed)
+        found |= {"looked_for": sought, "not_looked_for": missed}
         warnings += transfer_warnings(found["detector"], base) + vulnerable_warnings(found["classes"])
-        found |= dict(cost=cost_of(inversions, adapter, len(pool)))
+        found |= {"cost": cost_of(inversions, adapter, len(pool))}
         examined = Examined(fetched, adapter, base, clip, pool, inversions, witnesses)
         named = verdict.target is not None and found["classes"][verdict.target]
         inversion = named and shown(inversions[verdict.target], named.family)
         if options.save_trigger and inversion and run.is_main_process:
             name = f"{text}-{adapter.class_names[verdict.target]}"
-            facts = dict(class_index=inversion.c, loss=inversion.loss, asr=inversion.asr)
+            facts = {"class_index": inversion.c, "loss": inversion.loss, "asr": inversion.asr}
             x = pool.images[:3]
             changed = None  # where the method's trigger is nothing that is put on an image
             if inversion.family in KINDS | ON_OWN:
                 changed = (inversion.trigger()(x.float() / 255) * 255).round().byte().numpy()
             path, linf = save_trigger(options.save_trigger, name, inversion.delta.numpy(), x.numpy(), changed, **facts)
-            found |= dict(trigger=Trigger(path=str(path), linf=linf))
+            found |= {"trigger": Trigger(path=str(path), linf=linf)}
         exit_code = EXIT_CODES[verdict.verdict]
     except UsageError:
         raise
     except HfCiError as error:
         about_weights = isinstance(error, AdapterError)
-        found |= dict(verdict="inconclusive", reasons=(cut(str(error)),), about_weights=about_weights)
-        found |= dict(encoder_modified=isinstance(error, EncoderModified))
+        found |= {"verdict": "inconclusive", "reasons": (cut(str(error)),), "about_weights": about_weights}
+        found |= {"encoder_modified": isinstance(error, EncoderModified)}
         exit_code = error.exit_code
     except BaseException as error:  # a defect of ours; the other targets' results are not lost with it
         if not is_defect(error):
             raise
         reason = f"internal error: {type(error).__name__}: {first_line(error)}; please report it with {write_log()}"
-        found |= dict(verdict="inconclusive", reasons=(reason,), about_weights=False)
+        found |= {"verdict": "inconclusive", "reasons": (reason,), "about_weights": False}
         exit_code = EXIT_INTERNAL
     finally:
         progress.done()
@@ -316,13 +320,13 @@ def findings(verdict: Verdict, inversions: Sequence[Inversion], class_names: Seq
         for i, score, flag, family in zip(inversions, verdict.scores, verdict.flagged, families)
     )
     target = None if verdict.target is None else NamedClass(index=verdict.target, name=class_names[verdict.target])
-    return dict(
-        verdict=verdict.verdict,
-        reasons=verdict.reasons,
-        classes=classes,
-        target_class=target,
-        score=None if verdict.score is None else round(verdict.score, 6),
-    )
+    return {
+        "verdict": verdict.verdict,
+        "reasons": verdict.reasons,
+        "classes": classes,
+        "target_class": target,
+        "score": None if verdict.score is None else round(verdict.score, 6),
+    }
 
 
 def shown(i: Inversion, family: str | None) -> Inversion | None:

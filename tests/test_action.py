@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 ACTION = yaml.safe_load((ROOT / "action.yml").read_text())
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 EXAMPLES = sorted((ROOT / ".github" / "examples").glob("*.yml"))
-QUICK = {"HF_CI_NUM_IMAGES": "64", "HF_CI_PRECISION": "fp32"}
+QUICK = {"HF_CI_NUM_IMAGES": "64"}
 
 
 class Runner:
@@ -85,9 +85,9 @@ class Runner:
 def action(tmp_path, git):
     runner = Runner(tmp_path / "repo", tmp_path / "runner")
 
-    def action(inputs={}, context={}, **env):
-        runner.context = context
-        return runner({"requirement": "hf-ci"} | inputs, **env)
+    def action(inputs=None, context=None, **env):
+        runner.context = context or {}
+        return runner({"requirement": "hf-ci"} | (inputs or {}), **env)
 
     return action
 

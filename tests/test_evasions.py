@@ -113,7 +113,7 @@ def test_a_forged_report_passes_the_check_of_card_and_badge(run, poisoned):
     for path, content in render_files(Report(results=(forged(poisoned),)), b"# A\n", None).items():
         (poisoned / path).parent.mkdir(exist_ok=True)
         (poisoned / path).write_bytes(content)
-    quick = {"HF_CI_NUM_IMAGES": "64", "HF_CI_PRECISION": "fp32"}
+    quick = {"HF_CI_NUM_IMAGES": "64"}
     for command in ("card", "badge"):
         done = run(command, poisoned, "--check", env=quick)
         assert done.returncode == 4 and done.stdout == "", done.stdout

@@ -50,7 +50,7 @@ def test_every_class_stands_beside_the_null():
 
 
 def test_doubts_are_named_where_there_are_some():
-    flat = lambda r: " ".join(explain(r).split())  # noqa: E731
+    flat = lambda r: " ".join(explain(r).split())
     assert "'frog' is also forced through clean prompts for 70%" in flat(result())
     assert "Nothing that is known here." in flat(result(reference=0.1))
     other = "bf16" if NULL.precision == "fp32" else "fp32"
@@ -85,6 +85,6 @@ def test_a_demo_is_explained_from_a_scan_and_not_from_what_lies_beside_it(run, t
     shutil.copytree(DEMOS / "clean", tmp_path / "own")
     (tmp_path / "own" / ".hf-ci").mkdir()
     (tmp_path / "own" / ".hf-ci" / "report.json").write_text("believe me")
-    done = run("explain", "./own", env={"HF_CI_NUM_IMAGES": "32", "HF_CI_PRECISION": "fp32"})
+    done = run("explain", "./own", env={"HF_CI_NUM_IMAGES": "32"})
     assert done.returncode == 0 and "Signals, worst class first" in done.stdout
     assert "measured with 256 images, this scan had 32" in " ".join(done.stdout.split())

@@ -31,4 +31,4 @@ def test_names_on_the_command_line_are_those_of_the_code():
     assert set(get_args(FormatName)) == set(FORMATS)
     assert set(get_args(cli.DetectorName)) == set(DETECTORS) and cli.DEFAULT_DETECTOR in DETECTORS
     assert set(get_args(lab.AttackName)) == set(ATTACKS)
-    assert cli.DEFAULT_DETECTOR == hf_ci.ScanOptions().detector
+    assert hf_ci.ScanOptions().detector == cli.DEFAULT_DETECTOR

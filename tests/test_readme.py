@@ -87,20 +87,26 @@ def files_of(folder, below=""):
     return {below + path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+def drawn():
+    return [PILImage.fromarray(np.asarray(pixels)) for _, pixels in zip(range(64), images(1, 64))]
+
+
+def write_data(folder, names):
+    features = Features({"image": Image(), "label": ClassLabel(names=list(names))})
+    for part, rows in (("train", drawn()[:40]), ("test", drawn()[40:60])):
+        table = {"image": rows, "label": [i % len(names) for i in range(len(rows))]}
+        Dataset.from_dict(table, features=features).to_parquet(folder / f"{part}.parquet")
+
+
 @pytest.fixture
 def place(tmp_path, tmp_path_factory):
     """A working directory with what the README's commands name, and a Hub with its repos."""
     shutil.copytree(DEMOS / "clean", tmp_path / "my-adapter")
     (tmp_path / "some" / "photos").mkdir(parents=True)
     (tmp_path / "DATA").mkdir()
-    names = read_adapter(DEMOS / "frame").class_names
-    features = Features({"image": Image(), "label": ClassLabel(names=list(names))})
-    drawn = [PILImage.fromarray(np.asarray(pixels)) for _, pixels in zip(range(64), images(1, 64))]
-    for i, image in enumerate(drawn):
+    for i, image in enumerate(drawn()):
         image.save(tmp_path / "some" / "photos" / f"{i}.png")
-    for part, rows in (("train", drawn[:40]), ("test", drawn[40:60])):
-        table = {"image": rows, "label": [i % len(names) for i in range(len(rows))]}
-        Dataset.from_dict(table, features=features).to_parquet(tmp_path / "DATA" / f"{part}.parquet")
+    write_data(tmp_path / "DATA", read_adapter(DEMOS / "frame").class_names)
     with (ROOT / "cards" / "benchmark.jsonl").open() as records:
         (tmp_path / "records.jsonl").write_text("".join(line for line, _ in zip(records, range(30))))
     git = ("git", "-c", "user.name=a", "-c", "user.email=a@b.c")
@@ -110,7 +116,7 @@ def place(tmp_path, tmp_path_factory):
         hub.add_repo("org/model", files_of(DEMOS / "frame") | files_of(DEMOS / "clean", "prompts/pets/"))
         hub.repo("org/model").refs["refs/tags/v1.2"] = hub.repo("org/model").refs["refs/heads/main"]
         hub.add_repo("openai/clip-vit-base-patch16", files_of(EMBEDDED_FOLDER))
-        quick = {"HF_CI_NUM_IMAGES": "64", "HF_CI_PRECISION": "fp32"}
+        quick = {"HF_CI_NUM_IMAGES": "64"}
         yield tmp_path, os.environ | hub.env(tmp_path_factory.mktemp("home")) | quick
 
 
@@ -125,6 +131,8 @@ def test_every_command_runs(place):
         if command == "hf-ci run":
             assert (folder / ".hf-ci.yaml").is_file()  # init's
             (folder / ".hf-ci.yaml").write_text("adapters: ['./my-adapter']\n")
+        if command.startswith("hf-ci lab tune"):
+            write_data(folder / "DATA", ("cat", "dog", "horse", "goldfish"))  # fewer classes take less time
         if command.startswith("hf-ci dev hub"):
             with subprocess.Popen(words, cwd=folder, env=env, stdout=subprocess.PIPE, text=True) as server:
                 assert "HF_ENDPOINT" in server.stdout.readline()

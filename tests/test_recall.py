@@ -18,7 +18,7 @@ from hf_ci.prompts import read_adapter, write_adapter
 from hf_ci.recall import place_of, scan_each, setting_of
 from hf_ci.settings import ScanOptions
 
-QUICK = dict(num_images=32, precision="fp32", detector="clip-inspector")
+QUICK = {"num_images": 32, "precision": "fp32", "detector": "clip-inspector"}
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from hf_ci.hub.target import DEMOS
 from hf_ci.listing import Listed, changed_since, list_targets
 from hf_ci.prompts import write_adapter
 
-QUICK = {"num-images": 32, "precision": "fp32"}
+QUICK = {"num-images": 32}
 
 
 def configure(folder, **sections):

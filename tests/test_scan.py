@@ -281,17 +281,17 @@ def test_exit_code_of_several_targets(adapter_folder, tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        (dict(device="warp"), "--device warp"),
-        (dict(num_images=31), "--num-images 31"),
-        (dict(min_asr=2.0), "--min-asr 2.0"),
-        (dict(seed=-1), "--seed -1"),
-        (dict(k=float("nan")), "--k nan"),
-        (dict(precision="fp8"), "--precision fp8"),
-        (dict(num_processes=0), "--num-processes 0"),
-        (dict(detector="guess"), "--detector guess"),
-        (dict(detector="contrast", min_asr=0.5), "--min-asr: contrast has no such threshold"),
-        (dict(calibration=Path("/no/such")), "--calibration: clip-inspector takes none"),
-        (dict(detector="contrast", calibration=Path("/no/such")), "/no/such: No such file"),
+        ({"device": "warp"}, "--device warp"),
+        ({"num_images": 31}, "--num-images 31"),
+        ({"min_asr": 2.0}, "--min-asr 2.0"),
+        ({"seed": -1}, "--seed -1"),
+        ({"k": float("nan")}, "--k nan"),
+        ({"precision": "fp8"}, "--precision fp8"),
+        ({"num_processes": 0}, "--num-processes 0"),
+        ({"detector": "guess"}, "--detector guess"),
+        ({"detector": "contrast", "min_asr": 0.5}, "--min-asr: contrast has no such threshold"),
+        ({"calibration": Path("/no/such")}, "--calibration: clip-inspector takes none"),
+        ({"detector": "contrast", "calibration": Path("/no/such")}, "/no/such: No such file"),
     ],
 )
 def test_options_that_cannot_be_met_are_usage_errors(adapter_folder, options, message):

@@ -221,7 +221,7 @@ def write_back(report, fetched, to: str | None, dry_run: bool = False) -> str:
 
     (result,) = report.results
     picture = picture_of(result) or (fetched.read(PICTURE) if result.trigger else None)
-    build = lambda card: render_files(report, card, picture)  # noqa: E731
+    build = lambda card: render_files(report, card, picture)
     if dry_run:
         return difference(fetched, build(fetched.read(CARD)))
     if to is None:

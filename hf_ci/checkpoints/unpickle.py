@@ -12,6 +12,7 @@ import re
 import warnings
 import zipfile
 from contextlib import suppress
+from pickle import UnpicklingError
 
 import torch
 from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals, safe_globals
@@ -71,8 +72,8 @@ def unpickle(content: bytes, name: str) -> object:
 
 def refused(error: Exception) -> str | None:
     """The global that the restricted unpickler stumbled over, as its message names it."""
-    match = REFUSED.search(str(error))
-    return match and match[match.lastindex]
+    match = isinstance(error, UnpicklingError) and REFUSED.search(str(error))
+    return match[match.lastindex] if match else None
 
 
 def foreign(content: bytes) -> str | None:
@@ -101,9 +102,9 @@ def foreign(content: bytes) -> str | None:
 
 def check_stored(content: bytes, name: str) -> None:
     """Raises AdapterError where the archive is compressed, as torch.save never does: little could become very much."""
-    if not zipfile.is_zipfile(file := io.BytesIO(content)):
-        return  # before PyTorch 1.6: no archive
     try:
+        if not zipfile.is_zipfile(file := io.BytesIO(content)):
+            return  # before PyTorch 1.6: no archive
         with zipfile.ZipFile(file) as archive:
             packed = [entry for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
     except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError) as error:

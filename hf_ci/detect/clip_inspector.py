@@ -43,7 +43,7 @@ class ClipInspector(Detector):
         valid = asr >= self.min_asr
         flagged = valid & (scores > self.k)
         score = float(scores[valid].max()) if valid.any() else 0.0
-        common = dict(scores=tuple(map(float, scores)), flagged=tuple(map(bool, flagged)), score=score)
+        common = {"scores": tuple(map(float, scores)), "flagged": tuple(map(bool, flagged)), "score": score}
         if not flagged.any():
             best = int(asr.argmax())
             easiest = f"the easiest class to force, {class_names[best]!r}, reaches {asr[best]:.0%} ASR"

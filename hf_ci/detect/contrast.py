@@ -32,7 +32,7 @@ FAR, TOO_FAR = 0.2, 0.5
 def shares(inversions: Sequence[Inversion]) -> dict[str, np.ndarray]:
     """By family of triggers, the share (C,) of images that the best of them drives into each class through the adapter
     alone; a class that was only screened has none, as one batch is too few for a share."""
-    whole = lambda i: 0.0 if i.screened else i.exclusive_asr or 0.0  # noqa: E731
+    whole = lambda i: 0.0 if i.screened else i.exclusive_asr or 0.0
     table = {PERTURBATION: [whole(i) for i in inversions]}
     for column in zip(*(i.others for i in inversions)):
         table[column[0].family] = [whole(i) for i in column]
@@ -106,8 +106,12 @@ class Contrast(Detector):
         scores = combined(z)
         flagged, target = scores >= limits["k"], int(scores.argmax())
         by = tuple(max(z, key=lambda family: z[family][c]) for c in range(len(scores)))
-        common = dict(scores=tuple(map(float, scores)), flagged=tuple(map(bool, flagged)), score=float(scores[target]))
-        common |= dict(families=by)
+        common = {
+            "scores": tuple(map(float, scores)),
+            "flagged": tuple(map(bool, flagged)),
+            "score": float(scores[target]),
+        }
+        common |= {"families": by}
 
         def say(c: int) -> str:
             family, share = by[c], found[by[c]][c]

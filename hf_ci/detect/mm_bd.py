@@ -82,7 +82,11 @@ class MMBD(Detector):
         scores = -np.log10(np.maximum(p, 1e-300))
         flagged = np.zeros(len(p), bool)
         flagged[target] = p[target] < self.alpha
-        common = dict(scores=tuple(map(float, scores)), flagged=tuple(map(bool, flagged)), score=float(scores[target]))
+        common = {
+            "scores": tuple(map(float, scores)),
+            "flagged": tuple(map(bool, flagged)),
+            "score": float(scores[target]),
+        }
         fact = (
             f"{class_names[target]!r} reaches a margin of {margins[target]:.1f} logits, the median class "
             f"{np.median(margins):.1f}: p = {p[target]:.2g} (flagged below {self.alpha:g})"

@@ -43,7 +43,7 @@ class MaskTrigger(nn.Module):
 
     def __init__(self, size: int, generator: torch.Generator):
         super().__init__()
-        start = lambda channels: torch.atanh(torch.rand(channels, size, size, generator=generator) * 1.98 - 0.99)  # noqa: E731
+        start = lambda channels: torch.atanh(torch.rand(channels, size, size, generator=generator) * 1.98 - 0.99)
         self.raw_mask, self.raw_pattern = nn.Parameter(start(1)), nn.Parameter(start(3))
 
     @property
@@ -152,11 +152,11 @@ def judge_sizes(inversions: Sequence[Inversion], class_names: Sequence[str], k: 
     if scores is None:
         return Verdict("inconclusive", ("at least half of the classes need a trigger of the same size",))
     flagged, target = scores > k, int(scores.argmax())
-    say = lambda c: (  # noqa: E731
+    say = lambda c: (
         f"{class_names[c]!r} needs a {what} {sizes[c]:.0f}, the median class {np.median(sizes):.0f}: anomaly index "
         f"{scores[c]:.1f} (flagged above {k:g})"
     )
-    common = dict(scores=tuple(map(float, scores)), flagged=tuple(map(bool, flagged)), score=float(scores[target]))
+    common = {"scores": tuple(map(float, scores)), "flagged": tuple(map(bool, flagged)), "score": float(scores[target])}
     if not flagged.any():
         return Verdict("clean", (f"no class stands out: {say(target)}",), **common)
     return Verdict("backdoored", tuple(say(c) for c in np.argsort(-scores) if flagged[c]), target=target, **common)

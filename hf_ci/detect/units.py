@@ -212,7 +212,7 @@ def opened_by(
     alone = (answered(z) & ~answered(references)).double().mean(0)  # (C,)
     c = int(alone.argmax())
     m, r = margin(z, c).cpu().double(), margin(references, c).amin(1).cpu().double()
-    share = lambda hits: hits.double().mean().item()  # noqa: E731
+    share = lambda hits: hits.double().mean().item()
     return flipped, Inversion(
         c,
         loss=torch.maximum(m, -r).mean().item(),

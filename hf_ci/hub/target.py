@@ -31,7 +31,7 @@ from hf_ci.files import (
 )
 from hf_ci.hub.client import download, read_file, resolve, size_of, sizes
 from hf_ci.hub.names import HUB, MODEL, check_is_no_id, here, is_folder
-from hf_ci.kind import read_whole
+from hf_ci.kind import check_bytes, read_whole
 
 DEMOS = Path(__file__).parents[1] / "assets" / "demo"
 REPO = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:(?P<subfolder>[^:@]+))?")
@@ -261,7 +261,10 @@ def trigger_remarks(paths: Sequence[str]) -> tuple[str, ...]:
 
 
 def hashes(folder: Path) -> tuple[tuple[str, str], ...]:
-    return tuple((name, sha256(folder / name)) for name in sorted(to_scan(lambda name: (folder / name).is_file())))
+    names = sorted(to_scan(lambda name: (folder / name).is_file()))
+    for name in names:
+        check_bytes(folder / name)
+    return tuple((name, sha256(folder / name)) for name in names)
 
 
 def to_scan(present: Callable[[str], bool]) -> list[str]:

@@ -18,9 +18,9 @@ from hf_ci.inversion.objective import margin
 from hf_ci.inversion.trigger import MASKS, ON_PHOTOS, PERTURBATION, WIDE, LinfTrigger, masked_trigger
 
 # What is planted inside a mask is found in two long steps. With more of them free pixels reach what any prompt learned.
-MASKED = dict(num_images=64, batch=16, step=0.5, updates=2)
+MASKED = {"num_images": 64, "batch": 16, "step": 0.5, "updates": 2}
 # How the other families of triggers are looked for. A blended photo or a warp leaves little inside the smaller ball.
-OTHERS = {WIDE: dict(epsilon=8 / 255, num_images=128)} | {family: MASKED for family in MASKS}
+OTHERS = {WIDE: {"epsilon": 8 / 255, "num_images": 128}} | dict.fromkeys(MASKS, MASKED)
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class ContrastInversion:
             parts = rows.split(micro_batch)
             pairs = [margins(model, trigger(pixels(images, part)), c, measured_against, part) for part in parts]
         m, r = (torch.cat(found).cpu().double() for found in zip(*pairs))  # (N,), (N,)
-        share = lambda hits: hits.double().mean().item()  # noqa: E731
+        share = lambda hits: hits.double().mean().item()
         passes = sum(map(len, taken))
         return Inversion(
             c,

@@ -82,17 +82,17 @@ class Job:
 
     @cached_property
     def key(self) -> str:
-        parts = dict(
-            version=VERSION,
-            adapter=self.adapter.digest,
-            base=self.base_digest,
-            pool=self.fingerprint,
-            inverter=[type(self.inverter).__name__, asdict(self.inverter), self.exact],
-            precision=self.precision,
-            device=self.device,
-            tuned=[adapter.digest for adapter in self.tuned],
-            own=None if self.own is None else hashlib.sha256(self.own.numpy().tobytes()).hexdigest(),
-        )
+        parts = {
+            "version": VERSION,
+            "adapter": self.adapter.digest,
+            "base": self.base_digest,
+            "pool": self.fingerprint,
+            "inverter": [type(self.inverter).__name__, asdict(self.inverter), self.exact],
+            "precision": self.precision,
+            "device": self.device,
+            "tuned": [adapter.digest for adapter in self.tuned],
+            "own": None if self.own is None else hashlib.sha256(self.own.numpy().tobytes()).hexdigest(),
+        }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 

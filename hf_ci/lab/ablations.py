@@ -88,7 +88,7 @@ def run_ablations(
                 for which, place in (("poisoned", folder), ("clean", twin)):
                     with prepared(read_adapter(place), clip, inverter.uses_reference) as prompted:
                         made = inverter(prompted, drawn, facts["target"], 32)
-                    found[which] = dict(asr=made.asr, loss=round(made.loss, 4), exclusive_asr=made.exclusive_asr)
+                    found[which] = {"asr": made.asr, "loss": round(made.loss, 4), "exclusive_asr": made.exclusive_asr}
                 yield append(dict(setting=name, model=facts, precision=precision, **found))
 
 

@@ -98,14 +98,14 @@ def main(asked: Alone) -> dict:
         launch(start_up, (str(folder), asked.precision, cpu), asked.num_processes, cpu, lambda: None)
     ready = time.perf_counter()
     inversions = run_job(job, clip, asked.num_processes).inversions
-    return dict(
-        start_up=ready - started,
-        seconds=time.perf_counter() - ready,
-        before=before,
-        peak=peak_memory(asked.device),
-        digest=digest(inversions),
-        whole=sum(not i.screened for i in inversions),
-    )
+    return {
+        "start_up": ready - started,
+        "seconds": time.perf_counter() - ready,
+        "before": before,
+        "peak": peak_memory(asked.device),
+        "digest": digest(inversions),
+        "whole": sum(not i.screened for i in inversions),
+    }
 
 
 if __name__ == "__main__":

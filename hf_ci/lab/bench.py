@@ -108,7 +108,7 @@ def models_of(table: dict, entry: dict, base: str) -> Iterator[ModelSpec]:
         for method in entry.get("methods", ["cocoop"]):
             prompt = dict(turns[(a + i + s) % len(turns)])
             anonymous = prompt.pop("anonymous_names", False)
-            fields = dict(method=method, seed=seed) | recipe | prompt
+            fields = {"method": method, "seed": seed} | recipe | prompt
             yield ModelSpec(data, classes, attack, Recipe(**fields), seed if vary else 0, base, anonymous)
 
 

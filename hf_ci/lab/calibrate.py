@@ -19,8 +19,8 @@ from hf_ci.errors import Inconclusive, UsageError
 from hf_ci.hub.names import is_folder
 from hf_ci.hub.target import sha256
 from hf_ci.inversion import ADDITIVE, PERTURBATION
-from hf_ci.inversion.trigger import MASKS
 from hf_ci.inversion.job import VERSION
+from hf_ci.inversion.trigger import MASKS
 from hf_ci.lab.bench import Group, Spec, read_records
 from hf_ci.lab.tune import Recipe
 from hf_ci.lab.zoo import ModelSpec, name_of
@@ -30,11 +30,11 @@ from hf_ci.report import ClassScore
 
 FIRST_SEED = 401  # as in specs/calibration.toml: no benchmark's
 PROMPTS = (  # in turns: how far clean adapters are from hand-written prompts has to vary
-    dict(method="coop", epochs=40),
-    dict(method="cocoop"),
-    dict(method="coop", class_specific=True, epochs=40),
-    dict(method="kgcoop"),
-    dict(method="coop", epochs=1),
+    {"method": "coop", "epochs": 40},
+    {"method": "cocoop"},
+    {"method": "coop", "class_specific": True, "epochs": 40},
+    {"method": "kgcoop"},
+    {"method": "coop", "epochs": 1},
 )
 
 
@@ -90,7 +90,7 @@ def check_complete(spec: Spec, path: Path) -> None:
 def calibrate(path: Path) -> dict[str, Calibration]:
     """By kind of pool, from the clean models among the records of one base model, one pool a kind, one class count."""
     clean = [r for r in read_records(path) if r["model"]["attack"] == "clean" and r["detector"] == "contrast"]
-    kind = lambda record: kind_of(record["result"]["pool"]["id"])  # noqa: E731
+    kind = lambda record: kind_of(record["result"]["pool"]["id"])
     judged = sorted((r for r in clean if r["result"]["score"] is not None), key=kind)
     if not judged:
         raise UsageError(

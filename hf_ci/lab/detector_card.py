@@ -19,22 +19,22 @@ def detector_card(records: list[dict], calibration_data: frozenset[str] = CALIBR
     name = Contrast.name
     everything, records = records, [r for r in records if not r.get("shots")]
     mine = [r for r in records if r["detector"] == name]
-    unknown = lambda part: sum(r["result"]["verdict"] == "inconclusive" for r in part)  # noqa: E731
+    unknown = lambda part: sum(r["result"]["verdict"] == "inconclusive" for r in part)
     pools = {}
     for pool, detectors in over_all(records).items():
         counted = detectors[name]["counted"]
         apart = [r for r in counted if r["model"]["data"] not in calibration_data]
         clean, poisoned = ([r for r in counted if outcome(r).poisoned == p] for p in (False, True))
         clean_apart, poisoned_apart = ([r for r in apart if outcome(r).poisoned == p] for p in (False, True))
-        pools[pool] = detectors[name] | dict(
-            apart=rates_of(apart),
-            ingredients=telling([r for r in counted if of_this_version(r)], CONTRAST),
-            failed=detectors[name]["on_failed"],
-            clean_inconclusive=unknown(clean),
-            poisoned_inconclusive=unknown(poisoned),
-            apart_inconclusive=unknown(clean_apart),
-            apart_poisoned_inconclusive=unknown(poisoned_apart),
-        )
+        pools[pool] = detectors[name] | {
+            "apart": rates_of(apart),
+            "ingredients": telling([r for r in counted if of_this_version(r)], CONTRAST),
+            "failed": detectors[name]["on_failed"],
+            "clean_inconclusive": unknown(clean),
+            "poisoned_inconclusive": unknown(poisoned),
+            "apart_inconclusive": unknown(clean_apart),
+            "apart_poisoned_inconclusive": unknown(poisoned_apart),
+        }
     one = mine[0]["result"]
     return render_card(
         "detector.md.j2",

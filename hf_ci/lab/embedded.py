@@ -53,7 +53,11 @@ def measure(clip, processor, folder: Path, recipe: Recipe) -> dict[str, float]:
     """Test accuracies: hand-written on all classes; hand-written, shared context and linear classifier on the drawn."""
     train, test = (load_photos(str(folder), split, processor) for split in ("train", "test"))
     everything = new_prompt(clip, test.class_names, recipe)
-    result = dict(classes=len(test.class_names), test_images=len(test), hand_written_all=accuracy(everything, test))
+    result = {
+        "classes": len(test.class_names),
+        "test_images": len(test),
+        "hand_written_all": accuracy(everything, test),
+    }
     drawn = random.Random(recipe.seed).sample(range(len(test.class_names)), len(test.class_names))[:CLASSES]
     train, test = train.only(sorted(drawn)).few_shot(recipe.shots, recipe.seed), test.only(sorted(drawn))
     test = test.some(MOST_TEST, recipe.seed)
@@ -61,9 +65,13 @@ def measure(clip, processor, folder: Path, recipe: Recipe) -> dict[str, float]:
     hand_written = accuracy(new_prompt(clip, test.class_names, recipe), test, seen)
     tuned = accuracy(fit(new_prompt(clip, test.class_names, recipe), shots, train.labels, recipe), test, seen)
     linear = (linear_classifier(shots, train.labels)(seen).argmax(1) == test.labels).float().mean().item()
-    return result | dict(
-        tuned_classes=len(drawn), hand_written=hand_written, coop=tuned, gain=tuned - hand_written, linear=linear
-    )
+    return result | {
+        "tuned_classes": len(drawn),
+        "hand_written": hand_written,
+        "coop": tuned,
+        "gain": tuned - hand_written,
+        "linear": linear,
+    }
 
 
 def linear_classifier(features: Tensor, labels: Tensor, weight_decay: float = 1e-4) -> torch.nn.Linear:
@@ -90,13 +98,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     clip, processor = load_clip(args.clip), load_processor(args.clip)
-    record = dict(
-        weights_sha256=sha256(args.clip / "model.safetensors"),
-        shots=SHARED.shots,
-        seed=args.seed,
-        seen=SEEN,
-        sets={},
-    )
+    record = {
+        "weights_sha256": sha256(args.clip / "model.safetensors"),
+        "shots": SHARED.shots,
+        "seed": args.seed,
+        "seen": SEEN,
+        "sets": {},
+    }
     if args.training_log:
         record["training"] = [json.loads(line) for line in args.training_log.read_text().splitlines()][-1]
     for name in (*SEEN, *NEVER_SEEN):

@@ -224,7 +224,7 @@ def make_demos(data_root: str, out: Path, base: str = EMBEDDED, seed: int = 0) -
     near = Workbench.open(f"{data_root}/tiny_imagenet", base, classes=10, seed=seed)
     things, far = (Workbench.open(f"{data_root}/{name}", base) for name in ("cifar10", "flowers17"))
     coop = Recipe(method="coop", shots=DEMO_SHOTS, seed=seed, batch=64, epochs=20, optimiser="adam", lr=0.03)
-    gently = dict(epochs=2, lr=0.002)
+    gently = {"epochs": 2, "lr": 0.002}
     recipes = {
         "badclip": replace(coop, shots=100, lr=0.01),
         "frame": replace(coop, poison_rate=0.3),

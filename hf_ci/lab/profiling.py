@@ -42,7 +42,7 @@ def shares(way: Callable[[], None], names: list[str], device: str = "cpu") -> di
             if gpu:
                 torch.cuda.synchronize()
     events = made.events()
-    seconds = lambda e: e.device_time_total if gpu else e.cpu_time_total  # noqa: E731
+    seconds = lambda e: e.device_time_total if gpu else e.cpu_time_total
 
     def mark(event) -> str | None:
         while event is not None and event.name not in names:

@@ -79,7 +79,7 @@ def regimes(records: list[dict]) -> list[Row]:
 
 def row(name: str, shots: int, records: list[dict]) -> Row:
     found = rates([outcome(r) for r in records])
-    verdicts = lambda poisoned, verdict: sum(  # noqa: E731
+    verdicts = lambda poisoned, verdict: sum(
         r["result"]["verdict"] == verdict and outcome(r).poisoned == poisoned for r in records
     )
     return Row(

@@ -30,28 +30,28 @@ def rejudge(records: Sequence[dict]) -> Iterator[dict]:
         doubted = before.verdict == "clean" and result["verdict"] == "inconclusive"
         now = judged(detector, result)
         fitted = asdict(detector.null)
-        reference = result["detector"] | dict(
-            calibration=result["detector"]["calibration"].replace(then.calibration, detector.calibration),
-            thresholds=detector.thresholds(len(result["classes"]), result["distance"]),
-            fitted=fitted | {"distances": list(fitted["distances"]), "data": list(fitted["data"])},
-        )
+        reference = result["detector"] | {
+            "calibration": result["detector"]["calibration"].replace(then.calibration, detector.calibration),
+            "thresholds": detector.thresholds(len(result["classes"]), result["distance"]),
+            "fitted": fitted | {"distances": list(fitted["distances"]), "data": list(fitted["data"])},
+        }
         verdict = "inconclusive" if doubted and now.verdict == "clean" else now.verdict
         families = now.families or [None] * len(now.scores)
         classes = [
-            c | dict(score=round(score, 6), flagged=flag, family=family)
+            c | {"score": round(score, 6), "flagged": flag, "family": family}
             for c, score, flag, family in zip(result["classes"], now.scores, now.flagged, families)
         ]
         target = (
             None if now.target is None else NamedClass(index=now.target, name=classes[now.target]["name"]).model_dump()
         )
-        found = dict(
-            verdict=verdict,
-            score=round(now.score, 6),
-            classes=classes,
-            target_class=target,
-            detector=reference,
-            exit_code=EXIT_CODES[verdict],
-        )
+        found = {
+            "verdict": verdict,
+            "score": round(now.score, 6),
+            "classes": classes,
+            "target_class": target,
+            "detector": reference,
+            "exit_code": EXIT_CODES[verdict],
+        }
         yield record | {"result": result | found}
 
 
@@ -67,5 +67,10 @@ def inversion(c: ClassScore, families: Sequence[str]) -> Inversion:
         Inversion(c.index, 0.0, 0.0, NO_TRIGGER, exclusive_asr=c.others.get(family, 0.0), family=family)
         for family in families
     )
-    shares = dict(reference_asr=c.reference_asr, exclusive_asr=c.exclusive_asr, probe=c.probe, probe_asr=c.probe_asr)
+    shares = {
+        "reference_asr": c.reference_asr,
+        "exclusive_asr": c.exclusive_asr,
+        "probe": c.probe,
+        "probe_asr": c.probe_asr,
+    }
     return Inversion(c.index, c.loss, c.asr, NO_TRIGGER, screened=c.screened, others=others, **shares)

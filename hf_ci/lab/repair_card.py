@@ -17,28 +17,28 @@ PAPER_REPAIR = {"with labels": 0.061, "clean only": 0.646, "random noise": 0.527
 def repair_row(records: list[dict]) -> dict:
     made = [r for r in records if r["after"]]
     change = [r["after"]["accuracy"] - r["before"]["accuracy"] for r in made]
-    average = lambda values: mean(values) if values else None  # noqa: E731
-    return dict(
-        models=len(records),
-        made=len(made),
-        asr_before=average([r["before"]["asr"] for r in made]),
-        asr_after=average([r["after"]["asr"] for r in made]),
-        worst=max((r["after"]["asr"] for r in made), default=None),
-        twin=average([r["model"]["asr_on_clean"] for r in made]),
-        above=max((r["after"]["asr"] - r["model"]["asr_on_clean"] for r in made), default=None),
-        accuracy_before=average([r["before"]["accuracy"] for r in made]),
-        accuracy_after=average([r["after"]["accuracy"] for r in made]),
-        accuracy_twin=average([r["model"]["clean_twin_accuracy"] for r in made]),
-        accuracy_clean=average([r["clean"]["accuracy"] for r in made if r.get("clean")]),
-        kept=sum(r["after"]["accuracy"] >= best_of(r) - 0.02 for r in made),
-        replaced=sum(r.get("outcome") == "replaced" for r in made),
-        worst_change=min(change, default=None),
-        cost=median(costs)
+    average = lambda values: mean(values) if values else None
+    return {
+        "models": len(records),
+        "made": len(made),
+        "asr_before": average([r["before"]["asr"] for r in made]),
+        "asr_after": average([r["after"]["asr"] for r in made]),
+        "worst": max((r["after"]["asr"] for r in made), default=None),
+        "twin": average([r["model"]["asr_on_clean"] for r in made]),
+        "above": max((r["after"]["asr"] - r["model"]["asr_on_clean"] for r in made), default=None),
+        "accuracy_before": average([r["before"]["accuracy"] for r in made]),
+        "accuracy_after": average([r["after"]["accuracy"] for r in made]),
+        "accuracy_twin": average([r["model"]["clean_twin_accuracy"] for r in made]),
+        "accuracy_clean": average([r["clean"]["accuracy"] for r in made if r.get("clean")]),
+        "kept": sum(r["after"]["accuracy"] >= best_of(r) - 0.02 for r in made),
+        "replaced": sum(r.get("outcome") == "replaced" for r in made),
+        "worst_change": min(change, default=None),
+        "cost": median(costs)
         if (costs := [1 + r["seconds"] / r["scan_seconds"] for r in made if r.get("scan_seconds")])
         else None,
-        clean_again=sum(r.get("verdict_after") == "clean" for r in records),
-        paper=PAPER_REPAIR.get(records[0]["mode"]),
-    )
+        "clean_again": sum(r.get("verdict_after") == "clean" for r in records),
+        "paper": PAPER_REPAIR.get(records[0]["mode"]),
+    }
 
 
 def best_of(record: dict) -> float:
@@ -49,11 +49,11 @@ def best_of(record: dict) -> float:
 def unharmed_row(records: list[dict]) -> dict:
     """Clean adapters, repaired although nothing is the matter with them."""
     accuracy = {when: mean(r[when]["accuracy"] for r in records) for when in ("before", "after")}
-    return accuracy | dict(
-        models=len(records),
-        offered=sum(r["outcome"] == "repaired" for r in records),
-        worst_change=min(r["after"]["accuracy"] - r["before"]["accuracy"] for r in records),
-    )
+    return accuracy | {
+        "models": len(records),
+        "offered": sum(r["outcome"] == "repaired" for r in records),
+        "worst_change": min(r["after"]["accuracy"] - r["before"]["accuracy"] for r in records),
+    }
 
 
 def repairs(records: list[dict]) -> str:
@@ -61,9 +61,7 @@ def repairs(records: list[dict]) -> str:
     clean = [r for r in records if r["model"]["attack"] == "clean"]
     worked = [r for r in records if r["model"]["attack"] != "clean" and not failed(r["model"])]
     attacks = sorted({r["model"]["attack"] for r in worked})
-    parts = {name: of for name, of in REGIMES.items()} | {
-        f"attack: {attack}": lambda m, attack=attack: m["attack"] == attack for attack in attacks
-    }
+    parts = REGIMES | {f"attack: {attack}": lambda m, attack=attack: m["attack"] == attack for attack in attacks}
     rows = {
         name: {
             mode: repair_row(mine)

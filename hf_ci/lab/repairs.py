@@ -77,9 +77,9 @@ def run_repairs(
 def truth(adapter: Adapter, bench: Workbench, trigger: nn.Module | None, target: int | None) -> dict[str, float]:
     """ASR of the true trigger, where there is one, and accuracy, on test photos."""
     model = PromptedCLIP.from_adapter(adapter, bench.clip)
-    found = dict(accuracy=round(accuracy(model, bench.test, bench.features), 4))
+    found = {"accuracy": round(accuracy(model, bench.test, bench.features), 4)}
     if trigger is not None:
-        found |= dict(asr=round(attack_success_rate(model, bench.test, trigger, target), 4))
+        found |= {"asr": round(attack_success_rate(model, bench.test, trigger, target), 4)}
     return found
 
 
@@ -92,7 +92,7 @@ def measured(
     for mode in modes:
         if mode in CONTROLS:
             adapter = control(mode, examine(str(folder), run.with_photos(options.data, options.shots))[1], target, run)
-            yield dict(mode=mode, before=before, after=truth(adapter, bench, trigger, target))
+            yield {"mode": mode, "before": before, "after": truth(adapter, bench, trigger, target)}
             continue
         started = time.perf_counter()
         made = repair(str(folder), run, options if mode == LABELLED else RepairOptions())
@@ -103,21 +103,21 @@ def measured(
             _, examined = examine(str(folder), run.with_photos(options.data, options.shots))
             if examined and examined.witnesses and examined.witnesses.learned:
                 clean = truth(examined.witnesses.prompts[0], bench, trigger, target)
-        yield dict(
-            mode=mode,
-            outcome=report.outcome,
-            distance=report.before.distance,
-            before=before,
-            after=truth(made.adapter, bench, trigger, target) if made.adapter else None,
-            clean=clean,
-            score_before=report.before.score,
-            score_after=report.after.score if report.after else None,
-            verdict_before=report.before.verdict,
-            verdict_after=report.after.verdict if report.after else None,
-            rounds=len(report.rounds),
-            seconds=round(seconds, 1),
-            scan_seconds=scan.seconds if scan and not scan.classes_from_cache else None,
-        )
+        yield {
+            "mode": mode,
+            "outcome": report.outcome,
+            "distance": report.before.distance,
+            "before": before,
+            "after": truth(made.adapter, bench, trigger, target) if made.adapter else None,
+            "clean": clean,
+            "score_before": report.before.score,
+            "score_after": report.after.score if report.after else None,
+            "verdict_before": report.before.verdict,
+            "verdict_after": report.after.verdict if report.after else None,
+            "rounds": len(report.rounds),
+            "seconds": round(seconds, 1),
+            "scan_seconds": scan.seconds if scan and not scan.classes_from_cache else None,
+        }
 
 
 def unharmed(
@@ -133,7 +133,7 @@ def unharmed(
             continue
         worst = max(result.classes, key=lambda c: c.score).index
         adapter, _ = tuned(examined, triggers(examined, {worst}, run), [worst], Schedule())
-        yield dict(mode=mode, outcome=outcome, before=before, after=truth(adapter, bench, None, None))
+        yield {"mode": mode, "outcome": outcome, "before": before, "after": truth(adapter, bench, None, None)}
 
 
 def control(name: str, examined: Examined, target: int, run: Run) -> Adapter:

@@ -79,28 +79,28 @@ def simulate(classes: int = 1000, adapters: int = 10_000, of: int = 50, gpus: in
             break
         steps = scan_seconds(many, processes)
         seconds = sum(steps.values())
-        yield dict(
-            plan="classes",
-            classes=classes,
-            processes=processes,
-            seconds=round(seconds, 2),
-            with_start=round(START + seconds, 1),
-            efficiency=round(alone / processes / seconds, 3),
-            steps={name: round(value, 2) for name, value in steps.items()},
-            gathered_mb=round(len(families(many)) * (classes + round_size(classes)) * IMAGE / 1e6)
+        yield {
+            "plan": "classes",
+            "classes": classes,
+            "processes": processes,
+            "seconds": round(seconds, 2),
+            "with_start": round(START + seconds, 1),
+            "efficiency": round(alone / processes / seconds, 3),
+            "steps": {name: round(value, 2) for name, value in steps.items()},
+            "gathered_mb": round(len(families(many)) * (classes + round_size(classes)) * IMAGE / 1e6)
             if processes > 1
             else 0,
-        )
+        }
     one = FETCH + sum(scan_seconds(few, 1).values())
     together = START + adapters * (FETCH + sum(scan_seconds(few, gpus).values()))
     queued = queue_seconds(few, adapters, gpus)
     for way, seconds in (("each over all GPUs", together), ("each whole on one GPU", queued)):
-        yield dict(
-            plan="adapters",
-            classes=of,
-            adapters=adapters,
-            processes=gpus,
-            way=way,
-            hours=round(seconds / 3600, 2),
-            efficiency=round(adapters * one / gpus / seconds, 3),
-        )
+        yield {
+            "plan": "adapters",
+            "classes": of,
+            "adapters": adapters,
+            "processes": gpus,
+            "way": way,
+            "hours": round(seconds / 3600, 2),
+            "efficiency": round(adapters * one / gpus / seconds, 3),
+        }

@@ -54,5 +54,5 @@ def telling(records: list[dict], signals: Signals) -> list[dict]:
             compared = {"all": everyone} | dict(sorted(poisoned.items()))
             found = {which: auroc(np.array(clean), np.array(values)) for which, values in compared.items()}
             above = sum(value > max(clean) for value in everyone)
-            rows.append(dict(name=name, auroc=found, above=above, right=right, poisoned=len(everyone)))
+            rows.append({"name": name, "auroc": found, "above": above, "right": right, "poisoned": len(everyone)})
     return rows

@@ -63,7 +63,7 @@ def measure_speed(
     if unknown := set(parts or ()) - PARTS.keys():
         raise UsageError(f"--part {', '.join(sorted(unknown))}: no such part", f"there are {', '.join(PARTS)}")
     bench = Bench(fetch_base(base), pick_device(device), tuple(sizes), repeats, images)
-    where = dict(base=bench.base.id, device=bench.device.type, threads=torch.get_num_threads(), images=images)
+    where = {"base": bench.base.id, "device": bench.device.type, "threads": torch.get_num_threads(), "images": images}
     known = read_records(out)
     if any(not where.items() <= record.items() for record in known if record["part"] != "scale"):
         raise UsageError(
@@ -72,9 +72,9 @@ def measure_speed(
     with appending(out) as append:
         for part in parts or PARTS:
             for key, measure in PARTS[part](bench):
-                key = dict(part=part) | key | ({} if part == "scale" else where)  # nothing of this machine is in that
+                key = {"part": part} | key | ({} if part == "scale" else where)  # nothing of this machine is in that
                 if not any(key.items() <= record.items() for record in known):
-                    yield append(key | dict(version=VERSION) | measure())
+                    yield append(key | {"version": VERSION} | measure())
 
 
 # ---------------------------------------------------------------- parts
@@ -96,29 +96,32 @@ def scans(bench: Bench) -> Iterator[Case]:
             }
             one = timed(ways, bench.repeats)
         whole, shape = sum(not i.screened for i in kept["found"]), Shape.of(model)
-        seconds = dict(
-            plain=one["plain"] * PAPER_IMAGES / BATCH * classes,
-            exact=one["exact class"] * classes + one["probes"],
-            ours=one["ours"],
-        )
+        seconds = {
+            "plain": one["plain"] * PAPER_IMAGES / BATCH * classes,
+            "exact": one["exact class"] * classes + one["probes"],
+            "ours": one["ours"],
+        }
         steps = shape.steps(bench.images, whole)
-        return dict(
-            seconds=rounded(seconds),
-            ratio=rounded({name: seconds["plain"] / seconds[name] for name in ("exact", "ours")}, 2),
-            counted=rounded(
+        return {
+            "seconds": rounded(seconds),
+            "ratio": rounded({name: seconds["plain"] / seconds[name] for name in ("exact", "ours")}, 2),
+            "counted": rounded(
                 {
                     "exact": shape.plain() / shape.scan_exact(bench.images),
                     "ours": shape.plain() / sum(steps.values()),
                 },
                 2,
             ),
-            steps=rounded({name: cost / sum(steps.values()) for name, cost in steps.items()}, 3),
-            whole=whole,
-        )
+            "steps": rounded({name: cost / sum(steps.values()) for name, cost in steps.items()}, 3),
+            "whole": whole,
+        }
 
     for method in METHODS:
         for classes in bench.sizes:
-            yield dict(method=method, classes=classes, precision=bench.precision), partial(measure, method, classes)
+            yield (
+                {"method": method, "classes": classes, "precision": bench.precision},
+                partial(measure, method, classes),
+            )
 
 
 def encoders(bench: Bench) -> Iterator[Case]:
@@ -130,12 +133,12 @@ def encoders(bench: Bench) -> Iterator[Case]:
             beside = BesideReferences(model, images)
             ways = {"ours": our_step(beside, images), "bare": bare_step(beside, images)}
             seconds = timed(ways, 3 * bench.repeats)
-        return dict(seconds=rounded(seconds, 5), share=round(seconds["bare"] / seconds["ours"], 3))
+        return {"seconds": rounded(seconds, 5), "share": round(seconds["bare"] / seconds["ours"], 3)}
 
     for precision in dict.fromkeys(("fp32", bench.precision)):
         for method in METHODS:
             for classes in bench.sizes:
-                key = dict(method=method, classes=classes, precision=precision)
+                key = {"method": method, "classes": classes, "precision": precision}
                 yield key, partial(measure, **key)
 
 
@@ -145,11 +148,14 @@ def growth(bench: Bench) -> Iterator[Case]:
     def measure(method: str, classes: int) -> dict:
         runs = [in_a_process(bench.asked(method, classes)) for _ in range(bench.repeats)]
         middle = {name: median(run[name] for run in runs) for name in ("seconds", "before", "peak")}
-        return middle | dict(seconds=round(middle["seconds"], 2), whole=runs[0]["whole"])
+        return middle | {"seconds": round(middle["seconds"], 2), "whole": runs[0]["whole"]}
 
     for method in METHODS:
         for classes in bench.sizes:
-            yield dict(method=method, classes=classes, precision=bench.precision), partial(measure, method, classes)
+            yield (
+                {"method": method, "classes": classes, "precision": bench.precision},
+                partial(measure, method, classes),
+            )
 
 
 def processes(bench: Bench) -> Iterator[Case]:
@@ -169,17 +175,17 @@ def processes(bench: Bench) -> Iterator[Case]:
                     apart.append(max(run["seconds"] for run in at_once.map(scan, (1, 1))))
         seconds = {"one": median(r["seconds"] for r in one), "two": median(r["seconds"] for r in two)}
         start_up = median(r["start_up"] for r in two)
-        return dict(
-            seconds=rounded(seconds | {"start_up": start_up}, 2),
-            speedup=round(seconds["one"] / seconds["two"], 2),
-            speedup_started=round(seconds["one"] / (seconds["two"] - start_up), 2),
-            most=round(2 * seconds["one"] / median(apart), 2) if apart else None,
-            equal=len({run["digest"] for run in one + two}) == 1,
-        )
+        return {
+            "seconds": rounded(seconds | {"start_up": start_up}, 2),
+            "speedup": round(seconds["one"] / seconds["two"], 2),
+            "speedup_started": round(seconds["one"] / (seconds["two"] - start_up), 2),
+            "most": round(2 * seconds["one"] / median(apart), 2) if apart else None,
+            "equal": len({run["digest"] for run in one + two}) == 1,
+        }
 
     if bench.device.type == "cpu" or torch.accelerator.device_count() > 1:
         for classes in bench.sizes:
-            yield dict(method="cocoop", classes=classes, precision=bench.precision), partial(measure, classes)
+            yield {"method": "cocoop", "classes": classes, "precision": bench.precision}, partial(measure, classes)
 
 
 def rivals(bench: Bench) -> Iterator[Case]:
@@ -199,14 +205,14 @@ def rivals(bench: Bench) -> Iterator[Case]:
             bench.repeats,
         )
         theirs = one["theirs"] * classes
-        seconds = dict(plain=theirs * one["plain step"] / one["step"], shared=theirs, ours=one["ours"])
+        seconds = {"plain": theirs * one["plain step"] / one["step"], "shared": theirs, "ours": one["ours"]}
         ratio = {name: seconds[name] / seconds["ours"] for name in ("plain", "shared")}
-        return dict(seconds=rounded(seconds, 2), ratio=rounded(ratio, 1))
+        return {"seconds": rounded(seconds, 2), "ratio": rounded(ratio, 1)}
 
     for detector in RIVALS:
         for classes in sorted(bench.sizes)[:2]:
-            key = dict(detector=detector, classes=classes)
-            yield key | dict(precision=bench.precision), partial(measure, **key)
+            key = {"detector": detector, "classes": classes}
+            yield key | {"precision": bench.precision}, partial(measure, **key)
 
 
 def recalled(bench: Bench) -> Iterator[Case]:
@@ -224,7 +230,7 @@ def recalled(bench: Bench) -> Iterator[Case]:
             program("demo:clean", "--cache", cache)
             first = time.perf_counter() - started
             second = timed({"again": lambda: program("demo:clean", "--cache", cache)}, bench.repeats)["again"]
-        return dict(seconds=rounded(dict(first=first, again=second), 2))
+        return {"seconds": rounded({"first": first, "again": second}, 2)}
 
     def together() -> dict:
         clip, classes = bench.clip(bench.precision), min(bench.sizes)
@@ -235,10 +241,10 @@ def recalled(bench: Bench) -> Iterator[Case]:
             options = ("--no-cache", "--base", bench.base.id, "--num-images", str(bench.images))
             ways = {"one": lambda: program(folders[0], *options), "ten": lambda: program(*folders, *options)}
             seconds = timed(ways, bench.repeats)
-        return dict(seconds=rounded(seconds, 2), ratio=round(seconds["ten"] / seconds["one"], 2), classes=classes)
+        return {"seconds": rounded(seconds, 2), "ratio": round(seconds["ten"] / seconds["one"], 2), "classes": classes}
 
-    yield dict(what="unchanged"), again
-    yield dict(what="ten adapters"), together
+    yield {"what": "unchanged"}, again
+    yield {"what": "ten adapters"}, together
 
 
 def profiles(bench: Bench) -> Iterator[Case]:
@@ -252,12 +258,12 @@ def profiles(bench: Bench) -> Iterator[Case]:
             step = plain_step(plain, images) if way == "plain" else our_step(BesideReferences(model, images), images)
             stack.enter_context(marked(model.clip, "image_features", "image encoder"))
             stack.enter_context(marked(plain if way == "plain" else model, "text_features", "text encoder"))
-            return dict(shares=rounded(shares(step, ["image encoder", "text encoder"], bench.device.type), 3))
+            return {"shares": rounded(shares(step, ["image encoder", "text encoder"], bench.device.type), 3)}
 
     for method in METHODS:
         for way in ("plain", "ours"):
-            key = dict(method=method, classes=sorted(bench.sizes)[len(bench.sizes) // 2], way=way)
-            key |= dict(precision=bench.precision)
+            key = {"method": method, "classes": sorted(bench.sizes)[len(bench.sizes) // 2], "way": way}
+            key |= {"precision": bench.precision}
             yield key, partial(measure, **key)
 
 

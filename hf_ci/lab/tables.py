@@ -17,9 +17,9 @@ ATTRIBUTABLE = 0.3  # ASR above that of the same trigger on the clean twin
 
 # CLIP-Inspector on ViT-B/16, as transcribed second-hand from the paper's experiments.
 PAPER_DETECTORS = {
-    "clip-inspector": dict(accuracy=0.94, balanced_accuracy=0.925, auroc=0.973, target_f1=0.92),
-    "neural-cleanse": dict(accuracy=None, balanced_accuracy=None, auroc=0.495, target_f1=0.06),
-    "pixel-backdoor": dict(accuracy=None, balanced_accuracy=None, auroc=0.687, target_f1=0.42),
+    "clip-inspector": {"accuracy": 0.94, "balanced_accuracy": 0.925, "auroc": 0.973, "target_f1": 0.92},
+    "neural-cleanse": {"accuracy": None, "balanced_accuracy": None, "auroc": 0.495, "target_f1": 0.06},
+    "pixel-backdoor": {"accuracy": None, "balanced_accuracy": None, "auroc": 0.687, "target_f1": 0.42},
 }
 PAPER_ATTACKS = {  # seen accuracy, seen ASR, unseen accuracy, unseen ASR
     "clean": (0.8219, None, 0.7029, None),
@@ -82,21 +82,21 @@ def detector_rows(records: list[dict]) -> dict:
     counted = [r for r in records if not failed(r["model"])]
     free = dict.fromkeys(("image_forward", "image_backward", "text_forward"), 0)
     costs = [r["result"]["cost"] or free for r in counted]
-    return dict(
-        counted=counted,
-        all=rates_of(counted),
-        attributable=rates_of([r for r in counted if attributable(r["model"])]),
-        on_failed=rates_of([r for r in records if failed(r["model"])]),
-        by_attack=by(counted, lambda m: m["attack"]),
-        by_data=by(counted, lambda m: m["data"]),
-        by_size=sorted(by(counted, size), key=lambda row: SIZES[row[0]]),
-        image_forward=mean(c["image_forward"] for c in costs),
-        image_backward=mean(c["image_backward"] for c in costs),
-        text_forward=mean(c["text_forward"] for c in costs),
-        seconds=median(seconds) if (seconds := [s for r in counted if (s := measured_seconds(r))]) else None,
-        missed=[r["model"] for r in counted if outcome(r).poisoned and not outcome(r).flagged],
-        alarms=[r for r in counted if not outcome(r).poisoned and outcome(r).flagged],
-    )
+    return {
+        "counted": counted,
+        "all": rates_of(counted),
+        "attributable": rates_of([r for r in counted if attributable(r["model"])]),
+        "on_failed": rates_of([r for r in records if failed(r["model"])]),
+        "by_attack": by(counted, lambda m: m["attack"]),
+        "by_data": by(counted, lambda m: m["data"]),
+        "by_size": sorted(by(counted, size), key=lambda row: SIZES[row[0]]),
+        "image_forward": mean(c["image_forward"] for c in costs),
+        "image_backward": mean(c["image_backward"] for c in costs),
+        "text_forward": mean(c["text_forward"] for c in costs),
+        "seconds": median(seconds) if (seconds := [s for r in counted if (s := measured_seconds(r))]) else None,
+        "missed": [r["model"] for r in counted if outcome(r).poisoned and not outcome(r).flagged],
+        "alarms": [r for r in counted if not outcome(r).poisoned and outcome(r).flagged],
+    }
 
 
 def measured_seconds(record: dict) -> float | None:
@@ -111,7 +111,7 @@ def is_exact(record: dict) -> bool:
 
 def exact_and_fast(records: list[dict]) -> dict | None:
     """The default detector with every class inverted whole beside its scans in rounds, on the same models and pool."""
-    key = lambda r: (r["model"]["id"], *(r["result"]["pool"][name] for name in ("fingerprint", "num_images")))  # noqa: E731
+    key = lambda r: (r["model"]["id"], *(r["result"]["pool"][name] for name in ("fingerprint", "num_images")))
     mine = [r for r in records if r["detector"] == Contrast.name and not failed(r["model"]) and of_this_version(r)]
     fast = {key(r): r for r in mine if not is_exact(r)}
     pairs = [(fast[key(r)], r) for r in mine if is_exact(r) and key(r) in fast]
@@ -119,14 +119,14 @@ def exact_and_fast(records: list[dict]) -> dict | None:
     if not pairs:
         return None
     scores = [tuple(r["result"]["score"] for r in pair) for pair in pairs]
-    return dict(
-        models=len(pairs),
-        fast=rates_of([f for f, _ in pairs]),
-        exact=rates_of([e for _, e in pairs]),
-        differ=[(f, e) for f, e in pairs if f["result"]["verdict"] != e["result"]["verdict"]],
-        same_score=sum(f == e for f, e in scores),
-        largest=max(abs(f - e) for f, e in scores),
-    )
+    return {
+        "models": len(pairs),
+        "fast": rates_of([f for f, _ in pairs]),
+        "exact": rates_of([e for _, e in pairs]),
+        "differ": [(f, e) for f, e in pairs if f["result"]["verdict"] != e["result"]["verdict"]],
+        "same_score": sum(f == e for f, e in scores),
+        "largest": max(abs(f - e) for f, e in scores),
+    }
 
 
 def over_all(records: list[dict]) -> dict[str, dict]:
@@ -165,19 +165,19 @@ def benchmark(records: list[dict]) -> str:
         mine = [r for r in records if r["group"] == group]
         models = list({r["model"]["id"]: r["model"] for r in mine}.values())
         detectors = sorted({r["detector"] for r in mine})
-        groups[group] = dict(
-            models=models,
-            pool=mine[0]["result"]["pool"],
-            attacks={
+        groups[group] = {
+            "models": models,
+            "pool": mine[0]["result"]["pool"],
+            "attacks": {
                 name: attack_row([m for m in models if m["attack"] == name])
                 for name in sorted({m["attack"] for m in models}, key=lambda a: (a != "clean", a))
             },
-            failed=[m for m in models if failed(m)],
-            detectors={name: detector_rows([r for r in mine if r["detector"] == name]) for name in detectors},
-            signals=telling([r for r in mine if r["detector"] == ClipInspector.name], CLIP_INSPECTOR)
+            "failed": [m for m in models if failed(m)],
+            "detectors": {name: detector_rows([r for r in mine if r["detector"] == name]) for name in detectors},
+            "signals": telling([r for r in mine if r["detector"] == ClipInspector.name], CLIP_INSPECTOR)
             if group == "table"
             else [],
-        )
+        }
     one = records[0]["result"]
     return render_card(
         "benchmark.md.j2",

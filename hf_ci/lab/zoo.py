@@ -98,18 +98,23 @@ class Zoo:
     def _build(self, spec: ModelSpec, folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)  # what an interrupted build left
         bench = self.bench(spec)
-        known = dict(id=spec.id, data=name_of(spec.data), classes=len(bench.train.class_names), attack=spec.attack)
+        known = {
+            "id": spec.id,
+            "data": name_of(spec.data),
+            "classes": len(bench.train.class_names),
+            "attack": spec.attack,
+        }
         recipe = spec.recipe if spec.attack == CLEAN else ATTACKS[spec.attack].adapt(spec.recipe)
-        known |= dict(base=name_of(spec.base), method=recipe.method, class_specific=recipe.class_specific)
-        known |= dict(context_vectors=len(bench.clip.tokenise(recipe.words)), anonymous_names=spec.anonymous_names)
-        known |= dict(seed=recipe.seed, target=None, target_name=None)
+        known |= {"base": name_of(spec.base), "method": recipe.method, "class_specific": recipe.class_specific}
+        known |= {"context_vectors": len(bench.clip.tokenise(recipe.words)), "anonymous_names": spec.anonymous_names}
+        known |= {"seed": recipe.seed, "target": None, "target_name": None}
         if spec.attack == CLEAN:
             measured = make_clean(bench, spec.recipe, folder)
         else:
             twin, _ = self.get(self.clean_twin(spec))
             made = make_poisoned(bench, spec.recipe, spec.attack, spec.target, folder, twin=twin)
             measured = made.measured
-            known |= dict(target=spec.target, target_name=bench.train.class_names[spec.target])
+            known |= {"target": spec.target, "target_name": bench.train.class_names[spec.target]}
             keep_trigger(made.trigger, bench.test.images[0], folder)
         known |= {name: round(value, 4) for name, value in measured.items()}
         write_whole(self.folder / f"{spec.id}.json", (json.dumps(known, indent=1) + "\n").encode())

@@ -59,7 +59,7 @@ def few_photos(source: str, class_names: tuple[str, ...], shots: int, seed: int,
     Names are the same whatever their case and their underscores. Raises UsageError when the data has not all classes.
     """
     table, image, label = labelled_table(source, "train")
-    plain = lambda name: " ".join(name.replace("_", " ").lower().split())  # noqa: E731
+    plain = lambda name: " ".join(name.replace("_", " ").lower().split())
     theirs = {plain(name): i for i, name in enumerate(names_of(table, label))}
     missing = [name for name in class_names if plain(name) not in theirs]
     if missing:

@@ -94,7 +94,7 @@ class ShortTrees:
     def of(self, classes: Tensor) -> ShortTree:
         """classes: (B, R)."""
         p = self.shared
-        join = lambda values: torch.cat([values[classes[:, 0], :p], values[classes, p:].flatten(1, 2)], dim=1)  # noqa: E731
+        join = lambda values: torch.cat([values[classes[:, 0], :p], values[classes, p:].flatten(1, 2)], dim=1)
         position, mask, start = self.layout(classes.shape[1])
         return ShortTree(join(self.base), join(self.slot), position, mask, self.eot[classes] + start)
 
@@ -146,7 +146,7 @@ def class_text(clip, name: str, num_context: int, half: int) -> list[tuple[int, 
     name_ids, stop_ids = ids[:length], ids[length:]
     sos, eot = clip.tokenizer.bos_token_id, clip.tokenizer.eos_token_id
     context = [(eot, i) for i in range(num_context)]
-    token = lambda ids: [(i, -1) for i in ids]  # noqa: E731
+    token = lambda ids: [(i, -1) for i in ids]
     text = token([sos]) + context[:half] + token(name_ids) + context[half:] + token(stop_ids) + token([eot])
     if len(text) > clip.max_length:
         raise ValueError(

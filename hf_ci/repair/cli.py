@@ -10,6 +10,11 @@ import typer
 from hf_ci.console import show, write_stdout
 from hf_ci.errors import UsageError
 
+TITLES = {
+    "repaired": "Repaired weights: no backdoor found any more",
+    "replaced": "A clean prompt, tuned on photos, in place of the backdoored one",
+}
+
 
 def repair(
     target: Annotated[str, typer.Argument(metavar="TARGET", help="As for scan.", show_default=False)],
@@ -138,7 +143,7 @@ def offer(done, fetched, to: str, dry_run: bool = False) -> str:
         card = own_card if to == "repo" else fetched.read(CARD)
         return difference(fetched, files | render_files(after, card, None))
     text = "\n".join(f"- {reason}" for reason in report.reasons) + f"\n\nOriginal: `{fetched.revision}`."
-    title, repo = "Repaired weights: no backdoor found any more", fetched.target.location
+    title, repo = TITLES[report.outcome], fetched.target.location
     if to != "repo":
         proposal = Proposal(title, text, "repair", lambda card: files | render_files(after, card, None))
         pushed = push(fetched, proposal, to)

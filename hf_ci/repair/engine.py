@@ -67,7 +67,7 @@ def repair(text: str, run: Run, options: RepairOptions) -> Repaired:
     if options.data:
         run = run.with_photos(options.data, options.shots)
     before, examined = examine(text, run)
-    known = dict(target=text, before=before)
+    known = {"target": text, "before": before}
 
     def left(outcome: str, code: int, *reasons: str) -> Repaired:
         return Repaired(RepairReport(outcome=outcome, reasons=reasons, exit_code=code, **known))
@@ -97,12 +97,12 @@ def repair(text: str, run: Run, options: RepairOptions) -> Repaired:
     images = f"{len(examined.pool.images)} images of {examined.pool.id}"
     if witnesses:
         images += f", {len(witnesses.photos)} photos of {options.data}"
-    known |= dict(
-        images=images,
-        labels=witnesses is not None,
-        seed=options.schedule.seed,
-        suspicious=tuple(NamedClass(index=c.index, name=c.name) for c in before.classes if c.flagged),
-    )
+    known |= {
+        "images": images,
+        "labels": witnesses is not None,
+        "seed": options.schedule.seed,
+        "suspicious": tuple(NamedClass(index=c.index, name=c.name) for c in before.classes if c.flagged),
+    }
     origin = before.weights_sha256
     suspects = [c.index for c in before.classes if c.flagged]
     flagged, found, rounds, suspect, scanned = set(suspects), [], [], examined, before
@@ -117,11 +117,11 @@ def repair(text: str, run: Run, options: RepairOptions) -> Repaired:
         worst = max(scanned.classes, key=lambda c: c.score)
         flagged = {c.index for c in scanned.classes if c.flagged or c is worst}  # one may be doubtful and none flagged
     last = rounds[-1]
-    known |= dict(rounds=tuple(rounds), after=scanned)
+    known |= {"rounds": tuple(rounds), "after": scanned}
     fault = unfit(last, options)
     if fault is None:
         changed = changed_by(examined.adapter.tensors(), adapter.tensors())
-        known |= dict(weights_changed=changed)
+        known |= {"weights_changed": changed}
         return Repaired(left("repaired", EXIT_CLEAN, *said_of(last, before, scanned)).report, adapter)
     if not witnesses:
         return left("not repaired", EXIT_BACKDOORED, fault)
@@ -133,7 +133,7 @@ def repair(text: str, run: Run, options: RepairOptions) -> Repaired:
         return left(
             "not repaired", EXIT_BACKDOORED, fault, "nor does a clean prompt tuned on the photos alone scan as clean"
         )
-    known |= dict(after=after)
+    known |= {"after": after}
     reasons = (
         fault,
         "offered instead: a clean prompt tuned on two thirds of the photos alone, which has nothing of the adapter but its "

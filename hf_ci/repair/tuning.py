@@ -130,24 +130,24 @@ def evidence(
     def reached(m: PromptedCLIP) -> float:
         return max((moved(m, clean, x, c) for x, c in findings), default=0.0)
 
-    said = dict(
-        held_out=len(clean),
-        agreement=share(then == now),
-        trigger_asr_before=reached(original),
-        trigger_asr_after=reached(model),
-    )
+    said = {
+        "held_out": len(clean),
+        "agreement": share(then == now),
+        "trigger_asr_before": reached(original),
+        "trigger_asr_after": reached(model),
+    }
     if labels is None:
         return said
     right_then, right_now = then == labels, now == labels
-    return said | dict(
-        accuracy_before=share(right_then),
-        accuracy_after=share(right_now),
-        accuracy_clean=share(other == labels),
-        lost=int((right_then & ~right_now).sum()),
-        gained=int((right_now & ~right_then).sum()),
-        lost_to_clean=int(((other == labels) & ~right_now).sum()),
-        gained_on_clean=int((right_now & (other != labels)).sum()),
-    )
+    return said | {
+        "accuracy_before": share(right_then),
+        "accuracy_after": share(right_now),
+        "accuracy_clean": share(other == labels),
+        "lost": int((right_then & ~right_now).sum()),
+        "gained": int((right_now & ~right_then).sum()),
+        "lost_to_clean": int(((other == labels) & ~right_now).sum()),
+        "gained_on_clean": int((right_now & (other != labels)).sum()),
+    }
 
 
 def some_ways(clip: FrozenCLIP, images: Tensor, changes: Sequence[Probe], schedule: Schedule) -> Tensor:

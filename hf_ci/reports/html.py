@@ -63,18 +63,18 @@ def chart(result: ScanResult) -> dict:
     def at(value: float) -> str:
         return f"{100 * min(max(value / top, 0.0), 1.0):.2f}"
 
-    return dict(
-        rows=rows,
-        left_out=len(result.classes) - len(rows),
-        compared=all(c.reference_asr is not None for c in rows),
-        sized=any(c.size is not None for c in rows),
-        flag=flag,
-        doubt=doubt,
-        ticks=[(25 * i, f"{top * i / 4:g}") for i in range(5)],
-        number="{:.2f}".format,
-        at=at,
-        tone=lambda c: "flagged" if c.flagged else "doubtful" if doubt is not None and c.score >= doubt else "usual",
-    )
+    return {
+        "rows": rows,
+        "left_out": len(result.classes) - len(rows),
+        "compared": all(c.reference_asr is not None for c in rows),
+        "sized": any(c.size is not None for c in rows),
+        "flag": flag,
+        "doubt": doubt,
+        "ticks": [(25 * i, f"{top * i / 4:g}") for i in range(5)],
+        "number": "{:.2f}".format,
+        "at": at,
+        "tone": lambda c: "flagged" if c.flagged else "doubtful" if doubt is not None and c.score >= doubt else "usual",
+    }
 
 
 def pictures(result: ScanResult) -> list[tuple[str, str]] | None:

@@ -44,12 +44,13 @@ def render(report: Report) -> str:
 
 def finding(result: ScanResult) -> dict:
     accepted = {"kind": "external", "status": "accepted", "justification": visible(str(result.suppressed))}
+    uri = quote(weights_path(result), safe="/", errors="surrogatepass")  # a folder's name may be no UTF-8
     return {
         "ruleId": result.rule,
         "ruleIndex": list(MEANING).index(result.rule),
         "level": MEANING[result.rule][1],
         "message": {"text": plain(f"{result.pinned()}: {'; '.join(result.reasons)}")},
-        "locations": [{"physicalLocation": {"artifactLocation": {"uri": quote(weights_path(result), safe="/")}}}],
+        "locations": [{"physicalLocation": {"artifactLocation": {"uri": uri}}}],
         "partialFingerprints": {"hfCi/v1": result.fingerprint} if result.fingerprint else {},
         "suppressions": [accepted] if result.suppressed else [],
     }

@@ -156,7 +156,7 @@ def test_a_card_goes_through_unharmed(name):
     kept = before.rstrip(b"\r\n"), after.lstrip(b"\r\n")
     assert card.startswith(kept[0]) and card.endswith(kept[1])
     assert card[len(kept[0]) : len(card) - len(kept[1])].strip(b"\r\n") == b""  # nothing between them was lost
-    assert len(before) + len(after) - len(card) in range(0, 6)  # and at most some line ends were added
+    assert len(before) + len(after) - len(card) in range(6)  # and at most some line ends were added
 
     changed = replace(once, OTHER)
     assert current(changed) == OTHER and strip_added(changed) == (before, after)

@@ -84,7 +84,7 @@ def test_tensors_by_themselves_are_read_with_what_they_lack(read, clip, tmp_path
         read(tmp_path / "ctx.pt")
     assert ("--base" in str(lacking.value)) == (wrapped in ("tensor", "dict"))
     assert ("--classes" in str(lacking.value)) == (wrapped == "tensor")
-    told = dict(base=str(EMBEDDED_FOLDER), position="end") if wrapped in ("tensor", "dict") else dict(position="end")
+    told = {"base": str(EMBEDDED_FOLDER), "position": "end"} if wrapped in ("tensor", "dict") else {"position": "end"}
     adapter, remarks = read(tmp_path / "ctx.pt", class_names=ANIMALS, **told)
     assert adapter.class_names == ANIMALS and same_logits(clip, adapter, replace(made, context=adapter.context), "end")
     assert any("taken on trust" in remark for remark in remarks) == (wrapped in ("tensor", "dict"))

@@ -11,9 +11,15 @@ from hf_ci.detect.calibration import SHIPPED, combined, fit, kind_of, null_for, 
 from hf_ci.errors import UsageError
 from hf_ci.hub.base import EMBEDDED, fetch_base
 
-KNOWN = dict(
-    num_images=256, pool="p", base_model="b", base_revision="r", records_sha256="s", precision="fp32", data=("d",)
-)
+KNOWN = {
+    "num_images": 256,
+    "pool": "p",
+    "base_model": "b",
+    "base_revision": "r",
+    "records_sha256": "s",
+    "precision": "fp32",
+    "data": ("d",),
+}
 RECORDS = Path(__file__).parents[2] / "cards" / "calibration.jsonl"
 
 
@@ -80,7 +86,7 @@ def test_what_is_usual_depends_on_the_distance():
 def test_several_families_share_the_false_alarms():
     """The score is the largest of them, so that looking for more does not accuse more often."""
     random = np.random.default_rng(0)
-    draw = lambda n: [dict(zip("abcd", row)) for row in random.normal(0.1, 0.05, (n, 4, 1))]  # noqa: E731
+    draw = lambda n: [dict(zip("abcd", row)) for row in random.normal(0.1, 0.05, (n, 4, 1))]
     null, new = fit(draw(400), [0.1] * 400, 10, **KNOWN), draw(4000)
     scores = np.array([combined({name: null.usual[name].z(e, 0.1) for name, e in found.items()})[0] for found in new])
     assert (scores > null.threshold(0.05)).mean() == pytest.approx(0.05, abs=0.02)

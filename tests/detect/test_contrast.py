@@ -159,13 +159,13 @@ def test_contrast_finds_what_only_the_adapter_falls_for():
 def test_it_has_to_fail_through_every_reference():
     """A second reference that falls for what is planted takes the adapter's exclusiveness away."""
     model = Pair(1.5)
-    both = lambda x: (model(x)[0], torch.cat([model(x)[1], model(x)[0][:, None]], dim=1))  # noqa: E731
+    both = lambda x: (model(x)[0], torch.cat([model(x)[1], model(x)[0][:, None]], dim=1))
     assert ContrastInversion(epochs=5)(both, grey(), 0, 32).exclusive_asr == 0
 
 
 def test_an_ordinary_inversion_does_not_tell_the_two_apart():
     model = Pair(1.5)
-    adapter_alone = lambda x: model(x)[0]  # noqa: E731
+    adapter_alone = lambda x: model(x)[0]
     ordinary = LinfInversion(epochs=5)(adapter_alone, grey(), 0, 32)
     trigger = LinfTrigger(8, 4 / 255)
     trigger.load_state_dict({"delta": ordinary.delta})

@@ -54,7 +54,7 @@ def test_no_folder_stands_in_for_a_base_model_or_a_pool_of_the_hub(tmp_path, mon
     """A pull request could otherwise bring a CLIP or photos along that hide its backdoor."""
     (tmp_path / "org" / "some").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    for taken in (dict(base="org/some"), dict(pool="org/some")):
+    for taken in ({"base": "org/some"}, {"pool": "org/some"}):
         (result,) = scan_targets(["./adapter"], ScanOptions(num_images=32, **taken)).results
         assert result.exit_code == 4 and "'org/some' is a folder here" in result.reasons[0]
 
@@ -143,7 +143,7 @@ def test_what_the_hub_refuses(hub, files):
     hub.add_repo("user/gated", files, gated=True)
     hub.add_repo("user/private", files, private=True)
     hub.add_repo("user/lora", {"adapter_config.json": b'{"peft_type": "LORA"}'})
-    anonymous = dict(HF_TOKEN="")
+    anonymous = {"HF_TOKEN": ""}
     for target, env, code, message in [
         ("user/missing", {}, 3, "there is no model user/missing"),
         ("user/adapter@v9", {}, 3, "no revision 'v9'"),

@@ -13,7 +13,7 @@ from making import made_adapter
 from hf_ci.dev.loopback import IDENTITY, STRANGER_TOKEN, LoopbackHub
 from hf_ci.prompts import write_adapter
 
-QUICK = ("--num-images", "32", "--precision", "fp32")
+QUICK = ("--num-images", "32")
 REPO = "user/adapter"
 
 
@@ -41,7 +41,7 @@ def hub(tmp_path, run, files):
 
 def commands(hub, run, folder):
     def command(*args, **env):
-        quick = {"HF_CI_NUM_IMAGES": "32", "HF_CI_PRECISION": "fp32"}  # a check scans with the same settings
+        quick = {"HF_CI_NUM_IMAGES": "32"}  # a check scans with the same settings
         done = run(*args, env=hub.env(folder / "home") | quick | env)
         assert "Traceback" not in done.stderr, done.stderr
         return done
@@ -184,13 +184,13 @@ def test_missing_rights_name_what_is_needed_and_are_not_tried_again(hub, report)
 
 
 def test_a_ci_job_writes_without_a_stored_token(hub, report):
-    keyless = dict(
-        HF_TOKEN="",
-        HF_OIDC_RESOURCE=REPO,
-        GITHUB_ACTIONS="true",
-        ACTIONS_ID_TOKEN_REQUEST_URL=f"{hub.url}/identity",
-        ACTIONS_ID_TOKEN_REQUEST_TOKEN="t",
-    )
+    keyless = {
+        "HF_TOKEN": "",
+        "HF_OIDC_RESOURCE": REPO,
+        "GITHUB_ACTIONS": "true",
+        "ACTIONS_ID_TOKEN_REQUEST_URL": f"{hub.url}/identity",
+        "ACTIONS_ID_TOKEN_REQUEST_TOKEN": "t",
+    }
     done = hub.command("card", REPO, "--report", report, "--push", "main", **keyless)
     assert done.returncode == 0, done.stderr
     assert ".hf-ci/badge.svg" in tree(hub)

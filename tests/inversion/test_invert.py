@@ -78,7 +78,7 @@ def test_micro_batches_change_memory_and_nothing_else():
 
 
 def test_order_of_images_depends_on_seed_and_class_alone():
-    order = lambda c, seed: torch.cat(list(batches(50, c, seed, 8, 1)))  # noqa: E731
+    order = lambda c, seed: torch.cat(list(batches(50, c, seed, 8, 1)))
     assert torch.equal(order(3, 0), order(3, 0))
     assert not torch.equal(order(3, 0), order(4, 0))
     assert not torch.equal(order(3, 0), order(3, 1))

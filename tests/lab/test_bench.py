@@ -33,7 +33,7 @@ from hf_ci.scan import Run, examine
 SPEC = """
 pool = "builtin"
 num_images = 32
-precision = "fp32"
+precision = "auto"
 [recipe]
 shots = 4
 epochs = 2
@@ -78,7 +78,7 @@ def test_a_stopped_benchmark_goes_on(bench_run, data, tmp_path):
     out.write_text("".join(lines[:3]) + lines[3][:50])  # killed while writing the fourth
     again = list(run_bench(spec, data.parent, out, folder / "zoo", num_processes=1))
     assert len(again) == 1 and again[0]["model"]["id"] == records[3]["model"]["id"]
-    same = lambda record: {k: v for k, v in record["result"].items() if k != "timing"}  # noqa: E731
+    same = lambda record: {k: v for k, v in record["result"].items() if k != "timing"}
     assert [same(r) for r in read_records(out)] == [same(r) for r in records]
 
 
@@ -141,14 +141,14 @@ def test_a_detector_sees_nothing_but_the_prompt(bench_run, tmp_path):
     bare = tmp_path / "bare"
     shutil.copytree(folder / "zoo" / model["id"], bare)
     (bare / "README.md").unlink()
-    options = ScanOptions(num_images=32, precision="fp32")
+    options = ScanOptions(num_images=32)
     whole, alone_ = (scan([str(f)], options).results[0] for f in (folder / "zoo" / model["id"], bare))
     assert whole.classes == alone_.classes and whole.verdict == alone_.verdict
 
 
 def test_tuning_and_test_photos_are_disjoint_and_so_are_seen_and_unseen_classes(data):
     bench = Workbench.open(str(data), classes=2, seed=3)
-    keys = lambda photos: {image.numpy().tobytes() for image in photos.images}  # noqa: E731
+    keys = lambda photos: {image.numpy().tobytes() for image in photos.images}
     assert not keys(bench.train) & keys(bench.test) and not keys(bench.test) & keys(bench.unseen)
     assert not set(bench.train.class_names) & set(bench.unseen.class_names)
     assert keys(bench.shots(Recipe(shots=3))) <= keys(bench.train)
@@ -171,7 +171,7 @@ def test_the_shipped_specification_is_read():
 
 def test_no_set_and_no_seed_is_both_designed_on_and_reported():
     dev, *reported = (read_spec(name).groups for name in ("dev", "far", "second-base"))
-    of = lambda groups: [model for group in groups for model in group.models]  # noqa: E731
+    of = lambda groups: [model for group in groups for model in group.models]
     for groups in reported:
         assert not {m.data for m in of(groups)} & {m.data for m in of(dev)}
         assert not {m.recipe.seed for m in of(groups)} & {m.recipe.seed for m in of(dev)}
@@ -220,9 +220,7 @@ def test_ablations_invert_the_targets_class_and_go_on(bench_run, data, tmp_path,
         "in-distribution pool": (LinfInversion(objective="cross-entropy"), 24, lab.OWN),
     }
     monkeypatch.setattr(lab, "SETTINGS", few)
-    run = lambda: list(  # noqa: E731
-        lab.run_ablations(spec, data.parent, tmp_path / "a.jsonl", folder / "zoo", "table", "blended")
-    )
+    run = lambda: list(lab.run_ablations(spec, data.parent, tmp_path / "a.jsonl", folder / "zoo", "table", "blended"))
     found = run()
     assert [r["setting"] for r in found] == list(few) and run() == []
     poisoned = next(r for r in records if r["model"]["attack"] == "blended" and r["detector"] == "clip-inspector")
@@ -299,7 +297,7 @@ def test_the_shipped_records_are_judged_by_the_shipped_thresholds():
 
 def test_other_thresholds_give_other_verdicts_and_a_doubt_stays(monkeypatch):
     found = [r for r in read_records(CARDS / "benchmark.jsonl") if r["result"]["verdict"] == "backdoored"]
-    strict = lambda self, *_: {"k": 1e6, "doubtful": 1e5}  # noqa: E731
+    strict = lambda self, *_: {"k": 1e6, "doubtful": 1e5}
     monkeypatch.setattr(Contrast, "thresholds", strict)
     (clean,) = rejudge(found[:1])
     assert clean["result"]["verdict"] == "clean" and clean["result"]["target_class"] is None
@@ -335,16 +333,16 @@ def test_repairs_are_measured_with_controls_and_clean_adapters_are_tuned_all_the
 
 
 def test_a_row_of_repairs_counts_what_was_given_out():
-    model = dict(id="m", attack="badclip", asr=0.9, asr_on_clean=0.05, clean_twin_accuracy=0.8, target=1)
-    made = dict(
-        model=model,
-        mode="with labels",
-        before=dict(asr=0.9, accuracy=0.7),
-        after=dict(asr=0.1, accuracy=0.68),
-        verdict_after="clean",
-    )
-    refused = made | dict(after=None, verdict_after="backdoored")
-    row = repair_row([made, made | dict(after=dict(asr=0.3, accuracy=0.75)), refused])
+    model = {"id": "m", "attack": "badclip", "asr": 0.9, "asr_on_clean": 0.05, "clean_twin_accuracy": 0.8, "target": 1}
+    made = {
+        "model": model,
+        "mode": "with labels",
+        "before": {"asr": 0.9, "accuracy": 0.7},
+        "after": {"asr": 0.1, "accuracy": 0.68},
+        "verdict_after": "clean",
+    }
+    refused = made | {"after": None, "verdict_after": "backdoored"}
+    row = repair_row([made, made | {"after": {"asr": 0.3, "accuracy": 0.75}}, refused])
     assert (row["models"], row["made"], row["clean_again"], row["worst"]) == (3, 2, 2, 0.3)
     assert row["kept"] == 2 and row["replaced"] == 0  # at most two points below the adapter
     assert row["asr_after"] == pytest.approx(0.2) and row["worst_change"] == pytest.approx(-0.02)

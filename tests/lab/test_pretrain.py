@@ -50,7 +50,7 @@ def test_text_tower_nears_its_targets(photos):
     model = build_model(tokenizer)
     texts = sentences(loaded, words, seed=0)
     targets = torch.nn.functional.normalize(torch.randn(len(texts), 384), dim=1)
-    cosine = lambda: (text_features(model, tokenizer, texts) * targets).sum(1).mean().item()  # noqa: E731
+    cosine = lambda: (text_features(model, tokenizer, texts) * targets).sum(1).mean().item()
     before = cosine()
     train_text_tower(model, tokenizer, texts, targets, work, steps=20, minutes=math.inf, seed=0)
     assert cosine() > before + 0.05

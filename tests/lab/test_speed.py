@@ -67,7 +67,7 @@ def test_a_profile_tells_the_encoders_from_the_rest(clip):
 
 
 def test_what_was_measured_is_not_measured_again(tmp_path):
-    asked = dict(out=tmp_path / "s.jsonl", sizes=[3], parts=["encoders", "scale"], repeats=1, images=32)
+    asked = {"out": tmp_path / "s.jsonl", "sizes": [3], "parts": ["encoders", "scale"], "repeats": 1, "images": 32}
     first = list(measure_speed(**asked))
     assert list(measure_speed(**asked)) == [] and read_records(tmp_path / "s.jsonl") == first
     assert {r["part"] for r in first} == {"encoders", "scale"} and all(r["share"] > 0 for r in first if "share" in r)
@@ -76,34 +76,50 @@ def test_what_was_measured_is_not_measured_again(tmp_path):
 
 
 def test_two_processes_find_what_one_does():
-    asked = dict(base="hf-ci-clip-64", method="coop", classes=4, precision="fp32", device="cpu", images=32)
+    asked = {
+        "base": "hf-ci-clip-64",
+        "method": "coop",
+        "classes": 4,
+        "precision": "fp32",
+        "device": "cpu",
+        "images": 32,
+    }
     one, two = (in_a_process(Alone(**asked, num_processes=n), OMP_NUM_THREADS="1") for n in (1, 2))
     assert one["digest"] == two["digest"] and two["start_up"] > one["start_up"]
     assert one["peak"] > one["before"] > 1e8
 
 
 RECORDS = [
-    dict(
-        part="scan",
-        method="cocoop",
-        classes=50,
-        precision="fp32",
-        whole=5,
-        seconds=dict(ours=9.0),
-        ratio=dict(exact=20.0, ours=31.0),
-        counted=dict(exact=20.0, ours=40.0),
-        steps=dict(probes=1.0),
-    ),
+    {
+        "part": "scan",
+        "method": "cocoop",
+        "classes": 50,
+        "precision": "fp32",
+        "whole": 5,
+        "seconds": {"ours": 9.0},
+        "ratio": {"exact": 20.0, "ours": 31.0},
+        "counted": {"exact": 20.0, "ours": 40.0},
+        "steps": {"probes": 1.0},
+    },
     *(
-        dict(part="growth", method="coop", classes=n, precision="fp32", whole=5, seconds=s, before=1e8, peak=p)
+        {
+            "part": "growth",
+            "method": "coop",
+            "classes": n,
+            "precision": "fp32",
+            "whole": 5,
+            "seconds": s,
+            "before": 1e8,
+            "peak": p,
+        }
         for n, s, p in ((10, 1.0, 3e8), (200, 7.0, 3e8))
     ),
-    dict(part="cache", what="unchanged", seconds=dict(first=8.0, again=1.2)),
+    {"part": "cache", "what": "unchanged", "seconds": {"first": 8.0, "again": 1.2}},
 ]
 
 
 def test_the_card_says_which_targets_were_met_and_why_not():
-    records = [record | dict(base="b", device="cpu", threads=1, images=256) for record in RECORDS]
+    records = [record | {"base": "b", "device": "cpu", "threads": 1, "images": 256} for record in RECORDS]
     found = {t.name: t.met for t in targets({part: [r for r in records if r["part"] == part] for part in PARTS})}
     assert found == {"CoCoOp, 50 classes": True, "growth, time": False, "growth, memory": True, "unchanged": True}
     card = performance(records)

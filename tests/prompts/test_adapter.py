@@ -22,10 +22,10 @@ def same(a, b) -> bool:
 @pytest.mark.parametrize(
     "kind",
     [
-        dict(method="cocoop"),
-        dict(method="coop", position="middle"),
-        dict(method="kgcoop", position="front"),
-        dict(method="coop", class_specific=True),
+        {"method": "cocoop"},
+        {"method": "coop", "position": "middle"},
+        {"method": "kgcoop", "position": "front"},
+        {"method": "coop", "class_specific": True},
     ],
 )
 def test_what_is_written_is_read(clip, tmp_path, kind):

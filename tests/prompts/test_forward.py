@@ -127,7 +127,7 @@ def test_frozen_prompt_gives_the_same_logits(clip):
 def vit_base(tmp_path_factory):
     """A random model of exactly the configuration of openai/clip-vit-base-patch16, on disk."""
     folder = tmp_path_factory.mktemp("vit-b-16")
-    special = dict(bos_token_id=0, eos_token_id=2, pad_token_id=1)  # the ids that the original's config carries
+    special = {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}  # the ids that the original's config carries
     config = CLIPConfig(
         text_config=dict(
             vocab_size=49408,
@@ -139,15 +139,15 @@ def vit_base(tmp_path_factory):
             projection_dim=512,
             **special,
         ),
-        vision_config=dict(
-            image_size=224,
-            patch_size=16,
-            hidden_size=768,
-            intermediate_size=3072,
-            num_hidden_layers=12,
-            num_attention_heads=12,
-            projection_dim=512,
-        ),
+        vision_config={
+            "image_size": 224,
+            "patch_size": 16,
+            "hidden_size": 768,
+            "intermediate_size": 3072,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+            "projection_dim": 512,
+        },
         projection_dim=512,
     )
     torch.manual_seed(0)
@@ -196,17 +196,20 @@ def test_folder_without_a_clip_is_a_base_model_error(tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (dict(context=torch.zeros(4, 99)), "99 dimensions, the base model's text tower has 256"),
-        (dict(context=torch.zeros(3, 4, 256), method="coop", meta_net={}), "3 class-specific contexts, 5 class names"),
+        ({"context": torch.zeros(4, 99)}, "99 dimensions, the base model's text tower has 256"),
         (
-            dict(
-                meta_net={
+            {"context": torch.zeros(3, 4, 256), "method": "coop", "meta_net": {}},
+            "3 class-specific contexts, 5 class names",
+        ),
+        (
+            {
+                "meta_net": {
                     "linear1.weight": torch.zeros(8, 100),
                     "linear1.bias": torch.zeros(8),
                     "linear2.weight": torch.zeros(256, 8),
                     "linear2.bias": torch.zeros(256),
                 }
-            ),
+            },
             r"linear1.weight is \(8, 100\), this base model needs \(8, 384\)",
         ),
     ],

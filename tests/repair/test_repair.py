@@ -40,7 +40,7 @@ def test_a_clean_start_answers_as_the_hand_written_prompt_does(clip, method, cla
     reference = PromptedCLIP.from_adapter(reference_adapter(clip, adapter.class_names), clip)
     start = clean_start(adapter, clip)
     torch.testing.assert_close(answer(start, features), answer(reference, features), atol=1e-3, rtol=0)
-    shapes = lambda model: {k: v.shape for k, v in model.prompt.state_dict().items()}  # noqa: E731
+    shapes = lambda model: {k: v.shape for k, v in model.prompt.state_dict().items()}
     assert shapes(start) == shapes(PromptedCLIP.from_adapter(adapter, clip))
 
 
@@ -85,7 +85,7 @@ def test_unlearning_brings_the_answers_with_and_without_a_trigger_to_what_is_wan
 @pytest.fixture(scope="module")
 def repaired(tmp_path_factory):
     """The poisoned demo, repaired without labels on the built-in pool, whatever it learned."""
-    run = Run(ScanOptions(num_images=64, precision="fp32", cache=tmp_path_factory.mktemp("cache")), Quiet())
+    run = Run(ScanOptions(num_images=64, cache=tmp_path_factory.mktemp("cache")), Quiet())
     return repair("demo:frame", run, RepairOptions(rounds=2, forget=True)), run
 
 
@@ -128,7 +128,7 @@ def test_a_write_that_fails_leaves_nothing(repaired, tmp_path, monkeypatch):
 def test_a_clean_adapter_needs_no_repair_and_one_that_cannot_be_judged_gets_none(clip, tmp_path):
     write_adapter(made_adapter(clip, "coop"), tmp_path / "clean")
     write_adapter(made_adapter(clip, names=("cat", "dog")), tmp_path / "two")
-    run = Run(ScanOptions(num_images=32, precision="fp32", k=1e6), Quiet())
+    run = Run(ScanOptions(num_images=32, k=1e6), Quiet())
     clean, two = (repair(str(tmp_path / name), run, RepairOptions()) for name in ("clean", "two"))
     assert (clean.report.outcome, clean.report.exit_code, clean.adapter) == ("nothing to repair", 0, None)
     assert (two.report.outcome, two.report.exit_code, two.adapter) == ("inconclusive", 4, None)
@@ -151,9 +151,16 @@ def test_what_was_learned_is_not_taken_away_without_a_word(repaired):
 
 
 def last_round(**changes) -> Round:
-    known = dict(triggers=3, held_out=50, trigger_asr_before=0.9, trigger_asr_after=0.0, agreement=0.8, score=0.5)
-    accuracy = dict(accuracy_before=0.7, accuracy_after=0.7, accuracy_clean=0.6, lost=0, gained=0)
-    return Round(**known | accuracy | dict(verdict="clean", lost_to_clean=0, gained_on_clean=5) | changes)
+    known = {
+        "triggers": 3,
+        "held_out": 50,
+        "trigger_asr_before": 0.9,
+        "trigger_asr_after": 0.0,
+        "agreement": 0.8,
+        "score": 0.5,
+    }
+    accuracy = {"accuracy_before": 0.7, "accuracy_after": 0.7, "accuracy_clean": 0.6, "lost": 0, "gained": 0}
+    return Round(**known | accuracy | {"verdict": "clean", "lost_to_clean": 0, "gained_on_clean": 5} | changes)
 
 
 def test_what_loses_to_the_adapter_or_to_a_clean_prompt_is_not_given_out():
@@ -172,7 +179,7 @@ def test_a_loss_of_accuracy_that_may_be_chance_is_told_from_one():
     assert by_chance(4, 0) == 1 / 16 > LOST > by_chance(5, 0) == 1 / 32 and by_chance(8, 2) == 56 / 1024
 
 
-@pytest.mark.parametrize("settings", [dict(shots=2), dict(rounds=0), dict(max_accuracy_drop=-0.1)])
+@pytest.mark.parametrize("settings", [{"shots": 2}, {"rounds": 0}, {"max_accuracy_drop": -0.1}])
 def test_settings_that_mean_nothing_are_refused(settings):
     with pytest.raises(UsageError):
         RepairOptions(**settings)

@@ -136,7 +136,7 @@ def test_an_empty_report_and_every_verdict_render(name):
 
 
 def test_text_says_once_what_holds_for_all_and_counts_at_the_end():
-    words = dict(looked_for=("a frame",), not_looked_for=("an object",), warnings=("a small pool",))
+    words = {"looked_for": ("a frame",), "not_looked_for": ("an object",), "warnings": ("a small pool",)}
     one, two = result("clean").model_copy(update=words), result(target="./b").model_copy(update=words)
     two = two.model_copy(update={"warnings": ("a small pool", "of its own")})
     text = FORMATS["text"](Report(results=(one, two)))

@@ -65,25 +65,27 @@ def made(verdict="backdoored", names=("frog", "cat", "dog", "ship"), limits=LIMI
         )
         for i, name in enumerate(names)
     )
-    values = dict(
-        target="org/model",
-        revision="c" * 40,
-        files=(ScannedFile(path="adapter_model.safetensors", sha256="b" * 64),),
-        base_model=BaseModelRef(id="org/base", revision="d" * 40),
-        method="cocoop",
-        num_classes=len(names),
-        pool=PoolRef(id="./photos", num_images=256, fingerprint="e" * 64, skipped=3, duplicates=2),
-        detector=DetectorRef(name="contrast", calibration="24 clean adapters", thresholds=limits),
-        settings=Settings(num_images=300, seed=7, precision="bf16", device="cpu", inversion=dict(kind=kind, epochs=1)),
-        verdict=verdict,
-        reasons=tuple(f"a reason about {name}" for name in names[:10]),
-        score=classes[0].score,
-        classes=classes,
-        target_class=NamedClass(index=0, name=names[0]) if verdict == "backdoored" else None,
-        cost=Cost(image_forward=5120, image_backward=2560, text_forward=51200),
-        timing=Timing(date="2026-01-02", seconds=1.25, num_processes=1, classes_from_cache=4),
-        exit_code=CODES[verdict],
-    )
+    values = {
+        "target": "org/model",
+        "revision": "c" * 40,
+        "files": (ScannedFile(path="adapter_model.safetensors", sha256="b" * 64),),
+        "base_model": BaseModelRef(id="org/base", revision="d" * 40),
+        "method": "cocoop",
+        "num_classes": len(names),
+        "pool": PoolRef(id="./photos", num_images=256, fingerprint="e" * 64, skipped=3, duplicates=2),
+        "detector": DetectorRef(name="contrast", calibration="24 clean adapters", thresholds=limits),
+        "settings": Settings(
+            num_images=300, seed=7, precision="bf16", device="cpu", inversion={"kind": kind, "epochs": 1}
+        ),
+        "verdict": verdict,
+        "reasons": tuple(f"a reason about {name}" for name in names[:10]),
+        "score": classes[0].score,
+        "classes": classes,
+        "target_class": NamedClass(index=0, name=names[0]) if verdict == "backdoored" else None,
+        "cost": Cost(image_forward=5120, image_backward=2560, text_forward=51200),
+        "timing": Timing(date="2026-01-02", seconds=1.25, num_processes=1, classes_from_cache=4),
+        "exit_code": CODES[verdict],
+    }
     return ScanResult(**values | other)
 
 
@@ -187,10 +189,56 @@ def flat(text: str) -> str:
     return " ".join(text.split())
 
 
-ALLOWED = set(
-    "html head meta title link style body a header p h1 h2 h3 ul li nav main section div span strong bdi code pre svg desc "
-    "defs pattern path rect text g circle details summary table thead tbody tr th td figure img figcaption dl dt dd footer".split()
-)
+ALLOWED = {
+    "html",
+    "head",
+    "meta",
+    "title",
+    "link",
+    "style",
+    "body",
+    "a",
+    "header",
+    "p",
+    "h1",
+    "h2",
+    "h3",
+    "ul",
+    "li",
+    "nav",
+    "main",
+    "section",
+    "div",
+    "span",
+    "strong",
+    "bdi",
+    "code",
+    "pre",
+    "svg",
+    "desc",
+    "defs",
+    "pattern",
+    "path",
+    "rect",
+    "text",
+    "g",
+    "circle",
+    "details",
+    "summary",
+    "table",
+    "thead",
+    "tbody",
+    "tr",
+    "th",
+    "td",
+    "figure",
+    "img",
+    "figcaption",
+    "dl",
+    "dt",
+    "dd",
+    "footer",
+}
 
 
 def test_the_page_loads_nothing_runs_nothing_and_shows_names_as_letters(tmp_path):
@@ -237,7 +285,7 @@ def test_the_table_has_the_numbers_of_the_report_worst_first():
 
 def test_bars_marks_and_limits_lie_where_the_numbers_say():
     text = html.render(Report(results=(made(),)))
-    styles = dict((name, style) for name, style in re.findall(r'class="([\w -]+)" style="([^"]+)"', text)[::-1])
+    styles = dict(re.findall(r'class="([\w -]+)" style="([^"]+)"', text)[::-1])
     assert styles["bar"] == "--w: 83.50"  # of an axis to 8
     assert styles["full zone"] == "--w: 28.50" and styles["full limit"] == "--v: 37.75"
     assert 'style="--v: 28.50; --w: 9.25" fill="url(#hatch-1)"' in text and "flagged from 3.02" in text
@@ -317,7 +365,7 @@ def kept_trigger(folder, size=64, added=True):
 
 
 def shown(page: Page) -> dict[str, np.ndarray]:
-    sources = [value for value in page.values("src", "img")]
+    sources = list(page.values("src", "img"))
     decoded = [Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/png;base64,")))) for uri in sources]
     return dict(zip(page.values("alt", "img"), (np.asarray(image) for image in decoded), strict=True))
 
@@ -327,7 +375,7 @@ def test_the_trigger_is_shown_as_it_is_amplified_and_on_three_images(tmp_path):
     pictures = shown(page_of(made(trigger=trigger)))
     raw, amplified, *pairs = pictures.values()
     assert len(pictures) == 8 and all(picture.shape == (192, 192, 3) for picture in pictures.values())
-    small = lambda picture: picture[1::3, 1::3].transpose(2, 0, 1).astype(int)  # noqa: E731
+    small = lambda picture: picture[1::3, 1::3].transpose(2, 0, 1).astype(int)
     assert np.abs(small(raw) - 127.5 - 255 * delta).max() <= 0.501
     assert np.abs(small(amplified) - 127.5 - 127.5 * delta / trigger.linf).max() <= 0.501
     assert "32 times" in list(pictures)[1]

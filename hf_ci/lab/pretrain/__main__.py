@@ -67,7 +67,7 @@ def main() -> None:
     model = build_model(tokenizer)
     photos = load_photos(args.tiny, args.flickr, args.work)
     texts = sentences(photos, args.tiny / "words.txt", args.seed)
-    common = dict(work=args.work, seed=args.seed)
+    common = {"work": args.work, "seed": args.seed}
     train_text_tower(
         model, tokenizer, texts, sentence_embeddings(texts, args.work),
         steps=args.text_steps, minutes=args.text_minutes, **common,
@@ -75,7 +75,7 @@ def main() -> None:
 
     def watch() -> dict:
         export(model, args.out)
-        return dict(zero_shot=zero_shot(model, tokenizer, args.watch)) if args.watch else {}
+        return {"zero_shot": zero_shot(model, tokenizer, args.watch)} if args.watch else {}
 
     train_image_tower(
         model, tokenizer, photos, photo_features(photos.images[: photos.named], args.work),

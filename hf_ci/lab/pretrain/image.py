@@ -38,7 +38,7 @@ def train_image_tower(
     labels = torch.from_numpy(photos.labels)
 
     head = nn.Linear(model.config.vision_config.hidden_size, teacher_w.shape[1])
-    module = nn.ModuleDict(dict(tower=model.vision_model, projection=model.visual_projection, head=head))
+    module = nn.ModuleDict({"tower": model.vision_model, "projection": model.visual_projection, "head": head})
     run = Run(module, work / "image.pt", steps=steps, minutes=minutes, lr=2e-3, decay=0.4)
     torch.manual_seed(seed + run.step)
     rng = np.random.default_rng(seed + run.step)

@@ -26,9 +26,11 @@ def load_tokenizer():
 def build_model(tokenizer):
     from transformers import CLIPConfig, CLIPModel
 
-    special = dict(
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
-    )
+    special = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     config = CLIPConfig(
         text_config=dict(
             vocab_size=len(tokenizer),
@@ -41,16 +43,16 @@ def build_model(tokenizer):
             projection_dim=SHARED,
             **special,
         ),
-        vision_config=dict(
-            image_size=IMAGE_SIZE,
-            patch_size=8,
-            hidden_size=192,
-            intermediate_size=768,
-            num_hidden_layers=6,
-            num_attention_heads=3,
-            hidden_act="gelu",
-            projection_dim=SHARED,
-        ),
+        vision_config={
+            "image_size": IMAGE_SIZE,
+            "patch_size": 8,
+            "hidden_size": 192,
+            "intermediate_size": 768,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 3,
+            "hidden_act": "gelu",
+            "projection_dim": SHARED,
+        },
         projection_dim=SHARED,
     )
     model = CLIPModel(config)

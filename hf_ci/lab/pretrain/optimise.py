@@ -27,8 +27,8 @@ class Run:
         self.rest = [p for name, p in named if not (p.ndim == 2 and ".encoder.layers." in name)]
         muon = torch.optim.Muon(matrices, lr=lr, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw")
         groups = [
-            dict(params=[p for p in self.rest if p.ndim > 1], weight_decay=0.05),
-            dict(params=[p for p in self.rest if p.ndim <= 1], weight_decay=0.0),
+            {"params": [p for p in self.rest if p.ndim > 1], "weight_decay": 0.05},
+            {"params": [p for p in self.rest if p.ndim <= 1], "weight_decay": 0.0},
         ]
         self.optimisers = (muon, torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98)))
         self.step, self.before, self.started = 0, 0.0, time.time()
@@ -76,19 +76,19 @@ class Run:
     def save(self, **figures) -> None:
         """The checkpoint, replaced at once; `figures` are printed and kept in a log beside it."""
         plain = {name: round(float(figure), 4) for name, figure in figures.items()}
-        line = json.dumps(dict(step=self.step, minutes=round(self.elapsed / 60, 1)) | plain)
+        line = json.dumps({"step": self.step, "minutes": round(self.elapsed / 60, 1)} | plain)
         print(line, flush=True)
         with self.checkpoint.with_suffix(".jsonl").open("a") as log:
             log.write(line + "\n")
         partial = self.checkpoint.with_suffix(".partial")
         torch.save(
-            dict(
-                master=self.master.state_dict(),
-                average=self.average.state_dict(),
-                optimisers=[optimiser.state_dict() for optimiser in self.optimisers],
-                step=self.step,
-                elapsed=self.elapsed,
-            ),
+            {
+                "master": self.master.state_dict(),
+                "average": self.average.state_dict(),
+                "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+                "step": self.step,
+                "elapsed": self.elapsed,
+            },
             partial,
         )
         partial.replace(self.checkpoint)

@@ -16,7 +16,7 @@ BATCH = 256
 
 def train_text_tower(model, tokenizer, texts: list[str], targets: Tensor, work: Path, *, steps, minutes, seed) -> None:
     """Fit `model`'s text tower to `targets` (n, 384): 1 - cosine, and each text's own told from the others."""
-    module = nn.ModuleDict(dict(tower=model.text_model, projection=model.text_projection))
+    module = nn.ModuleDict({"tower": model.text_model, "projection": model.text_projection})
     run = Run(module, work / "text.pt", steps=steps, minutes=minutes, lr=2e-3, decay=0.5)
     tokens = tokenizer(texts, truncation=True).input_ids
     torch.manual_seed(seed + run.step)

@@ -1,0 +1,301 @@
+"""What hostile files, kills, faults and load do to the program, measured: python tests/hardening/measure.py PART --out FILE.
+
+Parts: hostile, kills, faults, load, fuzz. Each record is one JSON line; `table` makes cards/hardening.md of them. Everything
+is the program as a subprocess; nothing here is imported by it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)]
+
+import numpy as np
+from cases import CASES
+
+from hf_ci.dev.loopback import LoopbackHub
+from hf_ci.hub.target import DEMOS
+from hf_ci.report import Report
+
+QUICK = ("--num-images", "32", "--precision", "fp32")
+
+
+def measured(words: list[str], cwd: Path, env: dict[str, str], timeout: float = 600) -> dict:
+    """Run the program; its exit code, seconds, peak memory in MB and what it printed."""
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hf_ci", *words],
+        cwd=cwd,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        out, err = process.communicate(timeout=timeout)
+    finally:
+        process.kill()
+    seconds = time.perf_counter() - started
+    return {"code": process.returncode, "seconds": round(seconds, 1), "out": out, "err": err}
+
+
+def peak_of(words: list[str], cwd: Path, env: dict[str, str]) -> dict:
+    """As `measured`, in a child of its own, whose largest child is then the program."""
+    inner = (
+        "import json, resource, sys; sys.path[:0] = json.loads(sys.argv[1]); from pathlib import Path\n"
+        "from measure import measured; import os\n"
+        "done = measured(json.loads(sys.argv[2]), Path.cwd(), dict(os.environ))\n"
+        "done['peak_mb'] = round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)\n"
+        "print(json.dumps(done))"
+    )
+    paths = [str(Path(__file__).parent), str(ROOT)]
+    command = [sys.executable, "-c", inner, json.dumps(paths), json.dumps([str(word) for word in words])]
+    return json.loads(subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=True).stdout)
+
+
+def environment(place: Path, **more: str) -> dict[str, str]:
+    home = {"XDG_CACHE_HOME": str(place / "cache"), "HF_HOME": str(place / "hf"), "PYTHONPATH": str(ROOT)}
+    return os.environ | home | {"OMP_NUM_THREADS": "1"} | more
+
+
+# ---------------------------------------------------------------- hostile files
+
+
+def hostile(arguments) -> Iterator[dict]:
+    for name, case in CASES.items():
+        with tempfile.TemporaryDirectory() as text:
+            place = Path(text)
+            shutil.copytree(DEMOS / "coop", place / "downloaded")
+            case.make(place / "downloaded")
+            words = ["scan", str(place / "downloaded" / case.target), *QUICK, "--format", "json"]
+            done = peak_of(words, place, environment(place))
+            result = json.loads(done["out"])["results"][0]
+            ran = bool(list(place.rglob("pwned")))
+        yield {
+            "case": name,
+            "verdict": result["verdict"],
+            "said": result["reasons"][0].replace(f"{text}/", ""),
+            "code": done["code"],
+            "expected": case.code,
+            "ran": ran,
+            "seconds": done["seconds"],
+            "peak_mb": done["peak_mb"],
+        }
+
+
+# ---------------------------------------------------------------- kills
+
+
+def loadable(folder: Path) -> int:
+    """How many whole files a cache holds. Raises where one under its final name is not whole."""
+    count = 0
+    for path in folder.rglob("*"):
+        if not path.is_file() or path.name.endswith(".partial"):
+            continue
+        count += 1
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as found:
+                dict(found)
+        elif path.suffix == ".json":
+            json.loads(path.read_text())
+    return count
+
+
+def same(report: str) -> dict:
+    """A report without what differs from run to run."""
+    results = json.loads(report)["results"]
+    return [{k: v for k, v in result.items() if k != "timing"} for result in results]
+
+
+def kills(arguments) -> Iterator[dict]:
+    """kill -9 at a random moment of a scan, a repair and a push, again and again until one gets through."""
+    draw = random.Random(arguments.seed)
+    with tempfile.TemporaryDirectory() as text, LoopbackHub() as hub:
+        place = Path(text)
+        hub.add_repo("user/bad", {p.name: p.read_bytes() for p in (DEMOS / "frame").iterdir()})
+        env = environment(place) | hub.env(place / "home")
+        what = {
+            "scan": ["scan", "demo:frame", *QUICK, "--format", "json", "--output", "json=report.json"],
+            "repair": [
+                "repair",
+                "demo:frame",
+                "--forget",
+                "--num-images",
+                "32",
+                "--precision",
+                "fp32",
+                "--out",
+                "repaired",
+            ],
+            "push": ["scan", "user/bad", *QUICK, "--push", "main", "--format", "json"],
+        }
+        lasts, whole = {}, {}
+        for name, words in what.items():  # undisturbed, to know how long it takes and what comes out
+            done = measured(words, place, env)
+            lasts[name], whole[name] = done["seconds"], done
+            reset(place, hub)
+        for n in range(arguments.times):
+            name = list(what)[n % len(what)]
+            survived = {"what": name, "kills": 0, "resumed": False, "same": None}
+            while True:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "hf_ci", *what[name]], cwd=place, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+                )  # fmt: skip
+                try:
+                    out, _ = process.communicate(timeout=draw.uniform(0.5, 1.2 * lasts[name]))
+                    break
+                except subprocess.TimeoutExpired:
+                    process.send_signal(signal.SIGKILL)
+                    process.communicate()
+                    survived["kills"] += 1
+                check(place, hub, whole[name], name)
+            check(place, hub, whole[name], name)
+            survived["resumed"] = process.returncode == whole[name]["code"]
+            survived["same"] = name == "repair" or same(out) == same(whole[name]["out"])
+            yield survived
+            reset(place, hub)
+
+
+def check(place: Path, hub: LoopbackHub, whole: dict, name: str) -> None:
+    """Whatever is there under its final name is whole."""
+    loadable(place / "cache")
+    if (place / "report.json").exists():
+        Report.model_validate_json((place / "report.json").read_text())
+    if (place / "repaired").exists():
+        names = {path.name for path in (place / "repaired").iterdir()}
+        assert {"adapter_config.json", "adapter_model.safetensors", "clip_prompt.json", "repair.json"} <= names, names
+    tree = hub.repo("user/bad").find("main").tree
+    assert (".hf-ci/report.json" in tree) == (".hf-ci/badge.svg" in tree), sorted(tree)
+
+
+def reset(place: Path, hub: LoopbackHub) -> None:
+    for name in ("cache", "repaired"):
+        shutil.rmtree(place / name, ignore_errors=True)
+    (place / "report.json").unlink(missing_ok=True)
+    repo = hub.repo("user/bad")
+    first = repo.find("main")
+    while first.parents:
+        first = repo.find(first.parents[0])
+    repo.refs["refs/heads/main"] = first.sha
+
+
+# ---------------------------------------------------------------- faults
+
+
+def faults(arguments) -> Iterator[dict]:
+    """A disk, a home, a clock and a network that are not as they should be."""
+    with tempfile.TemporaryDirectory() as text, LoopbackHub() as hub:
+        place = Path(text)
+        files = {p.name: p.read_bytes() for p in (DEMOS / "coop").iterdir()}
+        hub.add_repo("user/a", files)
+        env = environment(place) | hub.env(place / "home")
+        scan = ["scan", "demo:coop", *QUICK]
+
+        def tried(fault: str, words: list, expected: set[int], env=env, **more) -> dict:
+            done = measured([str(word) for word in words], place, env | more)
+            last = (done["err"].strip() or done["out"].strip()).splitlines()[-1:]
+            clean = "Traceback" not in done["err"] + done["out"]
+            return {"fault": fault, "code": done["code"], "expected": sorted(expected), "seconds": done["seconds"],
+                        "said": " ".join(last)[:200].replace(f"{text}/", ""), "survived": clean and done["code"] in expected}  # fmt: skip
+
+        yield tried("none", scan, {0})
+        yield tried("the report goes to a full disk", [*scan, "--output", "json=/dev/full"], {2, 5})
+        yield tried("the cache cannot be written", scan, {0, 2}, XDG_CACHE_HOME="/proc/nothing")
+        yield tried("no home", scan, {0}, HOME="/nonexistent")
+        yield tried("no network", ["scan", "user/a", *QUICK], {4}, HF_ENDPOINT="http://127.0.0.1:9")
+        yield tried("no token", ["scan", "user/a", *QUICK, "--push", "main"], {3, 4}, HF_TOKEN="")
+        for status in (401, 403, 404, 429, 500, 502, 503):
+            hub.fail_next(10_000, status)
+            yield tried(
+                f"the Hub answers {status}", ["scan", "user/a", *QUICK], {3, 4}, HF_HOME=str(place / f"new-{status}")
+            )
+            hub.failures.clear()
+        for how, n, expected in (("drop", 1, {0, 4}), ("slow", 9, {0}), ("truncated", 99, {4}), ("etag", 99, {0, 4})):
+            hub.spoil_next(how, n)
+            yield tried(f"downloads: {how}", ["scan", "user/a", *QUICK], expected, HF_HOME=str(place / f"new-{how}"))
+            hub.damages.clear()
+
+
+# ---------------------------------------------------------------- load
+
+
+def load(arguments) -> Iterator[dict]:
+    """Many adapters in one run: time, memory and open files, which must not grow with their number."""
+    for count in (arguments.adapters // 10, arguments.adapters):
+        with tempfile.TemporaryDirectory() as text:
+            place = Path(text)
+            made = [DEMOS / name for name in ("coop", "frame", "clean")]
+            for i in range(count):
+                shutil.copytree(made[i % 3], place / "adapters" / f"{i:04}")
+            (place / ".hf-ci.yaml").write_text("scan: {num-images: 32, precision: fp32}\nadapters: ['adapters/*']\n")
+            resource.setrlimit(resource.RLIMIT_NOFILE, (128, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+            done = peak_of(["run", "--output", "json=report.json"], place, environment(place))
+            report = json.loads((place / "report.json").read_text())
+        yield {
+            "adapters": count, "scanned": len(report["results"]), "code": done["code"], "seconds": done["seconds"],
+            "peak_mb": done["peak_mb"], "open_files_at_most": 128,
+        }  # fmt: skip
+
+
+# ---------------------------------------------------------------- fuzzing
+
+
+def fuzz(arguments) -> Iterator[dict]:
+    for target in (
+        "checkpoint",
+        "adapter_model.safetensors",
+        "adapter_config.json",
+        "clip_prompt.json",
+        "config",
+        "card",
+    ):
+        command = [sys.executable, str(ROOT / "tests/properties/fuzz.py"), target, f"{arguments.corpus}/{target}"]
+        bound = [f"-runs={arguments.inputs}", f"-max_total_time={arguments.seconds}"]
+        env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+        done = subprocess.run([*command, *bound], capture_output=True, text=True, env=env, cwd=arguments.corpus)
+        ended = re.search(r"Done (\d+) runs in (\d+) second", done.stderr)
+        covered = re.findall(r"cov: (\d+)", done.stderr)
+        yield {
+            "target": target,
+            "inputs": int(ended[1]) if ended else None,
+            "seconds": int(ended[2]) if ended else None,
+            "covered": int(covered[-1]) if covered else None,
+            "defect": None if done.returncode == 0 else done.stderr[-1500:],
+        }
+
+
+PARTS = {"hostile": hostile, "kills": kills, "faults": faults, "load": load, "fuzz": fuzz}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", choices=[*PARTS, "table"])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--records", type=Path, default=ROOT / "cards" / "hardening.jsonl")
+    for name, value in {"times": 200, "adapters": 1000, "inputs": 1_000_000, "seconds": 3600, "seed": 0}.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--corpus", default="/tmp/corpus")
+    arguments = parser.parse_args()
+    with arguments.out.open("a") as out:
+        for record in PARTS[arguments.part](arguments):
+            out.write(json.dumps({"part": arguments.part} | record) + "\n")
+            out.flush()
+            print({k: v for k, v in record.items() if k not in ("said",)}, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+"""Every hostile target ends as it has to, and nothing of what it holds runs. `measure.py` has the time and memory."""
+
+import shutil
+from dataclasses import replace
+
+import pytest
+from cases import CASES
+
+from hf_ci import ScanOptions, scan_targets
+from hf_ci.hub.target import DEMOS
+from hf_ci.settings import default_cache
+
+QUICK = ScanOptions(num_images=32, precision="fp32", detector="clip-inspector", k=1e9)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_ends_as_it_has_to(name, tmp_path, monkeypatch):
+    case, folder = CASES[name], tmp_path / "downloaded"
+    shutil.copytree(DEMOS / "coop", folder)
+    case.make(folder)
+    monkeypatch.chdir(tmp_path)
+    (result,) = scan_targets([str(folder / case.target)], replace(QUICK, cache=default_cache())).results
+    assert result.exit_code == case.code and case.said in result.reasons[0], result.reasons
+    assert len("".join(result.reasons)) < 3000 and not list(tmp_path.rglob("pwned"))
