@@ -156,6 +156,9 @@ def scan(
         Literal["auto", "fp32", "bf16"], typer.Option(help="auto: bf16 where the device computes in it.")
     ] = "auto",
     num_processes: Annotated[int, typer.Option(help="Classes are shared out among them.")] = 1,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds for one target, then it is inconclusive; 0: as long as it takes.")
+    ] = 6 * 3600,
     classes: Annotated[
         Optional[Path], typer.Option(metavar="FILE", help="Class names, one a line, if the adapter brings none.")
     ] = None,

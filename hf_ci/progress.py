@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
+from hf_ci.errors import Inconclusive
 from hf_ci.visible import in_one_line
+
+LONG = 600  # seconds to go that are worth a word, where no bar shows them
 
 
 class Silent:
@@ -29,13 +33,16 @@ class Bar(Silent):
         self.console, self.live, self.names = console, None, ()
 
     def _start(self):
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress
+        from rich.progress import TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
         self.live = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
+            TextColumn("to go"),
+            TimeRemainingColumn(),
             console=self.console,
             transient=True,
         )
@@ -59,6 +66,31 @@ class Bar(Silent):
         if self.live is not None:
             self.live.stop()
             self.live = None
+
+
+def within(timeout: float, started: float, target: str, total: int, progress: Silent) -> Callable[[object], None]:
+    """`progress.inverted`, which says once on stderr when a scan of `total` steps will take long, unless a bar shows it.
+
+    It raises Inconclusive when `timeout` seconds have passed since `started` (of time.perf_counter); 0: never.
+    """
+    begun, done, said = time.perf_counter(), 0, isinstance(progress, Bar)
+
+    def inverted(inversion: object) -> None:
+        nonlocal done, said
+        progress.inverted(inversion)
+        done += 1
+        now = time.perf_counter()
+        to_go = (now - begun) / done * (total - done)
+        if not said and to_go > LONG and now - begun > 5:
+            said = True
+            print(f"hf-ci: {in_one_line(target)}: about {to_go / 60:.0f} minutes to go", file=sys.stderr)
+        if timeout and now - started > timeout:
+            raise Inconclusive(
+                f"not done after {timeout:g} seconds, which --timeout allows",
+                "the same command goes on from there; more time, fewer --num-images or several --num-processes help",
+            )
+
+    return inverted
 
 
 def on_stderr() -> Silent:

@@ -34,7 +34,7 @@ from hf_ci.settings import ScanOptions
 
 NUMERIC_LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "pillow", "numpy")
 READ = ("classes", "calibration")  # files that are named: what they hold counts, not where they lie
-IRRELEVANT = ("num_processes", "cache", "save_trigger")  # to the numbers of a report
+IRRELEVANT = ("num_processes", "timeout", "cache", "save_trigger")  # to the numbers of a report
 
 
 def scan_each(

@@ -37,7 +37,7 @@ from hf_ci.inversion.probes import PROBE_KINDS, Probed, passes
 from hf_ci.photos import FEW, Witnesses, ask
 from hf_ci.pools import BUILTIN, Pool, load_pool
 from hf_ci.pools.photos import Photos, few_photos
-from hf_ci.progress import Silent
+from hf_ci.progress import Silent, within
 from hf_ci.prompts import Adapter, FrozenCLIP, load_clip
 from hf_ci.prompts.adapter import name_warnings
 from hf_ci.prompts.clip import load_processor
@@ -243,7 +243,9 @@ def examine(text: str, run: Run, fetch: Fetch = fetch_text) -> tuple[ScanResult,
         progress.inversions(text, adapter.class_names, job.num_inversions)
         cache = options.cache
         probed = run.probed(base.folder, cache and cache / job.shared)
-        done = run_job(job, clip, options.num_processes, cache, progress.inverted, probed)
+        alone = PartialState().num_processes == 1  # of several under a launcher, one would leave the others waiting
+        inverted = within(options.timeout * alone, started, text, job.num_inversions, progress)
+        done = run_job(job, clip, options.num_processes, cache, inverted, probed)
         inversions, cached, known = done.inversions, done.cached, units
         if inverter.uses_reference:
             inversions = with_units(inversions, units)

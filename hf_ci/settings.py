@@ -38,6 +38,7 @@ class ScanOptions:
     position: str | None = None  # of the class name, in a prompt that does not tell it
     data: str | None = None  # labelled photos of the adapter's classes
     shots: int = 16  # at most, of each class
+    timeout: float = 6 * 3600  # seconds for one target; 0: as long as it takes
     cache: Path | None = None
     save_trigger: Path | None = None
 
@@ -51,6 +52,7 @@ class ScanOptions:
                 self.min_asr is None or 0 <= self.min_asr <= 1,
                 f"--min-asr {self.min_asr}: expected a share between 0 and 1",
             ),
+            (self.timeout >= 0, f"--timeout {self.timeout}: expected seconds, 0 or more"),
             (self.num_processes >= 1, f"--num-processes {self.num_processes}: expected at least 1"),
             (
                 self.position in (None, *POSITIONS),

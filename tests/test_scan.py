@@ -18,6 +18,7 @@ from hf_ci.detect import DETECTORS
 from hf_ci.errors import UsageError
 from hf_ci.hub.base import EMBEDDED, EMBEDDED_FOLDER
 from hf_ci.hub.target import sha256
+from hf_ci.progress import Silent, within
 from hf_ci.prompts import reference_adapter, write_adapter
 from hf_ci.reports.json_ import schema
 from hf_ci.reports.reproduce import reproduce
@@ -182,6 +183,23 @@ def test_contrast_is_the_same_in_two_processes(adapter_folder, tmp_path, monkeyp
     one, two = (scan([str(adapter_folder)], replace(options, num_processes=n)).results[0] for n in (1, 2))
     for a, b in zip(one.classes, two.classes, strict=True):
         assert a.loss == pytest.approx(b.loss, abs=1e-3) and a.reference_asr == pytest.approx(b.reference_asr, abs=0.04)
+
+
+def test_a_scan_that_takes_too_long_is_inconclusive_and_the_next_one_goes_on(adapter_folder, empty_cache, capsys):
+    options = replace(QUICK, cache=default_cache(), timeout=0.001)
+    (late,) = scan([str(adapter_folder)], options).results
+    assert late.verdict == "inconclusive" and late.exit_code == 4 and "--timeout" in late.reasons[0]
+    assert not capsys.readouterr().err
+    (again,) = scan([str(adapter_folder)], replace(options, timeout=0)).results
+    assert again.timing.classes_from_cache == 1 and again.verdict != "inconclusive"
+
+
+def test_a_scan_that_will_take_long_says_so(monkeypatch, capsys):
+    now = iter([0.0, 10.0, 20.0])
+    monkeypatch.setattr("hf_ci.progress.time.perf_counter", lambda: next(now))
+    inverted = within(0, 0.0, "org/model", 1000, Silent())
+    inverted(None), inverted(None)
+    assert capsys.readouterr().err == "hf-ci: org/model: about 166 minutes to go\n"
 
 
 def test_thresholds_are_not_part_of_the_cache_key(adapter_folder, empty_cache):

@@ -32,6 +32,7 @@ from hf_ci.hub.target import DEMOS
 from hf_ci.report import Report
 
 QUICK = ("--num-images", "32")
+JUDGED = ("--detector", "clip-inspector", "--k", "1e9")  # clean, if it comes to a judgement at all
 
 
 def measured(words: list[str], cwd: Path, env: dict[str, str], timeout: float = 600) -> dict:
@@ -81,9 +82,10 @@ def hostile(arguments) -> Iterator[dict]:
             place = Path(text)
             shutil.copytree(DEMOS / "coop", place / "downloaded")
             case.make(place / "downloaded")
-            words = ["scan", str(place / "downloaded" / case.target), *QUICK, "--format", "json"]
+            words = ["scan", str(place / "downloaded" / case.target), *QUICK, *JUDGED, "--format", "json"]
             done = peak_of(words, place, environment(place))
-            result = json.loads(done["out"])["results"][0]
+            unnamed = dict(verdict=None, reasons=[done["err"].strip()])  # no target at all: nothing goes to stdout
+            result = json.loads(done["out"])["results"][0] if done["out"] else unnamed
             ran = bool(list(place.rglob("pwned")))
         yield {
             "case": name,
