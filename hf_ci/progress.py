@@ -33,8 +33,14 @@ class Bar(Silent):
         self.console, self.live, self.names = console, None, ()
 
     def _start(self):
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress
-        from rich.progress import TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
         self.live = Progress(
             TextColumn("{task.description}", markup=False),

@@ -70,7 +70,7 @@ KINDS = {
     "frame": "a frame around the image",
     "patch": "a patch at any place",
 }
-ON_OWN = {ON_PHOTOS: "a small change of your photos"}  # looked for where there are any
+WITH_PHOTOS = KINDS | {ON_PHOTOS: "a small change of your photos"}  # looked for where there are any
 NOT_LOOKED_FOR = (
     "an object or another thing with a meaning",
     "a trigger for images of one class alone",
@@ -223,7 +223,7 @@ def examine(text: str, run: Run, fetch: Fetch = fetch_text) -> tuple[ScanResult,
             ),
         }
         if len(adapter.class_names) < 2:
-            raise AdapterError("1 class: at least 3 are needed to tell an unusual class from the rest")
+            raise AdapterError("1 class: there is no other that it could be told from")
         progress.step(f"{text}: examining what no image of the pool wakes")
         units = examine_units(adapter, clip, pool.images, options.seed, tuned)
         warnings += unit_warnings(units)
@@ -268,7 +268,7 @@ def examine(text: str, run: Run, fetch: Fetch = fetch_text) -> tuple[ScanResult,
             facts = {"class_index": inversion.c, "loss": inversion.loss, "asr": inversion.asr}
             x = pool.images[:3]
             changed = None  # where the method's trigger is nothing that is put on an image
-            if inversion.family in KINDS | ON_OWN:
+            if inversion.family in WITH_PHOTOS:
                 changed = (inversion.trigger()(x.float() / 255) * 255).round().byte().numpy()
             path, linf = save_trigger(options.save_trigger, name, inversion.delta.numpy(), x.numpy(), changed, **facts)
             found |= {"trigger": Trigger(path=str(path), linf=linf)}
@@ -342,7 +342,7 @@ def looked_for(inversions: Sequence[Inversion]) -> tuple[str, ...]:
     """The kinds of triggers that were searched for, in words."""
     one = inversions[0]
     return (
-        *((KINDS | ON_OWN).get(o.family, o.family) for o in (one, *one.others)),
+        *(WITH_PHOTOS.get(o.family, o.family) for o in (one, *one.others)),
         *(PROBE_KINDS if one.probe else ()),
     )
 

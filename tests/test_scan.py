@@ -246,7 +246,7 @@ def test_the_command_that_gives_a_result_again_has_all_that_was_set(adapter_fold
 
 def test_two_classes_are_inconclusive(clip, tmp_path):
     write_adapter(made_adapter(clip, "coop", names=("cat", "dog")), tmp_path / "a")
-    inconclusive(tmp_path / "a", "at least 3 are needed")
+    inconclusive(tmp_path / "a", "2 classes are too few")
 
 
 def test_weights_that_are_not_finite_are_inconclusive(adapter_folder):
@@ -340,7 +340,7 @@ def test_a_base_with_missing_weights_is_inconclusive(adapter_folder, tmp_path):
 
 def test_one_class_is_inconclusive(clip, tmp_path):
     write_adapter(made_adapter(clip, "coop", names=("cat",)), tmp_path / "a")
-    inconclusive(tmp_path / "a", "1 class: at least 3")
+    inconclusive(tmp_path / "a", "1 class: there is no other")
 
 
 def test_nothing_asked_is_not_clean():

@@ -69,10 +69,7 @@ def cannot_judge(inversions: Sequence[Inversion], class_names: Sequence[str]) ->
     if len(inversions) < FEWEST_CLASSES:
         return Verdict(
             "inconclusive",
-            (
-                f"{len(inversions)} classes: at least {FEWEST_CLASSES} are needed to tell an unusual class from the "
-                "rest",
-            ),
+            (f"{len(inversions)} classes are too few to tell which of them stands out",),
         )
     bad = [class_names[i.c] for i in inversions if not math.isfinite(i.loss)]
     if bad:

@@ -173,7 +173,7 @@ def run_bench(
             missing = tuple(scan for scan in scans if (group.name, model.id, *scan) not in done)
             if missing:
                 tasks.append(Task(group.name, model, missing, options))
-    tasks.sort(key=lambda task: task.model.id[-8:])  # a digest: a benchmark that is stopped has some of everything
+    tasks.sort(key=lambda task: in_turn(task.model))
     with ExitStack() as stack:
         stack.enter_context(alone(zoo))
         stack.enter_context(patch_environment(omp_num_threads=threads_each(num_processes)))
@@ -184,6 +184,11 @@ def run_bench(
         for future in as_completed(futures):
             for record in future.result():  # a defect of ours is no measurement: shown, not kept, done again next time
                 yield record if record["result"]["exit_code"] == EXIT_INTERNAL else append(record)
+
+
+def in_turn(model: ModelSpec) -> str:
+    """What models are sorted by, a digest: of those that were done when it was stopped, there are some of everything."""
+    return model.id[-8:]
 
 
 def work(task: Task, data_root: Path, zoo: Path) -> list[dict]:

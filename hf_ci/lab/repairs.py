@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from hf_ci.inversion.contrast import ContrastInversion
-from hf_ci.lab.bench import Spec, appending, pool_of, read_records, scan_options
+from hf_ci.lab.bench import Spec, appending, in_turn, pool_of, read_records, scan_options
 from hf_ci.lab.make import Workbench, accuracy, attack_success_rate
 from hf_ci.lab.metrics import failed
 from hf_ci.lab.triggers import read_trigger
@@ -56,7 +56,7 @@ def run_repairs(
             pool = pool_of(group, data_root)
             options = scan_options(spec, group, data_root, zoo, device)
             run = runs.setdefault(options, Run(options, Silent()))
-            for model in group.models:
+            for model in sorted(group.models, key=in_turn):
                 folder, facts = known.get(model)
                 if failed(facts):
                     continue

@@ -15,10 +15,11 @@ Signals = dict[str, Callable[[dict], float]]  # of a class, as a report has it; 
 CONTRAST: Signals = {
     "share through the adapter, references or not": lambda c: 0.0 if c["screened"] else c["asr"],
     "share through the adapter alone": lambda c: 0.0 if c["screened"] else c["exclusive_asr"],
+    "wide perturbations": lambda c: c["others"].get("wide perturbation", 0.0),
     "frames": lambda c: c["others"].get("frame", 0.0),
     "patches": lambda c: c["others"].get("patch", 0.0),
     "probes": lambda c: c["probe_asr"] or 0.0,
-    "the score: the largest of their excesses over the peers, in deviations": lambda c: c["score"],
+    "the score: their excesses over the peers, in deviations, those of perturbations together": lambda c: c["score"],
 }
 CLIP_INSPECTOR: Signals = {
     "the score: A_c, of classes that pass the gate": lambda c: c["score"] * (c["asr"] >= ClipInspector.min_asr),

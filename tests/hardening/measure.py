@@ -31,6 +31,7 @@ from hf_ci.dev.loopback import LoopbackHub
 from hf_ci.hub.target import DEMOS
 from hf_ci.report import Report
 
+RECORDS = ROOT / "cards" / "hardening.jsonl"
 QUICK = ("--num-images", "32")
 JUDGED = ("--detector", "clip-inspector", "--k", "1e9")  # clean, if it comes to a judgement at all
 
@@ -282,20 +283,39 @@ def fuzz(arguments) -> Iterator[dict]:
 PARTS = {"hostile": hostile, "kills": kills, "faults": faults, "load": load, "fuzz": fuzz}
 
 
+def table(records: list[dict]) -> str:
+    import jinja2
+
+    of = {part: [r for r in records if r["part"] == part] for part in PARTS}
+    by_name = {name: [r for r in of["kills"] if r["what"] == name] for name in ("scan", "repair", "push")}
+    template = (Path(__file__).parent / "hardening.md.j2").read_text()
+    made = jinja2.Environment(finalize=cell, keep_trailing_newline=True, undefined=jinja2.StrictUndefined)
+    return made.from_string(template).render(of | {"kills": by_name.items()})
+
+
+def cell(value: object) -> object:
+    """A value as it can stand in a table."""
+    if not isinstance(value, str):
+        return value
+    return " ".join(value.split()).replace("|", "\\|").replace("<", "&lt;") if "\n" in value or "|" in value else value
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", choices=[*PARTS, "table"])
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--records", type=Path, default=ROOT / "cards" / "hardening.jsonl")
-    for name, value in {"times": 200, "adapters": 1000, "inputs": 1_000_000, "seconds": 3600, "seed": 0}.items():
+    parser.add_argument("--out", type=Path, required=True, help="where records are appended, or the card goes")
+    for name, value in dict(times=200, adapters=1000, inputs=1_000_000, seconds=3600, seed=0).items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--corpus", default="/tmp/corpus")
     arguments = parser.parse_args()
+    if arguments.part == "table":
+        arguments.out.write_text(table([json.loads(line) for line in RECORDS.read_text().splitlines()]))
+        return
     with arguments.out.open("a") as out:
         for record in PARTS[arguments.part](arguments):
             out.write(json.dumps({"part": arguments.part} | record) + "\n")
             out.flush()
-            print({k: v for k, v in record.items() if k not in ("said",)}, flush=True)
+            print({k: v for k, v in record.items() if k != "said"}, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """Every hostile target ends as it has to, and nothing of what it holds runs. `measure.py` has the time and memory."""
 
+import json
 import shutil
 from dataclasses import replace
 
+import measure
 import pytest
 from cases import CASES
 
@@ -22,3 +24,10 @@ def test_it_ends_as_it_has_to(name, tmp_path, monkeypatch):
     (result,) = scan_targets([str(folder / case.target)], replace(QUICK, cache=default_cache())).results
     assert result.exit_code == case.code and case.said in result.reasons[0], result.reasons
     assert len("".join(result.reasons)) < 3000 and not list(tmp_path.rglob("pwned"))
+
+
+def test_the_shipped_card_is_that_of_the_shipped_records():
+    records = [json.loads(line) for line in measure.RECORDS.read_text().splitlines()]
+    assert measure.table(records) == (measure.RECORDS.parent / "hardening.md").read_text()
+    assert {record["part"] for record in records} == set(measure.PARTS)
+    assert not [record for record in records if record.get("ran")]
