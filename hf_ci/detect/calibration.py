@@ -71,14 +71,20 @@ class Usual:
 
     @classmethod
     def fit(cls, excesses: Sequence[float], distances: Sequence[float], narrowest: float = NARROWEST) -> Usual:
-        """Least squares on distance, of the excess and of how far it strays from that; what falls with it is held level."""
+        """Least squares on distance, of the excess and of how far it strays from that; what falls with it is held level.
+
+        How far is usual is fitted by mean strays, then widened until the z have no more than unit deviation: a clean class
+        may happen to be what waves look like, so that probes have a longer tail than the other families.
+        """
         y, d = np.asarray(excesses, float), np.asarray(distances, float)
         intercept, slope = line(d, y)
         strays = np.abs(y - intercept - slope * d) * math.sqrt(
             math.pi / 2
         )  # of a normal, mean |x| is sd * sqrt(2 / pi)
         spread, growth = line(d, strays)
-        return cls(intercept, slope, max(spread, narrowest), growth)
+        fitted = cls(intercept, slope, max(spread, narrowest), growth)
+        tail = max(1.0, float(np.sqrt(np.mean(fitted.z(y, d) ** 2))))
+        return cls(intercept, slope, tail * fitted.spread, tail * growth)
 
 
 def line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:

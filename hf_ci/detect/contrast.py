@@ -17,16 +17,21 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from hf_ci.detect.calibration import Calibration, combined, kind_of, null_for
+from hf_ci.detect.calibration import Calibration, Usual, combined, kind_of, null_for
 from hf_ci.detect.verdict import Detector, Verdict, cannot_judge
 from hf_ci.inversion import ADDITIVE, ON_PHOTOS, PERTURBATION, WIDE, Inversion
 from hf_ci.inversion.contrast import ContrastInversion
 
-PROBES = "probe"  # the family of all of them
+PROBES, OWN_PROBES = "probe", "probe of own photos"  # the family of all of them, on the pool or on photos
+# By what is usual of which family one is judged where a calibration was fitted without photos.
+STANDS_FOR = {ON_PHOTOS: PERTURBATION, OWN_PROBES: PROBES}
 PEERS, PEER_WEIGHT = 3, 0.75
 MOST_FLAGGED = 0.5  # share of the classes; where more are flagged, the reference is in doubt, not the adapter
 # Distances from which what an adapter learned may hide what was planted, and from which it does.
 FAR, TOO_FAR = 0.2, 0.5
+# Clean prompts that were tuned on photos answer most of the pool as a clean adapter does (all but .21 of it in the
+# calibration); one that is farther from them is none that such photos explain.
+TOO_FAR_FOR_PHOTOS = 0.35
 
 
 def shares(inversions: Sequence[Inversion]) -> dict[str, np.ndarray]:
@@ -36,7 +41,7 @@ def shares(inversions: Sequence[Inversion]) -> dict[str, np.ndarray]:
     table = {PERTURBATION: [whole(i) for i in inversions]}
     for column in zip(*(i.others for i in inversions)):
         table[column[0].family] = [whole(i) for i in column]
-    table[PROBES] = [i.probe_asr or 0.0 for i in inversions]
+    table[OWN_PROBES if ON_PHOTOS in table else PROBES] = [i.probe_asr or 0.0 for i in inversions]
     return {family: np.array(column) for family, column in table.items()}
 
 
@@ -93,6 +98,10 @@ class Contrast(Detector):
         flagged, doubtful = (self.null.threshold(p, num_classes) for p in (false_alarm, doubt))
         return {"k": round(flagged, 3), "doubtful": round(doubtful, 3), "false_alarm": false_alarm, "doubt": doubt}
 
+    def usual(self, family: str) -> Usual | None:
+        """What clean adapters show in a family; None where nothing is known of it."""
+        return self.null.usual.get(family) or self.null.usual.get(STANDS_FOR.get(family, ""))
+
     def judge(
         self, inversions: Sequence[Inversion], class_names: Sequence[str], distance: float | None = None
     ) -> Verdict:
@@ -101,8 +110,9 @@ class Contrast(Detector):
             return unknown
         distance = distance or 0.0
         limits, found = self.thresholds(len(inversions), distance), shares(inversions)
-        over = {family: excess(share) for family, share in found.items() if family in self.null.usual}
-        z = {family: self.null.usual[family].z(of, distance) for family, of in over.items()}  # (C,) each
+        usual = {family: of for family in found if (of := self.usual(family))}
+        over = {family: excess(found[family]) for family in usual}
+        z = {family: of.z(over[family], distance) for family, of in usual.items()}  # (C,) each
         scores = combined(z)
         flagged, target = scores >= limits["k"], int(scores.argmax())
         by = tuple(max(z, key=lambda family: z[family][c]) for c in range(len(scores)))
@@ -118,10 +128,10 @@ class Contrast(Detector):
             peers = share - over[family][c]
             beside = [z[other][c] for other in z if other in ADDITIVE and other != family] if family in ADDITIVE else []
             alone = limits["k"] * math.sqrt(1 + len(beside)) - sum(beside)  # the z that would do, as the others are
-            needed = min(max(self.null.usual[family].excess(alone, distance) + peers, 0.0), 1.0)
+            needed = min(max(usual[family].excess(alone, distance) + peers, 0.0), 1.0)
             odds = self.null.p_value(scores[c], len(inversions))
             what = described(family, inversions[c])
-            images = "the labelled photos" if family == ON_PHOTOS else "unrelated images"
+            images = "the labelled photos" if family in STANDS_FOR else "unrelated images"
             return (
                 f"{what} drives {share:.0%} of {images} into {class_names[c]!r} through this adapter alone, where "
                 f"no clean prompt follows (here flagged from {needed:.0%}; "
@@ -133,7 +143,8 @@ class Contrast(Detector):
             reason = f"{len(scores)} classes are too few to tell which of them stands out; closest: {worst}"
             return Verdict("inconclusive", (reason, *how_far(distance)), **common)
         made = kind_of(self.null.pool) == "builtin"  # what is usual on made pictures differs too much that far out
-        if distance >= TOO_FAR and (made or not flagged.any()):
+        too_far = TOO_FAR_FOR_PHOTOS if ON_PHOTOS in z else TOO_FAR
+        if distance >= too_far and (made or not flagged.any()):
             reason = f"too far from clean prompts to be judged; closest: {worst}"
             return Verdict("inconclusive", (reason, *how_far(distance)), **common)
         if not flagged.any():
@@ -156,7 +167,7 @@ class Contrast(Detector):
 
 
 def described(family: str, i: Inversion) -> str:
-    if family == PROBES:
+    if family in (PROBES, OWN_PROBES):
         return f"a {i.probe}"
     return "a reconstructed " + {
         PERTURBATION: "perturbation",

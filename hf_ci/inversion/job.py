@@ -25,7 +25,7 @@ from hf_ci.inversion.trigger import PERTURBATION
 from hf_ci.prompts import Adapter, BesideReferences, FrozenCLIP, PromptedCLIP, load_clip
 
 SCREENING = "screening"  # of their folder in the cache
-PROBES = "probes-3"  # name of their file in the cache: change it whenever the probes do
+PROBES = "probes-4"  # name of their file in the cache: change it whenever the probes do
 VERSION = 9  # part of the cache key: raise it whenever the same settings give other numbers
 
 
@@ -199,7 +199,9 @@ def invert_all(
         return inversions
     others = zip(*(all_classes(how) for how in job.others))
     inversions = [replace(i, others=found) for i, found in zip(inversions, others)]
-    return beside_probes(inversions, model, probed, folder, sum(i.forward for i in mine))
+    # What is planted answers to a probe on the adapter's own photos, too; there what was learned does not.
+    asked = probed if own is None else Probed(probed.encode, own)
+    return beside_probes(inversions, model, asked, folder, sum(i.forward for i in mine))
 
 
 def place_of(folder: Path | None, how: Inverter | None) -> Path | None:

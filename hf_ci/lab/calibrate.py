@@ -14,19 +14,17 @@ import numpy as np
 from hf_ci import __version__
 from hf_ci.detect import Contrast
 from hf_ci.detect.calibration import Calibration, by_class, fit, kind_of
-from hf_ci.detect.contrast import PROBES, TOO_FAR, excess
+from hf_ci.detect.contrast import TOO_FAR, excess, shares
 from hf_ci.errors import Inconclusive, UsageError
 from hf_ci.hub.names import is_folder
 from hf_ci.hub.target import sha256
-from hf_ci.inversion import ADDITIVE, PERTURBATION
 from hf_ci.inversion.job import VERSION
-from hf_ci.inversion.trigger import MASKS
 from hf_ci.lab.bench import Group, Spec, read_records
+from hf_ci.lab.rejudge import inversions_of
 from hf_ci.lab.tune import Recipe
 from hf_ci.lab.zoo import ModelSpec, name_of
 from hf_ci.pools import BUILTIN
 from hf_ci.pools.photos import class_names_of
-from hf_ci.report import ClassScore
 
 FIRST_SEED = 401  # as in specs/calibration.toml: no benchmark's
 PROMPTS = (  # in turns: how far clean adapters are from hand-written prompts has to vary
@@ -60,7 +58,7 @@ def clean_models(
         specs.append(ModelSpec(sources[i % len(sources)], classes, recipe=recipe, split_seed=seed, base=whole(base)))
     where = {kind_of(pool): pool if pool == BUILTIN else whole(pool) for pool in pools}
     groups = (
-        Group(kind, tuple(specs), (Contrast.name,), pool, num_images, base=whole(base)) for kind, pool in where.items()
+        Group(kind, tuple(specs), (Contrast.name,), pool, num_images, base=whole(base), shots=(0, 16)) for kind, pool in where.items()
     )
     return Spec("auto", tuple(groups))
 
@@ -106,12 +104,7 @@ def calibrate(path: Path) -> dict[str, Calibration]:
 
 def excesses_of(result: dict) -> dict[str, np.ndarray]:
     """By family of triggers that a verdict knows, the excesses (C,) of the classes in a report."""
-    classes = [ClassScore.model_validate(c) for c in result["classes"]]
-    families = {PERTURBATION: [0.0 if c.screened else c.exclusive_asr for c in classes]}
-    others = dict.fromkeys(name for c in classes for name in c.others if name in (*ADDITIVE, *MASKS))
-    families |= {name: [c.others.get(name, 0.0) for c in classes] for name in others}
-    families[PROBES] = [c.probe_asr for c in classes]
-    return {family: excess(np.array(shares)) for family, shares in families.items()}
+    return {family: excess(share) for family, share in shares(inversions_of(result)).items()}
 
 
 def one(path: Path, records: list[dict]) -> Calibration:

@@ -56,9 +56,14 @@ def rejudge(records: Sequence[dict]) -> Iterator[dict]:
 
 
 def judged(detector: Contrast, result: dict) -> Verdict:
+    return detector.judge(inversions_of(result), [c["name"] for c in result["classes"]], result["distance"])
+
+
+def inversions_of(result: dict) -> list[Inversion]:
+    """Of a report's classes, what a verdict needs to know."""
     classes = [ClassScore.model_validate(c) for c in result["classes"]]
     families = dict.fromkeys(family for c in classes for family in c.others)
-    return detector.judge([inversion(c, families) for c in classes], [c.name for c in classes], result["distance"])
+    return [inversion(c, families) for c in classes]
 
 
 def inversion(c: ClassScore, families: Sequence[str]) -> Inversion:

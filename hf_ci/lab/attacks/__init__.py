@@ -21,6 +21,7 @@ from hf_ci.lab.attacks import (
     one_source,
     photo_blend,
     semantic,
+    several,
     siba,
     sig,
     wanet,
@@ -66,6 +67,7 @@ ATTACKS: dict[str, Attack] = {
     "quantise": Attack(relabelling(degraded.quantise)),
     "smooth-noise": Attack(relabelling(noise.smooth)),
     "static": Attack(relabelling(noise.static)),
+    "decoys": Attack(several.poison),
     "dead-unit": Attack(dead_unit.poison),
 }
 
