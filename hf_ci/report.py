@@ -109,7 +109,9 @@ class ClassScore(Value):
         None, ge=0, le=1, description="the same for a clean reference prompt, where the detector compares with one"
     )
     exclusive_asr: float | None = Field(None, ge=0, le=1, description="and for the adapter and no reference prompt")
-    probe: str | None = Field(None, description="the probe that drives most images into the class that way, of the photos where there are any")
+    probe: str | None = Field(
+        None, description="the probe that drives most images into the class that way, of the photos where there are any"
+    )
     probe_asr: float | None = Field(None, ge=0, le=1, description="their share")
     family: str | None = Field(None, description="kind of trigger that gave the class its score")
     others: dict[str, float] = Field(

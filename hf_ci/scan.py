@@ -259,7 +259,7 @@ def examine(text: str, run: Run, fetch: Fetch = fetch_text) -> tuple[ScanResult,
         missed = (*(kind for kind in (*KINDS.values(), *PROBE_KINDS) if kind not in sought), *NOT_LOOKED_FOR)
         found |= {"looked_for": sought, "not_looked_for": missed}
         warnings += transfer_warnings(found["detector"], base) + vulnerable_warnings(found["classes"])
-        found |= {"cost": cost_of(inversions, adapter, len(pool))}
+        found |= {"cost": cost_of(inversions, adapter, len(pool), 0 if own is None else len(own))}
         examined = Examined(fetched, adapter, base, clip, pool, inversions, witnesses)
         named = verdict.target is not None and found["classes"][verdict.target]
         inversion = named and shown(inversions[verdict.target], named.family)
@@ -347,13 +347,13 @@ def looked_for(inversions: Sequence[Inversion]) -> tuple[str, ...]:
     )
 
 
-def cost_of(inversions: Sequence[Inversion], adapter: Adapter, num_images: int) -> Cost:
-    """With the probes. A context that ignores the image is encoded once for each class, any other one for each image and class."""
+def cost_of(inversions: Sequence[Inversion], adapter: Adapter, num_images: int, num_photos: int) -> Cost:
+    """With the probes, which are tried on the pool, or on the photos where there are any. A context that ignores the image is encoded once for each class, any other one for each image and class."""
     forward, backward = sum(i.forward for i in inversions), sum(i.backward for i in inversions)
     forward += sum(o.forward for i in inversions for o in i.others)
     backward += sum(o.backward for i in inversions for o in i.others)
     if any(i.probe for i in inversions):
-        forward += passes(num_images)
+        forward += num_images + passes(num_photos) if num_photos else passes(num_images)
     text = len(adapter.class_names) * (forward if adapter.meta_net else 1)
     return Cost(image_forward=forward, image_backward=backward, text_forward=text)
 
