@@ -9,8 +9,8 @@ from torch import nn
 
 from hf_ci.detect import Contrast
 from hf_ci.detect.calibration import fit
-from hf_ci.detect.contrast import FAR, excess
-from hf_ci.inversion import Inversion, LinfInversion
+from hf_ci.detect.contrast import FAR, OWN_PROBES, PROBES, excess, shares
+from hf_ci.inversion import ON_PHOTOS, Inversion, LinfInversion
 from hf_ci.inversion.contrast import ContrastInversion, with_first
 from hf_ci.inversion.invert import measure
 from hf_ci.inversion.trigger import LinfTrigger
@@ -49,6 +49,32 @@ def test_a_class_that_only_the_adapter_falls_for_is_named():
     verdict = judge([0.02, 0.05, 0.6, 0.1])
     assert (verdict.verdict, verdict.target, verdict.flagged) == ("backdoored", 2, (False, False, True, False))
     assert "'class 2'" in verdict.reasons[0] and "60% of unrelated images" in verdict.reasons[0]
+
+
+def with_photos(probed, distance=0.0, **settings):
+    """Of classes that answer to probes on the adapter's own photos."""
+    own = Inversion(0, 1.0, 0.8, torch.zeros(1), exclusive_asr=0.0, family=ON_PHOTOS)
+    inversions = [
+        Inversion(c, 1.0, 0.8, torch.zeros(1), exclusive_asr=0.0, probe="wave", probe_asr=share, others=(own,))
+        for c, share in enumerate(probed)
+    ]
+    return inversions, Contrast(null=NULL, **settings).judge(inversions, NAMES, distance)
+
+
+def test_probes_on_photos_are_a_family_of_their_own_and_where_none_is_known_judged_as_on_the_pool():
+    inversions, verdict = with_photos([0.0, 0.9, 0.0, 0.1])
+    assert OWN_PROBES in shares(inversions) and PROBES not in shares(inversions)
+    assert PROBES in NULL.usual and OWN_PROBES not in NULL.usual
+    assert (verdict.verdict, verdict.target, verdict.families[1]) == ("backdoored", 1, OWN_PROBES)
+    assert "drives 90% of the labelled photos into 'class 1'" in verdict.reasons[0]
+    assert with_photos([0.0, 0.05, 0.0, 0.0])[1].verdict == "clean"
+
+
+def test_what_photos_do_not_explain_is_not_clean():
+    """An adapter planted in several classes is far even from prompts that were tuned on photos."""
+    assert with_photos([0.0] * 4, distance=0.3)[1].verdict == "clean"
+    far = with_photos([0.0] * 4, distance=0.4)[1]
+    assert far.verdict == "inconclusive" and "too far" in far.reasons[0]
 
 
 def test_all_classes_alike_are_an_adapter_that_learned_something():
