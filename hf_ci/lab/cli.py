@@ -41,6 +41,7 @@ AttackName = Literal[
     "quantise",
     "smooth-noise",
     "static",
+    "decoys",
     "dead-unit",
 ]
 Shots = Annotated[int, typer.Option(min=1, help="Photos of each class.")]

@@ -155,6 +155,15 @@ def test_wanet_moves_pixels_by_half_its_strength():
     assert trigger(x).min() >= 0 and trigger(x).max() <= 1
 
 
+def test_decoys_are_planted_beside_the_target(bench, twin):
+    recipe = Recipe(shots=12, epochs=30, poison_rate=0.5)
+    model, _ = ATTACKS["decoys"].poison(bench.clip, bench.shots(recipe), TARGET, recipe)
+    for i, c in enumerate((TARGET, TARGET + 1, TARGET + 2)):
+        trigger = frame.frame(bench.clip.image_size, recipe.seed + i)
+        planted, clean = (attack_success_rate(of, bench.test, trigger, c) for of in (model, twin))
+        assert planted > clean + 0.1
+
+
 def test_siba_is_sparse_and_invisible(bench):
     delta = siba.siba(bench.clip, bench.shots(Recipe(shots=4)), TARGET, seed=0).delta
     assert delta.abs().max() <= siba.EPSILON + 1e-7
