@@ -257,14 +257,7 @@ def load(arguments) -> Iterator[dict]:
 
 
 def fuzz(arguments) -> Iterator[dict]:
-    for target in (
-        "checkpoint",
-        "adapter_model.safetensors",
-        "adapter_config.json",
-        "clip_prompt.json",
-        "config",
-        "card",
-    ):
+    for target in arguments.target or TARGETS:
         command = [sys.executable, str(ROOT / "tests/properties/fuzz.py"), target, f"{arguments.corpus}/{target}"]
         bound = [f"-runs={arguments.inputs}", f"-max_total_time={arguments.seconds}"]
         env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
@@ -280,6 +273,7 @@ def fuzz(arguments) -> Iterator[dict]:
         }
 
 
+TARGETS = ("checkpoint", "adapter_model.safetensors", "adapter_config.json", "clip_prompt.json", "config", "card")
 PARTS = {"hostile": hostile, "kills": kills, "faults": faults, "load": load, "fuzz": fuzz}
 
 
@@ -306,6 +300,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="where records are appended, or the card goes")
     for name, value in dict(times=200, adapters=1000, inputs=1_000_000, seconds=3600, seed=0).items():
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--target", action="append", choices=TARGETS, help="of fuzz; repeatable, all without")
     parser.add_argument("--corpus", default="/tmp/corpus")
     arguments = parser.parse_args()
     if arguments.part == "table":
