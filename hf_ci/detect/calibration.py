@@ -8,8 +8,9 @@ therefore put in units of what clean adapters at that distance show at most:
     z = (excess - (intercept + slope d)) / (spread + growth d)
 
 Small changes of all pixels are one question asked in several ways: what is planted answers to all, what a clean adapter
-happens to show to one of them. Their z are added, over the root of their number (Stouffer 1949), and a class's score is
-the largest of that sum and the other families' z; the adapter's is that of the largest class. Over clean adapters with C_0
+happens to show to one of them. Their z are added, over the root of their number (Stouffer 1949), those on an adapter's own
+photos with the pool's and the pool's by themselves; a class's score is the largest of these sums and of the other families'
+z, and the adapter's is that of the largest class. Over clean adapters with C_0
 classes it is taken as Gumbel distributed: F(s) = exp(-exp(-(s - mu) / beta)), fitted by moments. With more classes the
 largest of them is larger by chance alone: were they independent, it would be distributed as F^(C / C_0), and that is the
 correction made.
@@ -28,7 +29,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -39,7 +40,7 @@ import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from hf_ci.errors import UsageError
-from hf_ci.inversion.trigger import ADDITIVE
+from hf_ci.inversion.trigger import ADDITIVE, ON_PHOTOS
 
 EULER = 0.5772156649015329
 FORMAT = 2
@@ -153,11 +154,26 @@ class Calibration:
         return self.base_revision == base_revision
 
 
+def questions(families: Iterable[str]) -> list[tuple[str, ...]]:
+    """The families that are asked together: those of additive changes, with and without photos, and each other one.
+
+    Photos add to what the pool tells and take nothing from it: whoever delivers an adapter may deliver them, too.
+    """
+    families = list(families)
+    additive = tuple(family for family in families if family in ADDITIVE)
+    pool = tuple(family for family in additive if family != ON_PHOTOS)
+    alone = [(family,) for family in families if family not in ADDITIVE]
+    return list(dict.fromkeys([some for some in (additive, pool) if some] + alone))
+
+
+def asked(z: Mapping[str, np.ndarray], families: tuple[str, ...]) -> np.ndarray:
+    """What the z (C,) of some families come to together, (C,)."""
+    return np.sum([z[family] for family in families], axis=0) / math.sqrt(len(families))
+
+
 def combined(z: Mapping[str, np.ndarray]) -> np.ndarray:
     """The z (C,) of each family -> the scores (C,) of the classes."""
-    additive = [z[family] for family in z if family in ADDITIVE]
-    sums = [np.sum(additive, axis=0) / math.sqrt(len(additive))] if additive else []
-    return np.max(sums + [z[family] for family in z if family not in ADDITIVE], axis=0)
+    return np.max([asked(z, families) for families in questions(z)], axis=0)
 
 
 def fit(

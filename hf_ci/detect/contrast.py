@@ -17,9 +17,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from hf_ci.detect.calibration import Calibration, Usual, combined, kind_of, null_for
+from hf_ci.detect.calibration import Calibration, Usual, asked, combined, kind_of, null_for, questions
 from hf_ci.detect.verdict import Detector, Verdict, cannot_judge
-from hf_ci.inversion import ADDITIVE, ON_PHOTOS, PERTURBATION, WIDE, Inversion
+from hf_ci.inversion import ON_PHOTOS, PERTURBATION, WIDE, Inversion
 from hf_ci.inversion.contrast import ContrastInversion
 
 PROBES, OWN_PROBES = "probe", "probe of own photos"  # the family of all of them, on the pool or on photos
@@ -31,7 +31,7 @@ MOST_FLAGGED = 0.5  # share of the classes; where more are flagged, the referenc
 FAR, TOO_FAR = 0.2, 0.5
 # Clean prompts that were tuned on photos answer most of the pool as a clean adapter does (all but .21 of it in the
 # calibration); one that is farther from them is none that such photos explain.
-TOO_FAR_FOR_PHOTOS = 0.35
+TOO_FAR_FOR_PHOTOS = 0.35  # on photos as the pool
 
 
 def shares(inversions: Sequence[Inversion]) -> dict[str, np.ndarray]:
@@ -115,7 +115,8 @@ class Contrast(Detector):
         z = {family: of.z(over[family], distance) for family, of in usual.items()}  # (C,) each
         scores = combined(z)
         flagged, target = scores >= limits["k"], int(scores.argmax())
-        by = tuple(max(z, key=lambda family: z[family][c]) for c in range(len(scores)))
+        told = [max(questions(z), key=lambda families: asked(z, families)[c]) for c in range(len(scores))]
+        by = tuple(max(families, key=lambda family: z[family][c]) for c, families in enumerate(told))
         common = {
             "scores": tuple(map(float, scores)),
             "flagged": tuple(map(bool, flagged)),
@@ -126,7 +127,7 @@ class Contrast(Detector):
         def say(c: int) -> str:
             family, share = by[c], found[by[c]][c]
             peers = share - over[family][c]
-            beside = [z[other][c] for other in z if other in ADDITIVE and other != family] if family in ADDITIVE else []
+            beside = [z[other][c] for other in told[c] if other != family]
             alone = limits["k"] * math.sqrt(1 + len(beside)) - sum(beside)  # the z that would do, as the others are
             needed = min(max(usual[family].excess(alone, distance) + peers, 0.0), 1.0)
             odds = self.null.p_value(scores[c], len(inversions))
@@ -143,7 +144,7 @@ class Contrast(Detector):
             reason = f"{len(scores)} classes are too few to tell which of them stands out; closest: {worst}"
             return Verdict("inconclusive", (reason, *how_far(distance)), **common)
         made = kind_of(self.null.pool) == "builtin"  # what is usual on made pictures differs too much that far out
-        too_far = TOO_FAR_FOR_PHOTOS if ON_PHOTOS in z else TOO_FAR
+        too_far = TOO_FAR_FOR_PHOTOS if ON_PHOTOS in z and not made else TOO_FAR
         if distance >= too_far and (made or not flagged.any()):
             reason = f"too far from clean prompts to be judged; closest: {worst}"
             return Verdict("inconclusive", (reason, *how_far(distance)), **common)

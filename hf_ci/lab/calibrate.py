@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import numpy as np
 from hf_ci import __version__
 from hf_ci.detect import Contrast
 from hf_ci.detect.calibration import Calibration, by_class, fit, kind_of
-from hf_ci.detect.contrast import TOO_FAR, excess, shares
+from hf_ci.detect.contrast import STANDS_FOR, TOO_FAR, excess, shares
 from hf_ci.errors import Inconclusive, UsageError
 from hf_ci.hub.names import is_folder
 from hf_ci.hub.target import sha256
@@ -100,7 +101,13 @@ def calibrate(path: Path) -> dict[str, Calibration]:
         everything = list(some)
         nulls[name] = one(path, [r for r in everything if not r["model"].get("class_specific")])
         nulls[by_class(name)] = one(path, everything)
-    return nulls
+    return {name: with_own(null, nulls.get(name.replace(BUILTIN, "photos"))) for name, null in nulls.items()}
+
+
+def with_own(null: Calibration, photos: Calibration | None) -> Calibration:
+    """What an adapter's own photos show depends on no pool: where a null was fitted without any, it takes that of `photos`."""
+    own = {family: photos.usual[family] for family in STANDS_FOR if photos and family in photos.usual}
+    return replace(null, usual=own | null.usual)
 
 
 def excesses_of(result: dict) -> dict[str, np.ndarray]:

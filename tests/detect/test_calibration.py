@@ -112,6 +112,12 @@ def test_small_changes_of_all_pixels_are_one_question_asked_in_several_ways():
     }
     assert combined(three) == pytest.approx([6 / 2**0.5, 3.5])
     assert combined({"frame": np.array([1.0]), "probe": np.array([2.0])}) == pytest.approx([2.0])
+    pool, own = (
+        np.array([3.0]),
+        np.array([0.0]),
+    )  # photos that tell nothing, or are to hide something, take nothing away
+    assert combined({"perturbation": pool, "perturbation of own photos": own}) == pytest.approx([3.0])
+    assert combined({"perturbation": pool, "perturbation of own photos": pool}) == pytest.approx([6 / 2**0.5])
     assert combined({"perturbation": np.array([3.0])}) == pytest.approx([3.0])
 
 

@@ -1,5 +1,6 @@
 """The contrast with a clean reference, on numbers and models whose answer is known."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -68,6 +69,26 @@ def test_probes_on_photos_are_a_family_of_their_own_and_where_none_is_known_judg
     assert (verdict.verdict, verdict.target, verdict.families[1]) == ("backdoored", 1, OWN_PROBES)
     assert "drives 90% of the labelled photos into 'class 1'" in verdict.reasons[0]
     assert with_photos([0.0, 0.05, 0.0, 0.0])[1].verdict == "clean"
+
+
+def test_the_reason_names_the_family_that_gave_the_score():
+    """Of two families one stands out more by itself, and less beside the others that are asked with it."""
+    frames = [0.0, 0.9, 0.0, 0.0]
+    wide = replace(NULL, usual=NULL.usual | {"wide perturbation": NULL.usual["perturbation"]})
+    inversions = [
+        Inversion(
+            c, 1.0, 0.8, torch.zeros(1), exclusive_asr=0.0 if c else 0.3,
+            others=tuple(
+                Inversion(c, 1.0, 0.8, torch.zeros(1), exclusive_asr=share, family=family)
+                for family, share in (("wide perturbation", 0.0), ("frame", frames[c]))
+            ),
+        )
+        for c in range(4)
+    ]  # fmt: skip
+    verdict = Contrast(null=wide, k=1.0).judge(inversions, NAMES)
+    assert verdict.target == 1 and verdict.families[1] == "frame" and verdict.families[0] == "perturbation"
+    shown, needed = (int(share) / 100 for share in re.findall(r"(\d+)%", verdict.reasons[0])[:2])
+    assert shown == 0.9 and needed < shown
 
 
 def test_what_photos_do_not_explain_is_not_clean():
