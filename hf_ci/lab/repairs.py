@@ -30,7 +30,7 @@ from hf_ci.repair.unlearn import Schedule
 from hf_ci.scan import Examined, Run, examine
 from hf_ci.settings import ScanOptions
 
-MODES = ("without labels", LABELLED := "with labels")
+MODES = (WITHOUT := "without labels", LABELLED := "with labels")
 CONTROLS = ("clean only", "random noise", "another class")
 
 
@@ -64,6 +64,7 @@ def run_repairs(
                     mode
                     for mode in MODES + (CONTROLS if controls and facts["target"] is not None else ())
                     if (facts["id"], mode) not in done
+                    and not (model.anonymous_names and mode != WITHOUT)  # photos of its classes are called otherwise
                 ]
                 how = unharmed if facts["target"] is None else measured
                 labelled = RepairOptions(str(data_root / model.data), shots)
