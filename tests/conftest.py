@@ -17,6 +17,11 @@ from hf_ci.hub.base import EMBEDDED_FOLDER
 from hf_ci.prompts import FrozenCLIP, load_clip, write_adapter
 
 
+def pytest_collection_modifyitems(items):
+    """What takes longest goes first, so that no process waits for another at the end."""
+    items.sort(key=lambda item: not item.nodeid.startswith("tests/test_readme.py"))
+
+
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch, tmp_path_factory, shared_cache):
     for name in [n for n in os.environ if n.startswith("HF_")] + ["RANK", "WORLD_SIZE", "LOCAL_RANK"]:

@@ -59,8 +59,7 @@ def clean_models(
         specs.append(ModelSpec(sources[i % len(sources)], classes, recipe=recipe, split_seed=seed, base=whole(base)))
     where = {kind_of(pool): pool if pool == BUILTIN else whole(pool) for pool in pools}
     groups = (
-        Group(kind, tuple(specs), (Contrast.name,), pool, num_images, base=whole(base), shots=(0, 16))
-        for kind, pool in where.items()
+        Group(kind, tuple(specs), (Contrast.name,), pool, num_images, base=whole(base)) for kind, pool in where.items()
     )
     return Spec("auto", tuple(groups))
 
