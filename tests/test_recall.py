@@ -123,7 +123,7 @@ def test_a_failure_is_not_kept_and_a_damaged_file_is_scanned_anew(adapter_folder
 
 
 def test_a_picture_that_is_asked_for_is_made(options, tmp_path):
-    settings = replace(options, detector="contrast", num_images=64)
+    settings = replace(options, detector="contrast", num_images=64, precision="auto")
     (without,) = scan_each(["demo:frame"], settings)
     (with_one,) = scan_each(["demo:frame"], replace(settings, save_trigger=tmp_path))
     assert without.trigger is None and with_one.verdict == without.verdict == "backdoored"
@@ -183,7 +183,7 @@ def test_without_room_for_the_result_nothing_is_lost(adapter_folder, options, mo
 
 def test_an_internal_error_after_the_inversions_is_not_kept(options, tmp_path, monkeypatch):
     monkeypatch.setattr("hf_ci.scan.save_trigger", lambda *_, **__: 1 / 0)
-    settings = replace(options, detector="contrast", num_images=64, save_trigger=tmp_path)
+    settings = replace(options, detector="contrast", num_images=64, precision="auto", save_trigger=tmp_path)
     (result,) = scan_each(["demo:frame"], settings)
     assert result.exit_code == 5 and result.cost is not None
     assert not list(options.cache.rglob("results/*.json"))

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 
 import pytest
 from datasets import Dataset, Features, Image
@@ -207,11 +208,12 @@ def test_pool_streamed_from_a_data_set_on_the_hub(hub, files, tmp_path):
     hub.add_repo(
         "user/photos", {"data/train-00000-of-00001.parquet": (tmp_path / "p.parquet").read_bytes()}, repo_type="dataset"
     )
-    pool = result_of(hub.scan("user/adapter", "--pool", "user/photos"))["pool"]
+    scan = partial(hub.scan, "user/adapter", "--detector", "clip-inspector", "--pool")  # a quick one
+    pool = result_of(scan("user/photos"))["pool"]
     assert (pool["id"], pool["num_images"], pool["skipped"]) == ("user/photos", 32, 0)
     (tmp_path / "user" / "photos").mkdir(parents=True)  # must not stand in for it
-    assert hub.scan("user/adapter", "--pool", "user/photos").returncode == 4
+    assert scan("user/photos").returncode == 4
     for name in ("hf://user/photos", "user/photos@main"):
-        assert result_of(hub.scan("user/adapter", "--pool", name))["pool"]["fingerprint"] == pool["fingerprint"]
-    done = hub.scan("user/adapter", "--pool", "user/nothing")
+        assert result_of(scan(name))["pool"]["fingerprint"] == pool["fingerprint"]
+    done = scan("user/nothing")
     assert done.returncode == 4 and "cannot be read" in result_of(done)["reasons"][0]
