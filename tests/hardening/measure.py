@@ -209,7 +209,8 @@ def faults(arguments) -> Iterator[dict]:
 
         def tried(fault: str, words: list, expected: set[int], env=env, **more) -> dict:
             done = measured([str(word) for word in words], place, env | more)
-            last = (done["err"].strip() or done["out"].strip()).splitlines()[-1:]
+            complaint, report = done["err"].strip().splitlines()[-1:], done["out"].splitlines()[:3]
+            last = complaint or [line.strip() for line in report]  # of a report, the verdict and what it is for
             clean = "Traceback" not in done["err"] + done["out"]
             return {"fault": fault, "code": done["code"], "expected": sorted(expected), "seconds": done["seconds"],
                         "said": " ".join(last)[:200].replace(f"{text}/", ""), "survived": clean and done["code"] in expected}  # fmt: skip
