@@ -59,8 +59,9 @@ class Contrast(Detector):
     with probability `false_alarm`. Between it and the score exceeded with probability `doubt` the verdict is inconclusive.
     For an adapter that is FAR from its references these are `false_alarm_far` and `doubt_far`: what such an adapter learned
     can hide what was planted, so more of them are left undecided, and less is asked of what stands out all the same. One that
-    is TOO_FAR, or TOO_FAR_FOR_PHOTOS that it was given, is never clean, and on made pictures never accused. With no more than PEERS classes nothing is judged,
-    as each is held against so many others. It is inconclusive, too, when more than half of the classes are flagged.
+    is TOO_FAR, or TOO_FAR_FOR_PHOTOS that were given, is never clean, and on made pictures never accused. With no more than
+    PEERS classes nothing is judged, as each is held against so many others. It is inconclusive, too, when more than half of
+    the classes are flagged.
     """
 
     k: float | None = None
