@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import struct
+
 import torch
 from transformers import CLIPModel
 
@@ -46,3 +49,9 @@ def made_adapter(
             for k, v in build_meta_net(clip.feature_dim, clip.token_dim).state_dict().items()
         }
     return Adapter(method, context, names, EMBEDDED, None, meta_net, position)
+
+
+def raw_safetensors(header: dict | bytes, data: bytes = b"") -> bytes:
+    """A file with any header, true or not."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data

@@ -7,7 +7,6 @@ import io
 import json
 import os
 import shutil
-import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from huggingface_hub import CommitOperationAdd, HfApi
-from making import made_adapter
+from making import made_adapter, raw_safetensors
 from rich.console import Console
 from safetensors.numpy import save_file
 
@@ -280,11 +279,6 @@ def test_class_names_are_bounded_in_number_and_length(names, said):
     with pytest.raises(AdapterError, match=said) as refused:
         check_names(None, names)
     assert len(str(refused.value)) < 500
-
-
-def raw_safetensors(header: dict, data: bytes = b"") -> bytes:
-    text = json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + data
 
 
 def test_twenty_thousand_tensor_names_make_a_short_reason(poisoned):

@@ -10,10 +10,9 @@ therefore put in units of what clean adapters at that distance show at most:
 Small changes of all pixels are one question asked in several ways: what is planted answers to all, what a clean adapter
 happens to show to one of them. Their z are added, over the root of their number (Stouffer 1949), those on an adapter's own
 photos with the pool's and the pool's by themselves; a class's score is the largest of these sums and of the other families'
-z, and the adapter's is that of the largest class. Over clean adapters with C_0
-classes it is taken as Gumbel distributed: F(s) = exp(-exp(-(s - mu) / beta)), fitted by moments. With more classes the
-largest of them is larger by chance alone: were they independent, it would be distributed as F^(C / C_0), and that is the
-correction made.
+z, and the adapter's is that of the largest class. Over clean adapters with C_0 classes it is taken as Gumbel distributed:
+F(s) = exp(-exp(-(s - mu) / beta)), fitted by moments. With more classes the largest of them is larger by chance alone: were
+they independent, it would be distributed as F^(C / C_0), and that is the correction made.
 
 A file of nulls (`hf-ci calibrate` and `hf-ci lab calibrate` write one, and one is shipped) holds one for each kind of
 pool, photos and the built-in one, with what it was fitted on, and beside it one for adapters with class-specific contexts.

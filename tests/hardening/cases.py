@@ -17,9 +17,11 @@ from pathlib import Path
 
 import torch
 from dassl import save_checkpoint
+from making import raw_safetensors
 from safetensors.torch import load, save
 
-CONFIG, PROMPT, WEIGHTS = "adapter_config.json", "clip_prompt.json", "adapter_model.safetensors"
+from hf_ci.files import CONFIG, FILES, PROMPT, WEIGHTS
+
 CASES: dict[str, Case] = {}
 
 
@@ -52,12 +54,11 @@ def weights(folder: Path, change: Callable[[dict], dict]) -> None:
 
 
 def header(folder: Path, table: dict | bytes, data: bytes = b"") -> None:
-    text = table if isinstance(table, bytes) else json.dumps(table).encode()
-    (folder / WEIGHTS).write_bytes(struct.pack("<Q", len(text)) + text + data)
+    (folder / WEIGHTS).write_bytes(raw_safetensors(table, data))
 
 
 def without_adapter(folder: Path) -> None:
-    for name in (CONFIG, PROMPT, WEIGHTS):
+    for name in FILES:
         (folder / name).unlink()
 
 

@@ -103,19 +103,16 @@ def hostile(arguments) -> Iterator[dict]:
 # ---------------------------------------------------------------- kills
 
 
-def loadable(folder: Path) -> int:
-    """How many whole files a cache holds. Raises where one under its final name is not whole."""
-    count = 0
+def check_cache(folder: Path) -> None:
+    """Raises where a file under its final name is not whole."""
     for path in folder.rglob("*"):
         if not path.is_file() or path.name.endswith(".partial"):
             continue
-        count += 1
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as found:
                 dict(found)
         elif path.suffix == ".json":
             json.loads(path.read_text())
-    return count
 
 
 def same(report: str) -> list[dict]:
@@ -163,8 +160,8 @@ def kills(arguments) -> Iterator[dict]:
                     process.send_signal(signal.SIGKILL)
                     process.communicate()
                     survived["kills"] += 1
-                check(place, hub, whole[name], name)
-            check(place, hub, whole[name], name)
+                check(place, hub)
+            check(place, hub)
             survived["resumed"] = process.returncode == whole[name]["code"]
             survived["same"] = name == "repair" or same(out) == same(whole[name]["out"])
             total += survived["kills"]
@@ -172,9 +169,9 @@ def kills(arguments) -> Iterator[dict]:
             reset(place, hub)
 
 
-def check(place: Path, hub: LoopbackHub, whole: dict, name: str) -> None:
+def check(place: Path, hub: LoopbackHub) -> None:
     """Whatever is there under its final name is whole."""
-    loadable(place / "cache")
+    check_cache(place / "cache")
     if (place / "report.json").exists():
         Report.model_validate_json((place / "report.json").read_text())
     if (place / "repaired").exists():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import atheris
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 with atheris.instrument_imports(include=["hf_ci", "pickletools", "torch._weights_only_unpickler", "markdown_it"]):
     import test_properties as of
 

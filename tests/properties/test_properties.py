@@ -6,7 +6,6 @@
 import io
 import json
 import re
-import struct
 import xml.etree.ElementTree as ElementTree
 from contextlib import suppress
 from functools import cache
@@ -19,6 +18,7 @@ import torch
 import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
+from making import raw_safetensors
 from markdown_it import MarkdownIt
 from safetensors.torch import save
 
@@ -196,17 +196,16 @@ NAMES = st.sampled_from(
 )
 
 
-def lying(header: dict) -> bytes:
-    text = json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + bytes(128)
-
-
 ADAPTER = st.fixed_dictionaries(
     {
         "adapter_config.json": st.one_of(changed(CONFIG), damaged(json.dumps(CONFIG).encode()), st.binary(max_size=40)),
         "clip_prompt.json": st.one_of(changed(PROMPT), damaged(json.dumps(PROMPT).encode())),
         "adapter_model.safetensors": st.one_of(
-            st.just(WEIGHTS), damaged(WEIGHTS), st.dictionaries(NAMES, st.one_of(TENSOR, JSON), max_size=3).map(lying)
+            st.just(WEIGHTS),
+            damaged(WEIGHTS),
+            st.dictionaries(NAMES, st.one_of(TENSOR, JSON), max_size=3).map(
+                lambda header: raw_safetensors(header, bytes(128))
+            ),
         ),
     }
 )
