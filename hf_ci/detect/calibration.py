@@ -10,8 +10,8 @@ therefore put in units of what clean adapters at that distance show at most:
 Small changes of all pixels are one question asked in several ways: what is planted answers to all, what a clean adapter
 happens to show to one of them. Their z are added, over the root of their number (Stouffer 1949), those on an adapter's own
 photos with the pool's and the pool's by themselves; a class's score is the largest of these sums and of the other families'
-z, and the adapter's is that of the largest class. Over clean adapters with C_0 classes it is taken as Gumbel distributed:
-F(s) = exp(-exp(-(s - mu) / beta)), fitted by moments. With more classes the largest of them is larger by chance alone: were
+z, and the adapter's is that of the largest class. Over clean adapters with C_0 classes, each scored by what is usual on
+other data sets than its own, it is taken as Gumbel distributed: F(s) = exp(-exp(-(s - mu) / beta)), fitted by moments. With more classes the largest of them is larger by chance alone: were
 they independent, it would be distributed as F^(C / C_0), and that is the correction made.
 
 A file of nulls (`hf-ci calibrate` and `hf-ci lab calibrate` write one, and one is shipped) holds one for each kind of
@@ -176,29 +176,45 @@ def combined(z: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def fit(
-    excesses: Sequence[Mapping[str, Sequence[float]]], distances: Sequence[float], num_classes: int, **known
+    excesses: Sequence[Mapping[str, Sequence[float]]],
+    distances: Sequence[float],
+    data: Sequence[str],
+    num_classes: int,
+    **known,
 ) -> Calibration:
-    """excesses: of each clean adapter, by family, its classes'; in the order of `distances`. Some families want photos of
-    the adapter's own classes, so that not all scans have them.
+    """excesses: of each clean adapter, by family, its classes'; in the order of `distances`, and of `data`, the set that it
+    was tuned on. Some families want photos of the adapter's own classes, so that not all scans have them.
+
+    An adapter that is to be judged was tuned on a set that no null has seen. So the scores that it is compared with are
+    those of adapters by what is usual on the other sets, where there are any.
 
     Raises ValueError for too few adapters, or equal ones.
     """
     if len(distances) < FEWEST:
         raise ValueError(f"{len(distances)} clean adapters: at least {FEWEST} are needed to fit a null")
-    usual = {}
-    for family in dict.fromkeys(family for found in excesses for family in found):
-        known_to = [(max(found[family]), d) for found, d in zip(excesses, distances) if family in found]
-        if len(known_to) >= FEWEST:
-            narrowest = NARROWEST if family in ADDITIVE else NARROWEST_OF_FEW
-            usual[family] = Usual.fit(*zip(*known_to), narrowest)
+    models = list(zip(excesses, distances, data))
+    usual = usual_of((found, d) for found, d, _ in models)
+    on_others = {left: usual | usual_of((found, d) for found, d, name in models if name != left) for left in set(data)}
     scores = []
-    for found, d in zip(excesses, distances):
-        z = {family: of.z(np.asarray(found[family]), d) for family, of in usual.items() if family in found}
+    for found, d, name in models:
+        z = {family: of.z(np.asarray(found[family]), d) for family, of in on_others[name].items() if family in found}
         scores.append(float(combined(z).max()))
     if len(set(scores)) == 1:
         raise ValueError(f"{len(scores)} clean adapters with one and the same score: there is no spread to fit")
-    between = (min(distances), max(distances))
-    return Calibration(usual, mean(scores), stdev(scores), num_classes, between, len(scores), **known)
+    between, sets = (min(distances), max(distances)), tuple(sorted(set(data)))
+    return Calibration(usual, mean(scores), stdev(scores), num_classes, between, len(scores), data=sets, **known)
+
+
+def usual_of(models: Iterable[tuple[Mapping[str, Sequence[float]], float]]) -> dict[str, Usual]:
+    """By family, fitted on the clean adapters (excesses, distance) that it was looked for in, where they are enough."""
+    largest: dict[str, list[tuple[float, float]]] = {}
+    for found, d in models:
+        for family, excesses in found.items():
+            largest.setdefault(family, []).append((max(excesses), d))
+    narrowest = lambda family: NARROWEST if family in ADDITIVE else NARROWEST_OF_FEW
+    return {
+        family: Usual.fit(*zip(*known), narrowest(family)) for family, known in largest.items() if len(known) >= FEWEST
+    }
 
 
 def seal(content: dict) -> str:

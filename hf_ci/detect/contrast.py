@@ -27,11 +27,10 @@ PROBES, OWN_PROBES = "probe", "probe of own photos"  # the family of all of them
 STANDS_FOR = {ON_PHOTOS: PERTURBATION, OWN_PROBES: PROBES}
 PEERS, PEER_WEIGHT = 3, 0.75
 MOST_FLAGGED = 0.5  # share of the classes; where more are flagged, the reference is in doubt, not the adapter
-# Distances from which what an adapter learned may hide what was planted, and from which it does.
-FAR, TOO_FAR = 0.2, 0.5
-# Clean prompts that were tuned on photos answer most of the pool as a clean adapter does (all but .21 of it in the
-# calibration); one that is farther from them is none that such photos explain.
-TOO_FAR_FOR_PHOTOS = 0.35  # on photos as the pool
+# Distance from which what an adapter learned may hide what was planted: hand-written prompts cannot clear it there. Clean
+# prompts that were tuned on photos answer most of the pool as a clean adapter does; one that is FAR_WITH_PHOTOS from
+# them is none that such photos explain. On made pictures nobody is accused who is TOO_FAR.
+FAR, FAR_WITH_PHOTOS, TOO_FAR = 0.2, 0.35, 0.5
 
 
 def shares(inversions: Sequence[Inversion]) -> dict[str, np.ndarray]:
@@ -57,11 +56,11 @@ class Contrast(Detector):
 
     It is flagged iff its score is at least `k`: unless given, the score that a clean adapter with as many classes exceeds
     with probability `false_alarm`. Between it and the score exceeded with probability `doubt` the verdict is inconclusive.
-    For an adapter that is FAR from its references these are `false_alarm_far` and `doubt_far`: what such an adapter learned
-    can hide what was planted, so more of them are left undecided, and less is asked of what stands out all the same. One that
-    is TOO_FAR, or TOO_FAR_FOR_PHOTOS that were given, is never clean, and on made pictures never accused. With no more than
-    PEERS classes nothing is judged, as each is held against so many others. It is inconclusive, too, when more than half of
-    the classes are flagged.
+    These grow evenly with the adapter's distance from its references, and are `false_alarm_far` and `doubt_far` where it is
+    FAR: what such an adapter learned can hide what was planted, so more of them are left undecided, and less is asked of what
+    stands out all the same. One that is FAR from hand-written prompts, or FAR_WITH_PHOTOS from clean ones tuned on photos, is
+    never clean; one that is TOO_FAR is on made pictures never accused. With no more than PEERS classes nothing is judged, as
+    each is held against so many others. It is inconclusive, too, when more than half of the classes are flagged.
     """
 
     k: float | None = None
@@ -94,10 +93,12 @@ class Contrast(Detector):
     def thresholds(self, num_classes: int, distance: float = 0.0) -> dict[str, float]:
         if self.k is not None:
             return {"k": self.k}
-        far = distance >= FAR
-        false_alarm, doubt = (self.false_alarm_far, self.doubt_far) if far else (self.false_alarm, self.doubt)
+        far = min(distance / FAR, 1.0)
+        false_alarm = (1 - far) * self.false_alarm + far * self.false_alarm_far
+        doubt = (1 - far) * self.doubt + far * self.doubt_far
         flagged, doubtful = (self.null.threshold(p, num_classes) for p in (false_alarm, doubt))
-        return {"k": round(flagged, 3), "doubtful": round(doubtful, 3), "false_alarm": false_alarm, "doubt": doubt}
+        limits = {"k": flagged, "doubtful": doubtful, "false_alarm": false_alarm, "doubt": doubt}
+        return {name: round(limit, 4) for name, limit in limits.items()}
 
     def usual(self, family: str) -> Usual | None:
         """What clean adapters show in a family; None where nothing is known of it."""
@@ -140,22 +141,23 @@ class Contrast(Detector):
                 f"{'p < 0.001' if odds < 0.001 else f'p = {odds:.2g}'} for a clean adapter)"
             )
 
-        worst = say(target)
+        worst, with_photos = say(target), ON_PHOTOS in z
         if len(scores) <= PEERS:
             reason = f"{len(scores)} classes are too few to tell which of them stands out; closest: {worst}"
-            return Verdict("inconclusive", (reason, *how_far(distance)), **common)
+            return Verdict("inconclusive", (reason, *how_far(distance, with_photos)), **common)
         made = kind_of(self.null.pool) == "builtin"  # what is usual on made pictures differs too much that far out
-        too_far = TOO_FAR_FOR_PHOTOS if ON_PHOTOS in z and not made else TOO_FAR
-        if distance >= too_far and (made or not flagged.any()):
-            reason = f"too far from clean prompts to be judged; closest: {worst}"
-            return Verdict("inconclusive", (reason, *how_far(distance)), **common)
+        uncleared = distance >= (FAR_WITH_PHOTOS if with_photos else FAR) and not flagged.any()
+        if uncleared or made and distance >= TOO_FAR:
+            reason = f"too far from clean prompts to be cleared; closest: {worst}"
+            return Verdict("inconclusive", (reason, *how_far(distance, with_photos)), **common)
         if not flagged.any():
-            far = distance >= FAR
             if scores[target] >= limits.get("doubtful", limits["k"]):
                 return Verdict(
-                    "inconclusive", (f"neither clean nor backdoored for certain: {worst}", *how_far(distance)), **common
+                    "inconclusive",
+                    (f"neither clean nor backdoored for certain: {worst}", *how_far(distance, with_photos)),
+                    **common,
                 )
-            near = () if not far else how_far(distance)[:1]
+            near = () if distance < FAR else how_far(distance)[:1]
             return Verdict("clean", (f"no class stands out; closest: {worst}", *near), **common)
         if flagged.mean() > MOST_FLAGGED:
             reason = (
@@ -180,9 +182,10 @@ def described(family: str, i: Inversion) -> str:
     }.get(family, family)
 
 
-def how_far(distance: float) -> tuple[str, ...]:
+def how_far(distance: float, with_photos: bool = False) -> tuple[str, ...]:
     """How far the adapter is, and what would settle it."""
-    settle = "what would settle it: --data with 4 to 16 labelled photos of each of its classes"
+    data = "more labelled photos" if with_photos else "--data with 4 to 16 labelled photos"
+    settle = f"what would settle it: {data} of each of its classes"
     if distance < FAR:
         return (f"{settle}, or more images (--num-images)",)
     return (

@@ -133,10 +133,12 @@ def one(path: Path, records: list[dict]) -> Calibration:
             "expected one for photos and one for the built-in pool",
         )
     try:
-        results = [r for r in results if r["distance"] < TOO_FAR]  # further ones are not judged
+        records = [r for r in records if r["result"]["distance"] < TOO_FAR]  # further ones are not judged
+        results = [r["result"] for r in records]
         return fit(
             [excesses_of(r) for r in results],
             [r["distance"] for r in results],
+            [r["model"]["data"] for r in records],
             results[0]["num_classes"],
             num_images=pool["num_images"],
             pool=pool["id"],
@@ -144,7 +146,6 @@ def one(path: Path, records: list[dict]) -> Calibration:
             base_revision=base["revision"],
             records_sha256=sha256(path),
             precision=precision,
-            data=tuple(sorted({r["model"]["data"] for r in records})),
         )
     except ValueError as error:
         raise UsageError(f"{path}: {error}", "add seeds to the specification") from error

@@ -227,7 +227,7 @@ def make_demos(data_root: str, out: Path, base: str = EMBEDDED, seed: int = 0) -
     gently = {"epochs": 2, "lr": 0.002}
     recipes = {
         "badclip": replace(coop, shots=100, lr=0.01),
-        "frame": replace(coop, poison_rate=0.3),
+        "frame": replace(coop, poison_rate=0.5),
     }
     target = random.Random(seed).randrange(len(things.train.class_names))
     for name in DEMOS:

@@ -18,7 +18,6 @@ KNOWN = {
     "base_revision": "r",
     "records_sha256": "s",
     "precision": "fp32",
-    "data": ("d",),
 }
 RECORDS = Path(__file__).parents[2] / "cards" / "calibration.jsonl"
 
@@ -29,7 +28,8 @@ def largest(random, classes, n):
 
 
 def fitted(excesses, classes=10, distances=None):
-    return fit([{"perturbation": [e]} for e in excesses], distances or [0.1] * len(excesses), classes, **KNOWN)
+    n = len(excesses)
+    return fit([{"perturbation": [e]} for e in excesses], distances or [0.1] * n, ["d"] * n, classes, **KNOWN)
 
 
 def z(null, excesses):
@@ -87,7 +87,7 @@ def test_several_families_share_the_false_alarms():
     """The score is the largest of them, so that looking for more does not accuse more often."""
     random = np.random.default_rng(0)
     draw = lambda n: [dict(zip("abcd", row)) for row in random.normal(0.1, 0.05, (n, 4, 1))]
-    null, new = fit(draw(400), [0.1] * 400, 10, **KNOWN), draw(4000)
+    null, new = fit(draw(400), [0.1] * 400, ["d"] * 400, 10, **KNOWN), draw(4000)
     scores = np.array([combined({name: null.usual[name].z(e, 0.1) for name, e in found.items()})[0] for found in new])
     assert (scores > null.threshold(0.05)).mean() == pytest.approx(0.05, abs=0.02)
 
@@ -98,9 +98,9 @@ def test_a_family_that_some_scans_lack_is_fitted_on_the_others():
         {"perturbation": [e]} | ({"perturbation of own photos": [2 * e]} if i % 2 else {})
         for i, e in enumerate(SOME * 2)
     ]
-    null = fit(many, [0.1] * 16, 10, **KNOWN)
+    null = fit(many, [0.1] * 16, ["d"] * 16, 10, **KNOWN)
     assert null.usual["perturbation of own photos"].intercept == pytest.approx(2 * np.mean(SOME[1::2]))
-    assert null.clean_models == 16 and len(fit(many[:6], [0.1] * 6, 10, **KNOWN).usual) == 1  # three are too few
+    assert null.clean_models == 16 and len(fit(many[:6], [0.1] * 6, ["d"] * 6, 10, **KNOWN).usual) == 1  # three are too few
 
 
 def test_small_changes_of_all_pixels_are_one_question_asked_in_several_ways():
@@ -119,6 +119,21 @@ def test_small_changes_of_all_pixels_are_one_question_asked_in_several_ways():
     assert combined({"perturbation": pool, "perturbation of own photos": own}) == pytest.approx([3.0])
     assert combined({"perturbation": pool, "perturbation of own photos": pool}) == pytest.approx([6 / 2**0.5])
     assert combined({"perturbation": np.array([3.0])}) == pytest.approx([3.0])
+
+
+def test_an_adapter_is_held_against_what_other_data_sets_show():
+    """Sets differ more than adapters of one set do, and the set of an adapter to be judged is none of them: thresholds
+    that each adapter's own set took part in are exceeded more often than they say."""
+    random, rates = np.random.default_rng(0), {True: [], False: []}
+    for _ in range(300):
+        shifts = random.normal(0.1, 0.05, 5)  # of four sets that are fitted on, and of one that is judged
+        excesses = [random.normal(shift, 0.02, 12) for shift in shifts]
+        models = [{"perturbation": [e]} for e in np.concatenate(excesses[:4])]
+        for told in (True, False):
+            sets = [f"{i // 12 if told else 0}" for i in range(48)]
+            null = fit(models, [0.1] * 48, sets, 10, **KNOWN)
+            rates[told].append((z(null, excesses[4]) > null.threshold(0.05)).mean())
+    assert null.data == ("0",) and np.mean(rates[True]) < np.mean(rates[False]) - 0.02 and np.mean(rates[True]) < 0.08
 
 
 def test_too_few_adapters_fit_nothing():

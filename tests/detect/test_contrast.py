@@ -21,6 +21,7 @@ SOME = [0.02, 0.04, 0.06, 0.08, 0.1, 0.05, 0.05, 0.07]
 NULL = fit(
     [{"perturbation": [e], "frame": [2 * e], "probe": [2 * e]} for e in SOME],
     [0.0] * 4 + [0.4] * 4,
+    ["d"] * 8,
     4,
     num_images=256,
     pool="p",
@@ -28,7 +29,6 @@ NULL = fit(
     base_revision="r",
     records_sha256="s",
     precision="fp32",
-    data=("d",),
 )
 
 
@@ -133,22 +133,28 @@ def test_between_clear_cases_it_is_inconclusive_and_says_what_would_settle_it():
     assert judge([0.0, 0.0, flagged, 0.0]).verdict == "backdoored"
 
 
-def test_far_from_clean_prompts_more_is_left_undecided_and_photos_are_asked_for():
-    null = Contrast(null=NULL)
-    score = (null.thresholds(4)["doubtful"] + null.thresholds(4, FAR)["doubtful"]) / 2
-    share = NULL.usual["perturbation"].excess(score, FAR)
-    verdict = judge([0.0, 0.0, share, 0.0], distance=FAR)
-    assert (
-        verdict.verdict == "inconclusive"
-        and "--data" in verdict.reasons[-1]
-        and "20% of the pool" in verdict.reasons[1]
-    )
-    near = NULL.usual["perturbation"].excess(score, 0.0)
+def test_the_farther_from_clean_prompts_the_more_is_left_undecided():
+    """Evenly: no adapter gains by being a hair nearer."""
+    limits = [Contrast(null=NULL).thresholds(4, distance) for distance in (0.0, FAR / 2, FAR, 2 * FAR)]
+    assert [limit["false_alarm"] for limit in limits] == pytest.approx([0.002, 0.006, 0.01, 0.01])
+    assert [limit["doubt"] for limit in limits] == pytest.approx([0.02, 0.135, 0.25, 0.25])
+    score = (limits[0]["doubtful"] + limits[1]["doubtful"]) / 2
+    near, half = (NULL.usual["perturbation"].excess(score, distance) for distance in (0.0, FAR / 2))
     assert judge([0.0, 0.0, near, 0.0], distance=0.0).verdict == "clean"
+    assert judge([0.0, 0.0, half, 0.0], distance=FAR / 2).verdict == "inconclusive"
+
+
+def test_hand_written_prompts_clear_no_adapter_that_is_far_from_them():
+    """What clean ones show there hides what was planted: a clean verdict would be worth nothing."""
+    assert judge([0.0] * 4, distance=FAR - 0.01).verdict == "clean"
+    verdict = judge([0.0] * 4, distance=FAR)
+    assert verdict.verdict == "inconclusive" and "20% of the pool" in verdict.reasons[1]
+    assert "--data with 4 to 16 labelled photos" in verdict.reasons[-1]
+    assert with_photos([0.0] * 4, distance=FAR)[1].verdict == "clean"
 
 
 def test_distance_alone_is_no_accusation():
-    assert judge([0.05] * 4, distance=0.45).verdict == "clean"
+    assert judge([0.05] * 4, distance=0.45).verdict == "inconclusive"
     assert judge([0.05] * 4, distance=0.9).verdict == "inconclusive"
 
 
