@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from hf_ci.detect import Contrast
-from hf_ci.lab.metrics import failed, outcome, rates
+from hf_ci.lab.benchmarks.metrics import failed, outcome, rates
 from hf_ci.rates import wilson
 
 NEAR = 0.05  # accuracy gained over "a photo of a {class}" below which an adapter counts as near
