@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from hf_ci.lab.benchmarks.cli import ablate, bench, calibrate, rejudge, repairs
-from hf_ci.lab.cards.cli import repair_table, table, triggers
+from hf_ci.lab.cards.cli import docs, repair_table, table, triggers
 from hf_ci.lab.cost.cli import speed
 from hf_ci.lab.making.cli import demo, poison, tune
 
@@ -30,5 +30,6 @@ for command in (
     triggers,
     speed,
     calibrate,
+    docs,
 ):
     app.command(command.__name__.replace("_", "-"))(command)

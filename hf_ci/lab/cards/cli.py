@@ -51,3 +51,21 @@ def triggers(
     from hf_ci.lab.cards.grid import draw
 
     typer.echo(f"{out}: {draw(read_spec(spec), data, out, zoo, group)} models")
+
+
+def docs(
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; exit code 1, and their names, if files are stale.")
+    ] = False,
+) -> None:
+    """Render the figures in README.md and docs from the records in cards, and docs' pictures from docs/run.json."""
+    from hf_ci.console import write_file
+    from hf_ci.lab.cards.docs import stale
+
+    root, found = Path.cwd(), False
+    for path, anew in stale(root):
+        found = True
+        if not check:
+            write_file(path, anew())
+        typer.echo(f"{path.relative_to(root)}: {'stale' if check else 'rendered'}")
+    raise typer.Exit(int(check and found))
