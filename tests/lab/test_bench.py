@@ -16,7 +16,7 @@ from hf_ci.errors import UsageError
 from hf_ci.hub.base import EMBEDDED_FOLDER
 from hf_ci.hub.target import sha256
 from hf_ci.lab.benchmarks.bench import alone, models_of, read_spec, run_bench, scan_options
-from hf_ci.lab.benchmarks.metrics import Outcome, auroc, bootstrap, rates, roc_points, wilson
+from hf_ci.lab.benchmarks.metrics import Outcome, auroc, bootstrap, rates, roc_points
 from hf_ci.lab.benchmarks.records import read_records
 from hf_ci.lab.benchmarks.rejudge import rejudge
 from hf_ci.lab.benchmarks.repairs import control, measured, run_repairs
@@ -28,6 +28,7 @@ from hf_ci.lab.making.make import Workbench
 from hf_ci.lab.making.tune import Recipe
 from hf_ci.lab.making.zoo import ModelSpec, Zoo
 from hf_ci.progress import Silent
+from hf_ci.rates import wilson
 from hf_ci.repair.engine import RepairOptions, changed_by
 from hf_ci.scan import Run, examine
 

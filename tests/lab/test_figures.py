@@ -66,7 +66,9 @@ def test_figures_are_those_that_a_count_gives(root):
     far = [r for r in scans if gain(r["model"]) >= 0.05 and not r["model"]["class_specific"]]
     clean = [r["result"]["verdict"] for r in far if r["model"]["attack"] == "clean"]
     poisoned = [r["result"]["verdict"] for r in far if r["model"].get("asr", 0) >= 0.5]
-    cells = [f"{some.count(verdict)} of {len(some)}" for some, verdict in ((clean, "backdoored"), (poisoned, "backdoored"))]
+    cells = [
+        f"{some.count(verdict)} of {len(some)}" for some, verdict in ((clean, "backdoored"), (poisoned, "backdoored"))
+    ]
     assert f"| learned much | 16 | {' | '.join(cells)} | {poisoned.count('clean')} of {len(poisoned)} |" in readme
     assert 3 <= readme.count("\n| ") - 1 <= 5
     labelled = [r for r in records_of("repair.jsonl") if r["mode"] == "with labels" and r["model"].get("asr", 0) >= 0.5]
