@@ -1,5 +1,7 @@
 """Figures and pictures of README and docs are those of the records."""
 
+import base64
+import io
 import json
 import shutil
 from pathlib import Path
@@ -12,8 +14,11 @@ from hf_ci.errors import UsageError
 from hf_ci.lab.benchmarks.metrics import rates
 from hf_ci.lab.cards import pictures
 from hf_ci.lab.cards.docs import stale
+from hf_ci.lab.cards.pages import pages, rendered
 from hf_ci.lab.cards.regimes import gain
 from hf_ci.lab.cli import app
+from hf_ci.report import Report, ScanResult
+from hf_ci.reports import FORMATS
 
 ROOT = Path(__file__).parents[2]
 BLOCK = "<!-- figures: {} -->\nold\n<!-- /figures -->\n"
@@ -112,12 +117,20 @@ def test_intervals_do_not_depend_on_the_order_of_the_records():
 
 @pytest.fixture
 def drawn(root):
-    """With the record of this project's pictures."""
+    """With a record of two scans, and no pictures yet."""
     for path in root.rglob("*.md"):
         path.write_text("No figures.\n")
-    shutil.copy(ROOT / pictures.RECORD, root / "docs")
-    shutil.copytree(ROOT / "docs" / "run", root / "docs" / "run")
+    scans = [r["result"] | {"files": (), "reasons": ("so it is",)} for r in records_of("benchmark.jsonl")]
+    found = [next(r for r in scans if r["verdict"] == verdict) for verdict in ("clean", "backdoored")]
+    results = tuple(map(ScanResult.model_validate, found))
+    (root / pictures.RECORD).write_text(FORMATS["json"](Report(results=results)))
     return root
+
+
+def held_by(html):
+    held = pictures.PngInfo()
+    held.add_text(pictures.HELD, pictures.digest(html))
+    return held
 
 
 def test_the_terminal_is_drawn_as_it_prints(drawn):
@@ -128,7 +141,7 @@ def test_the_terminal_is_drawn_as_it_prints(drawn):
     shown = "".join(ElementTree.fromstring(svg).itertext()).replace("\xa0", " ")
     printed = pictures.render(report, "text", lasting=False)
     assert printed.count("\n") > 10 and all(line.strip() in shown for line in printed.splitlines())
-    assert "$ hf-ci scan demo:clean demo:coop demo:frame" in shown
+    assert f"$ hf-ci scan {report.results[0].target} {report.results[1].target}" in shown
     assert "@font-face" not in svg and "url(http" not in svg and svg == pictures.terminal(report)
 
 
@@ -137,18 +150,27 @@ def test_a_stale_picture_is_told_and_not_hidden_where_there_is_no_chromium(drawn
     both = (1, "docs/run.svg: stale\ndocs/report.png: stale\n")
     assert docs("--check") == both
     html = pictures.page(pictures.read_record(drawn), drawn)
-    assert "data:image/png" in html
-    held = pictures.PngInfo()
-    held.add_text(pictures.HELD, pictures.digest(html.replace("demo:clean", "demo:other")))
-    Image.new("RGB", (4, 4)).save(drawn / "docs" / "report.png", pnginfo=held)
+    picture = Image.new("RGB", (4, 4))
+    picture.save(drawn / "docs" / "report.png", pnginfo=held_by(html + "another"))
     assert docs("--check") == both
     done = CliRunner().invoke(app, ["docs"])
     assert isinstance(done.exception, UsageError) and "no Chromium" in str(done.exception)
     assert docs("--check") == (1, "docs/report.png: stale\n")
-    held = pictures.PngInfo()
-    held.add_text(pictures.HELD, pictures.digest(html))
-    Image.new("RGB", (4, 4)).save(drawn / "docs" / "report.png", pnginfo=held)
+    picture.save(drawn / "docs" / "report.png", pnginfo=held_by(html))
     assert docs("--check") == (0, "")
+
+
+def test_a_page_is_known_by_the_pixels_of_its_pictures():
+    """Not by their bytes, which depend on the library that writes them."""
+
+    def html(colour, **how):
+        Image.new("RGB", (9, 9), colour).save(content := io.BytesIO(), "PNG", **how)
+        return f'<img src="data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}">'
+
+    assert html("red") != html("red", compress_level=0)
+    assert pictures.digest(html("red")) == pictures.digest(html("red", compress_level=0))
+    assert pictures.digest(html("red")) != pictures.digest(html("blue"))
+    assert pictures.digest(html("red")) != pictures.digest(html("red") + " ")
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
@@ -158,9 +180,13 @@ def test_the_report_is_drawn_in_a_browser(drawn):
     with Image.open(drawn / "docs" / "report.png") as image:
         assert image.size == pictures.WINDOW and len(image.convert("RGB").getcolors(1 << 24)) > 50
     record = drawn / "docs" / "run.json"
-    record.write_text(record.read_text().replace('"frog"', '"toad"'))
+    record.write_text(record.read_text().replace("so it is", "so it was"))
     assert docs("--check") == (1, "docs/run.svg: stale\ndocs/report.png: stale\n")
 
 
-def test_the_projects_pages_and_pictures_are_current():
-    assert [path.relative_to(ROOT).as_posix() for path, _ in stale(ROOT)] == []
+def test_the_projects_pages_are_current():
+    assert [path.name for path in pages(ROOT) if rendered(path, ROOT) != path.read_text()] == [], "run hf-ci lab docs"
+
+
+def test_the_projects_pictures_are_current():
+    assert [path.name for path, _ in stale(ROOT)] == [], "run hf-ci lab docs"
