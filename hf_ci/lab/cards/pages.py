@@ -9,8 +9,10 @@ A page is README.md, or a Markdown file in docs.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 from hf_ci.cards import render_card
@@ -19,7 +21,7 @@ from hf_ci.lab.benchmarks.metrics import failed
 from hf_ci.lab.benchmarks.records import read_some
 from hf_ci.lab.benchmarks.repairs import LABELLED, WITHOUT
 from hf_ci.lab.cards.benchmark import figure
-from hf_ci.lab.cards.regimes import NEAR, REGIMES, gain, regimes
+from hf_ci.lab.cards.regimes import NEAR, REGIMES, Row, gain, regimes
 from hf_ci.lab.cards.repair import repair_row
 
 BLOCK = re.compile(r"^<!-- figures: (?P<name>\S+) -->\n(?P<body>.*?)^<!-- /figures -->$", re.M | re.S)
@@ -61,7 +63,13 @@ def trust(root: Path) -> dict:
 
 def of_regimes(root: Path) -> dict:
     records = read_some(root / "cards" / "benchmark.jsonl", "hf-ci lab bench")
-    return {"regimes": regimes(records), "figure": figure}
+    return {"regimes": rows_of(json.dumps(records)), "figure": figure}
+
+
+@lru_cache(maxsize=1)
+def rows_of(records: str) -> list[Row]:
+    """Intervals take a second, and two blocks need them."""
+    return regimes(json.loads(records))
 
 
 def of_repair(root: Path) -> dict:
