@@ -26,7 +26,7 @@ from hf_ci.reports import render
 
 RECORD, TERMINAL, BROWSER = "docs/run.json", "docs/run.svg", "docs/report.png"
 MAKE = "hf-ci scan demo:clean demo:coop demo:frame --save-trigger docs/run --output json=docs/run.json"
-COLUMNS = 80
+COLUMNS = 80  # or as many as the longest line has
 WINDOW = (1280, 1600)  # pixels; what is further down is not shown
 HELD = "html-sha256"  # the PNG's text chunk
 CHROMIUM = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
@@ -47,7 +47,8 @@ def terminal(report: Report) -> str:
     from rich.text import Text
 
     printed = render(report, "text", lasting=False)
-    console = Console(record=True, width=COLUMNS, file=io.StringIO())
+    width = max(COLUMNS, *map(len, printed.splitlines()))
+    console = Console(record=True, width=width, file=io.StringIO())
     console.print(f"$ hf-ci scan {' '.join(result.target for result in report.results)}", style="bold", highlight=False)
     console.print(Text.from_ansi(printed))
     plain = re.sub(r"@font-face \{\{.*?\}\}\s*", "", CONSOLE_SVG_FORMAT, flags=re.S)
