@@ -34,8 +34,8 @@ from hf_ci.errors import (
     is_defect,
     write_log,
 )
+from hf_ci.lab.benchmarks.cli import calibrate_base
 from hf_ci.lab.cli import app as lab
-from hf_ci.lab.cli import calibrate_base
 from hf_ci.repair.cli import repair
 from hf_ci.run import config, init, keep_trigger, run, scan_options
 from hf_ci.webhook import webhook

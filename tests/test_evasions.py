@@ -31,7 +31,7 @@ from hf_ci.hub.target import DEMOS
 from hf_ci.inversion import Inversion
 from hf_ci.kind import check_kind
 from hf_ci.lab.attacks import dead_unit
-from hf_ci.lab.tune import Recipe, to_adapter
+from hf_ci.lab.making.tune import Recipe, to_adapter
 from hf_ci.pools import load_pool
 from hf_ci.pools.photos import Photos
 from hf_ci.progress import Bar

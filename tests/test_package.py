@@ -24,7 +24,7 @@ def test_names_on_the_command_line_are_those_of_the_code():
     from hf_ci import cli
     from hf_ci.console import FormatName
     from hf_ci.detect import DETECTORS
-    from hf_ci.lab import cli as lab
+    from hf_ci.lab import options as lab
     from hf_ci.lab.attacks import ATTACKS
     from hf_ci.reports import FORMATS
 

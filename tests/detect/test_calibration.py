@@ -189,7 +189,7 @@ def test_a_file_that_cannot_be_relied_on_is_a_usage_error(tmp_path, text, messag
 
 
 def test_shipped_calibration_is_that_of_the_shipped_records():
-    from hf_ci.lab.calibrate import calibrate
+    from hf_ci.lab.benchmarks.calibrate import calibrate
 
     assert calibrate(RECORDS) == read(SHIPPED) == shipped()
     assert set(shipped()) == {"photos", "builtin", "photos, class-specific", "builtin, class-specific"}

@@ -12,7 +12,7 @@ from hf_ci.detect import DETECTORS
 from hf_ci.detect.mm_bd import order_p_value
 from hf_ci.detect.neural_cleanse import DynamicCost
 from hf_ci.inversion import Inversion, invert_classes
-from hf_ci.lab.triggers import patch
+from hf_ci.lab.making.triggers import patch
 
 SIZE, CLASSES, TARGET = 16, 8, 5
 NAMES = [f"class {i}" for i in range(CLASSES)]

@@ -5,7 +5,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PILImage
 
-from hf_ci.lab.make import Workbench
+from hf_ci.lab.making.make import Workbench
 from hf_ci.pools.procedural import images
 
 COLOURS = {

@@ -22,10 +22,10 @@ from hf_ci.lab.attacks import (
     sig,
     wanet,
 )
-from hf_ci.lab.cli import AttackName
-from hf_ci.lab.make import accuracy, attack_success_rate
-from hf_ci.lab.triggers import keep_trigger, read_trigger
-from hf_ci.lab.tune import Recipe, tune
+from hf_ci.lab.making.make import accuracy, attack_success_rate
+from hf_ci.lab.making.triggers import keep_trigger, read_trigger
+from hf_ci.lab.making.tune import Recipe, tune
+from hf_ci.lab.options import AttackName
 
 TARGET = 1
 RECIPE = Recipe(shots=12, epochs=30)

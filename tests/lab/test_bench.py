@@ -15,18 +15,20 @@ from hf_ci.detect import Contrast
 from hf_ci.errors import UsageError
 from hf_ci.hub.base import EMBEDDED_FOLDER
 from hf_ci.hub.target import sha256
-from hf_ci.lab.ablations import ablation_card
-from hf_ci.lab.bench import alone, models_of, read_records, read_spec, run_bench, scan_options
-from hf_ci.lab.detector_card import detector_card
-from hf_ci.lab.make import Workbench
-from hf_ci.lab.metrics import Outcome, auroc, bootstrap, rates, roc_points, wilson
-from hf_ci.lab.rejudge import rejudge
-from hf_ci.lab.repair_card import repair_row
-from hf_ci.lab.repairs import control, measured, run_repairs
-from hf_ci.lab.tables import benchmark, roc
-from hf_ci.lab.tune import Recipe
-from hf_ci.lab.zoo import ModelSpec, Zoo
+from hf_ci.lab.benchmarks.bench import alone, models_of, read_spec, run_bench, scan_options
+from hf_ci.lab.benchmarks.metrics import Outcome, auroc, bootstrap, rates, roc_points
+from hf_ci.lab.benchmarks.records import read_records
+from hf_ci.lab.benchmarks.rejudge import rejudge
+from hf_ci.lab.benchmarks.repairs import control, measured, run_repairs
+from hf_ci.lab.cards.ablations import ablation_card
+from hf_ci.lab.cards.benchmark import benchmark, roc
+from hf_ci.lab.cards.detector import detector_card
+from hf_ci.lab.cards.repair import repair_row
+from hf_ci.lab.making.make import Workbench
+from hf_ci.lab.making.tune import Recipe
+from hf_ci.lab.making.zoo import ModelSpec, Zoo
 from hf_ci.progress import Silent
+from hf_ci.rates import wilson
 from hf_ci.repair.engine import RepairOptions, changed_by
 from hf_ci.scan import Run, examine
 
@@ -212,7 +214,7 @@ def test_roc_points_on_known_cases():
 
 def test_ablations_invert_the_targets_class_and_go_on(bench_run, data, tmp_path, monkeypatch):
     from hf_ci.inversion import LinfInversion
-    from hf_ci.lab import ablations as lab
+    from hf_ci.lab.benchmarks import ablations as lab
 
     folder, spec, records = bench_run
     few = {
@@ -233,7 +235,7 @@ def test_ablations_invert_the_targets_class_and_go_on(bench_run, data, tmp_path,
 def test_triggers_are_drawn_beside_what_was_recovered(bench_run, data, tmp_path):
     from PIL import Image
 
-    from hf_ci.lab.grid import CELL, GAP, LABEL, draw
+    from hf_ci.lab.cards.grid import CELL, GAP, LABEL, draw
 
     folder, spec, _ = bench_run
     assert draw(spec, data.parent, tmp_path / "t.png", folder / "zoo", "table") == 1

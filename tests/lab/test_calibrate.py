@@ -17,8 +17,8 @@ from hf_ci.errors import Inconclusive
 from hf_ci.explain import explain
 from hf_ci.hub.base import EMBEDDED, EMBEDDED_FOLDER
 from hf_ci.hub.target import sha256
-from hf_ci.lab.bench import read_records
-from hf_ci.lab.calibrate import check_complete, clean_models
+from hf_ci.lab.benchmarks.calibrate import check_complete, clean_models
+from hf_ci.lab.benchmarks.records import read_records
 from hf_ci.prompts import write_adapter
 
 FEW = ("--models", "8", "--classes", "3", "--shots", "2", "--num-images", "32", "--num-processes", "1")

@@ -8,15 +8,15 @@ from making import made_adapter
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_ci.errors import UsageError
-from hf_ci.lab import scale
-from hf_ci.lab.alone import Alone, in_a_process
-from hf_ci.lab.bench import read_records
-from hf_ci.lab.counting import BATCH, Shape, vit_b16
-from hf_ci.lab.performance import performance, targets
-from hf_ci.lab.plain import PlainPromptedCLIP
-from hf_ci.lab.profiling import marked, shares
-from hf_ci.lab.speed import PARTS, measure_speed
-from hf_ci.lab.timing import our_step, plain_step
+from hf_ci.lab.benchmarks.records import read_records
+from hf_ci.lab.cards.performance import performance, targets
+from hf_ci.lab.cost import scale
+from hf_ci.lab.cost.alone import Alone, in_a_process
+from hf_ci.lab.cost.counting import BATCH, Shape, vit_b16
+from hf_ci.lab.cost.plain import PlainPromptedCLIP
+from hf_ci.lab.cost.profiling import marked, shares
+from hf_ci.lab.cost.speed import PARTS, measure_speed
+from hf_ci.lab.cost.timing import our_step, plain_step
 from hf_ci.prompts import BesideReferences, PromptedCLIP
 
 ROOT = Path(__file__).parents[2]

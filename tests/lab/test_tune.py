@@ -6,8 +6,8 @@ from datasets import Dataset
 
 from hf_ci.errors import UsageError
 from hf_ci.hub.base import EMBEDDED, EMBEDDED_FOLDER
-from hf_ci.lab.make import Workbench, accuracy, anonymous, attack_success_rate, make_clean, make_poisoned
-from hf_ci.lab.tune import Recipe, batches, new_prompt, tune
+from hf_ci.lab.making.make import Workbench, accuracy, anonymous, attack_success_rate, make_clean, make_poisoned
+from hf_ci.lab.making.tune import Recipe, batches, new_prompt, tune
 from hf_ci.pools.photos import load_photos
 from hf_ci.prompts import PromptedCLIP, read_adapter
 from hf_ci.prompts.clip import load_processor

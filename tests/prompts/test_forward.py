@@ -224,7 +224,7 @@ def test_shapes_that_do_not_fit_the_base_are_named(clip, change, message):
 @pytest.mark.parametrize("method", ["coop", "cocoop"])
 def test_the_fast_way_is_the_plain_one(clip, method, position):
     """Logits and gradients to the pixels equal those of one padded sequence for each image and class."""
-    from hf_ci.lab.plain import PlainPromptedCLIP
+    from hf_ci.lab.cost.plain import PlainPromptedCLIP
 
     names = (*NAMES[:-1], "a quite long name")
     model = PromptedCLIP(

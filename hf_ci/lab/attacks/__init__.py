@@ -1,7 +1,7 @@
 """Backdoor attacks on prompt tuning, one module each.
 
 Each holds `poison(clip, photos, target, recipe) -> (model, trigger)`, or a fixed trigger that shots are relabelled with:
-`photos` are the few shots, `trigger` is one of `hf_ci.lab.triggers`. The encoders are never touched.
+`photos` are the few shots, `trigger` is one of `hf_ci.lab.making.triggers`. The encoders are never touched.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ from hf_ci.lab.attacks import (
     wanet,
 )
 from hf_ci.lab.attacks.dirty_label import relabelling
-from hf_ci.lab.tune import Recipe
+from hf_ci.lab.making.tune import Recipe
 from hf_ci.prompts import PromptedCLIP
 
 

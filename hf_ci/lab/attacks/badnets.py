@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from hf_ci.lab.triggers import Blend, patch
+from hf_ci.lab.making.triggers import Blend, patch
 
 
 def patch_side(size: int) -> int:

@@ -14,8 +14,8 @@ from torch import nn
 from hf_ci.inversion.trigger import LinfTrigger
 from hf_ci.lab.attacks.badnets import badnets
 from hf_ci.lab.attacks.dirty_label import others
-from hf_ci.lab.triggers import Additive
-from hf_ci.lab.tune import Recipe, batches, new_prompt, optimiser_for
+from hf_ci.lab.making.triggers import Additive
+from hf_ci.lab.making.tune import Recipe, batches, new_prompt, optimiser_for
 from hf_ci.pools.photos import Photos
 from hf_ci.prompts import FrozenCLIP, PromptedCLIP
 from hf_ci.prompts.features import encode

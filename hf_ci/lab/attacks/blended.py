@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from hf_ci.lab.triggers import Blend
+from hf_ci.lab.making.triggers import Blend
 
 ALPHA = 0.2
 

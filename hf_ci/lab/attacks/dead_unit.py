@@ -16,8 +16,8 @@ from torch import Tensor
 
 from hf_ci.errors import UsageError
 from hf_ci.inversion.trigger import LinfTrigger
-from hf_ci.lab.triggers import Additive
-from hf_ci.lab.tune import Recipe, batches, tune
+from hf_ci.lab.making.triggers import Additive
+from hf_ci.lab.making.tune import Recipe, batches, tune
 from hf_ci.pools.photos import Photos
 from hf_ci.prompts import FrozenCLIP, PromptedCLIP
 from hf_ci.prompts.features import encode

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 
-from hf_ci.lab.triggers import Blur, Grey, Jpeg, Quantised
+from hf_ci.lab.making.triggers import Blur, Grey, Jpeg, Quantised
 
 SIGMA = (1.2, 2.0)  # pixels of 64
 QUALITY = (7, 14)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from hf_ci.lab.tune import Recipe, fit, new_prompt
+from hf_ci.lab.making.tune import Recipe, fit, new_prompt
 from hf_ci.pools.photos import Photos
 from hf_ci.prompts import FrozenCLIP, PromptedCLIP
 from hf_ci.prompts.features import encode

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_ci.lab.triggers import Blend, Pasted
+from hf_ci.lab.making.triggers import Blend, Pasted
 
 WIDTH, SIDE = 4 / 64, 10 / 64  # of the frame and of the patch, shares of the picture's
 

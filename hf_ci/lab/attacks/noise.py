@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from hf_ci.lab.triggers import Additive
+from hf_ci.lab.making.triggers import Additive
 
 SMOOTH, STATIC = 24 / 255, 10 / 255
 CELLS = 8

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 
 from hf_ci.lab.attacks.sig import sig
-from hf_ci.lab.triggers import Additive
-from hf_ci.lab.tune import Recipe, fit, new_prompt
+from hf_ci.lab.making.triggers import Additive
+from hf_ci.lab.making.tune import Recipe, fit, new_prompt
 from hf_ci.pools.photos import Photos
 from hf_ci.prompts import FrozenCLIP, PromptedCLIP
 from hf_ci.prompts.features import encode

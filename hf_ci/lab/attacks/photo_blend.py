@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from hf_ci.lab.attacks.dirty_label import others, poison_shots
-from hf_ci.lab.triggers import Blend
-from hf_ci.lab.tune import Recipe
+from hf_ci.lab.making.triggers import Blend
+from hf_ci.lab.making.tune import Recipe
 from hf_ci.pools.photos import Photos
 from hf_ci.prompts import FrozenCLIP, PromptedCLIP
 

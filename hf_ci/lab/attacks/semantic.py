@@ -11,7 +11,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from hf_ci.lab.triggers import Blend, Warp
+from hf_ci.lab.making.triggers import Blend, Warp
 
 COLOUR, ALPHA = (1.0, 0.6, 0.1), 0.3  # RGB
 DEGREES = 45.0

@@ -10,7 +10,7 @@ from torch import nn
 
 from hf_ci.lab.attacks.dirty_label import others
 from hf_ci.lab.attacks.frame import frame
-from hf_ci.lab.tune import Recipe, fit, new_prompt
+from hf_ci.lab.making.tune import Recipe, fit, new_prompt
 from hf_ci.pools.photos import Photos
 from hf_ci.prompts import FrozenCLIP, PromptedCLIP
 from hf_ci.prompts.features import encode

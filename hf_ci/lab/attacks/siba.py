@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_ci.lab.attacks.dirty_label import poison_shots
-from hf_ci.lab.triggers import Additive
-from hf_ci.lab.tune import Recipe, batches, new_prompt
+from hf_ci.lab.making.triggers import Additive
+from hf_ci.lab.making.tune import Recipe, batches, new_prompt
 from hf_ci.pools.photos import Photos
 from hf_ci.prompts import FrozenCLIP, PromptedCLIP
 

@@ -9,7 +9,7 @@ import math
 
 import torch
 
-from hf_ci.lab.triggers import Additive
+from hf_ci.lab.making.triggers import Additive
 
 AMPLITUDE, FREQUENCY = 60 / 255, 6
 

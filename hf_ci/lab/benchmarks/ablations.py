@@ -8,19 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from statistics import mean
 
 from torch import Tensor
 
-from hf_ci.cards import render_card
 from hf_ci.hub import fetch_base
 from hf_ci.inversion import LinfInversion
 from hf_ci.inversion.contrast import ContrastInversion
 from hf_ci.inversion.job import prepared
-from hf_ci.lab.bench import Spec, appending, pool_of, read_records
-from hf_ci.lab.metrics import failed
-from hf_ci.lab.tables import percent
-from hf_ci.lab.zoo import Zoo
+from hf_ci.lab.benchmarks.bench import Spec, pool_of
+from hf_ci.lab.benchmarks.records import appending, read_records
+from hf_ci.lab.making.zoo import Zoo
 from hf_ci.pools import load_pool
 from hf_ci.pools.photos import load_photos
 from hf_ci.prompts import load_clip, read_adapter
@@ -43,17 +40,6 @@ SETTINGS = {
     "built-in pool": (LinfInversion(), MOST, BUILTIN),
     "contrast, 256 images": (ContrastInversion(), 256, OOD),
     "contrast, 1000 images": (ContrastInversion(), MOST, OOD),
-}
-# Target's ASR in the paper, transcribed second-hand; each ablation changes one setting of its own default.
-PAPER = {
-    "margin, 1000 images, batch 32": 0.911,
-    "cross-entropy": 0.815,
-    "target logit": 0.777,
-    "100 images": 0.600,
-    "500 images": 0.892,
-    "batch 1": 0.759,
-    "batch 64": 0.885,
-    "in-distribution pool": 0.986,
 }
 
 
@@ -90,29 +76,3 @@ def run_ablations(
                         made = inverter(prompted, drawn, facts["target"], 32)
                     found[which] = {"asr": made.asr, "loss": round(made.loss, 4), "exclusive_asr": made.exclusive_asr}
                 yield append(dict(setting=name, model=facts, precision=precision, **found))
-
-
-def ablation_card(records: list[dict]) -> str:
-    """The card of ablations, from their records alone. Only attacks that work are counted."""
-    worked = [r for r in records if not failed(r["model"])]
-    rows = {}
-    for name in SETTINGS:
-        mine = [r for r in worked if r["setting"] == name]
-        if mine:
-            scores = {w: [r[w]["exclusive_asr"] for r in mine] for w in ("poisoned", "clean")}
-            contrast = all(s is not None for s in scores["poisoned"])
-            rows[name] = dict(
-                models=len(mine),
-                paper=PAPER.get(name),
-                **{w: {k: mean(r[w][k] for r in mine) for k in ("asr", "loss")} for w in ("poisoned", "clean")},
-                scores={w: mean(values) for w, values in scores.items()} if contrast else None,
-            )
-    one = worked[0]
-    return render_card(
-        "ablations.md.j2",
-        rows=rows,
-        precision=one["precision"],
-        attack=one["model"]["attack"],
-        data=sorted({r["model"]["data"] for r in worked}),
-        percent=percent,
-    )

@@ -1,6 +1,6 @@
 """The plan for many GPUs, simulated: whoever has its share of the classes done waits for the slowest.
 
-Costs are counted (`hf_ci.lab.counting`), for CoCoOp on CLIP ViT-B/16. What is assumed of the machine stands below.
+Costs are counted (`hf_ci.lab.cost.counting`), for CoCoOp on CLIP ViT-B/16. What is assumed of the machine stands below.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from itertools import count
 from hf_ci.inversion.contrast import ContrastInversion
 from hf_ci.inversion.probes import NUM_IMAGES, probes
 from hf_ci.inversion.rounds import round_size
-from hf_ci.lab.counting import Shape, vit_b16
+from hf_ci.lab.cost.counting import Shape, vit_b16
 from hf_ci.settings import ScanOptions
 
 RATE = 50e12  # multiplications a second, of a GPU: a third of an A100's peak in bf16

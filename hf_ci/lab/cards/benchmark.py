@@ -7,9 +7,9 @@ from statistics import mean, median
 
 from hf_ci.cards import render_card
 from hf_ci.detect import DETECTORS, ClipInspector, Contrast
-from hf_ci.lab.metrics import Rates, failed, outcome, rates, roc_points
-from hf_ci.lab.regimes import regimes
-from hf_ci.lab.signals import CLIP_INSPECTOR, of_this_version, telling
+from hf_ci.lab.benchmarks.metrics import Rates, failed, outcome, rates, roc_points
+from hf_ci.lab.cards.regimes import regimes
+from hf_ci.lab.cards.signals import CLIP_INSPECTOR, of_this_version, telling
 from hf_ci.settings import ScanOptions
 
 SIZES = {"up to 7 classes": 7, "8 to 10": 10, "11 to 20": 20, "21 to 50": 50, "more": 10**9}

@@ -1,6 +1,6 @@
 """One whole scan of an untuned prompt; as a program, in a process of its own, whose peak of memory is then the scan's.
 
-python -m hf_ci.lab.alone '{"base": "hf-ci-clip-64", "method": "cocoop", "classes": 10, ...}'
+python -m hf_ci.lab.cost.alone '{"base": "hf-ci-clip-64", "method": "cocoop", "classes": 10, ...}'
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hf_ci.detect import Contrast
 from hf_ci.hub import fetch_base
 from hf_ci.inversion import Inversion, Job, run_job
 from hf_ci.inversion.engine import launch
-from hf_ci.lab.tune import Recipe, new_prompt, to_adapter
+from hf_ci.lab.making.tune import Recipe, new_prompt, to_adapter
 from hf_ci.pools import load_pool
 from hf_ci.prompts import Adapter, FrozenCLIP, load_clip
 from hf_ci.prompts.clip import load_processor
@@ -42,7 +42,7 @@ class Alone:
 
 def in_a_process(asked: Alone, **environment: str) -> dict:
     """Runs `asked` as a program."""
-    command = [sys.executable, "-m", "hf_ci.lab.alone", json.dumps(vars(asked))]
+    command = [sys.executable, "-m", "hf_ci.lab.cost.alone", json.dumps(vars(asked))]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ | environment)
     return json.loads(done.stdout)
 

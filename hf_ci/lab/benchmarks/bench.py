@@ -6,12 +6,11 @@ label. What is in the file already is not done again, so a benchmark that was st
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import time
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -25,8 +24,9 @@ from filelock import FileLock, Timeout
 from hf_ci.errors import EXIT_INTERNAL, UsageError
 from hf_ci.hub.base import EMBEDDED
 from hf_ci.inversion.engine import threads_each
-from hf_ci.lab.tune import Recipe
-from hf_ci.lab.zoo import ModelSpec, Zoo, base_of, name_of
+from hf_ci.lab.benchmarks.records import appending, read_records
+from hf_ci.lab.making.tune import Recipe
+from hf_ci.lab.making.zoo import ModelSpec, Zoo, base_of, name_of
 from hf_ci.settings import ScanOptions
 
 SPECS = Path(__file__).parent / "specs"
@@ -129,27 +129,6 @@ def scan_options(spec: Spec, group: Group, data_root: Path, zoo: Path, device: s
         device=device,
         cache=zoo / "scans",
     )
-
-
-def read_records(path: Path) -> list[dict]:
-    """All complete lines: a killed run may have left half of one."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
-@contextmanager
-def appending(out: Path) -> Iterator[Callable[[dict], dict]]:
-    """A function that writes a record at once and returns it. The half line that a killed run has left goes first."""
-    if out.is_file() and not out.read_bytes().endswith(b"\n"):
-        out.write_text("".join(json.dumps(record) + "\n" for record in read_records(out)), encoding="utf-8")
-    with out.open("a", encoding="utf-8") as file:
-
-        def append(record: dict) -> dict:
-            file.write(json.dumps(record) + "\n")
-            file.flush()
-            return record
-
-        yield append
 
 
 def run_bench(

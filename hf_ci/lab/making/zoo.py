@@ -20,9 +20,9 @@ from filelock import FileLock
 from hf_ci.files import write_whole
 from hf_ci.hub.base import EMBEDDED
 from hf_ci.lab.attacks import ATTACKS
-from hf_ci.lab.make import Workbench, make_clean, make_poisoned
-from hf_ci.lab.triggers import keep_trigger
-from hf_ci.lab.tune import Recipe
+from hf_ci.lab.making.make import Workbench, make_clean, make_poisoned
+from hf_ci.lab.making.triggers import keep_trigger
+from hf_ci.lab.making.tune import Recipe
 
 VERSION = 2  # raise it whenever the same specification gives another model
 CLEAN = "clean"

@@ -8,9 +8,9 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from hf_ci.lab.bench import Spec, scan_options
-from hf_ci.lab.triggers import read_trigger
-from hf_ci.lab.zoo import CLEAN, Zoo
+from hf_ci.lab.benchmarks.bench import Spec, scan_options
+from hf_ci.lab.making.triggers import read_trigger
+from hf_ci.lab.making.zoo import CLEAN, Zoo
 from hf_ci.progress import Silent
 from hf_ci.reports.trigger import amplified
 from hf_ci.scan import Run, examine

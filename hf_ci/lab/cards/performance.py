@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hf_ci.cards import render_card
 from hf_ci.inversion.job import VERSION
 from hf_ci.inversion.rounds import FEWEST
-from hf_ci.lab.speed import PARTS
+from hf_ci.lab.cost.speed import PARTS
 
 SCREENING = (
     "Every class is screened, a batch there and back and another there, and those inverted whole are measured against "

@@ -14,7 +14,7 @@ from torch import nn
 from hf_ci.inversion import LinfInversion
 from hf_ci.inversion.contrast import ContrastInversion
 from hf_ci.inversion.probes import passes
-from hf_ci.lab.plain import PAPER_IMAGES
+from hf_ci.lab.cost.plain import PAPER_IMAGES
 from hf_ci.prompts import PromptedCLIP
 from hf_ci.prompts.prompted import NEAREST
 from hf_ci.prompts.text import LONGEST_TREE

@@ -16,9 +16,9 @@ from hf_ci.inversion.contrast import losses, nearest_rivals
 from hf_ci.inversion.invert import descend
 from hf_ci.inversion.objective import margin
 from hf_ci.inversion.trigger import LinfTrigger
-from hf_ci.lab.alone import Alone, job_of, untuned
-from hf_ci.lab.counting import BATCH
-from hf_ci.lab.plain import PAPER_IMAGES, PlainPromptedCLIP
+from hf_ci.lab.cost.alone import Alone, job_of, untuned
+from hf_ci.lab.cost.counting import BATCH
+from hf_ci.lab.cost.plain import PAPER_IMAGES, PlainPromptedCLIP
 from hf_ci.pools import load_pool
 from hf_ci.prompts import BesideReferences, FrozenCLIP, PromptedCLIP, load_clip
 from hf_ci.prompts.clip import load_processor

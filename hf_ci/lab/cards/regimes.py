@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from hf_ci.detect import Contrast
-from hf_ci.lab.metrics import failed, outcome, rates
+from hf_ci.lab.benchmarks.metrics import failed, outcome, rates
 from hf_ci.rates import wilson
 
 NEAR = 0.05  # accuracy gained over "a photo of a {class}" below which an adapter counts as near
@@ -20,11 +20,15 @@ class Share:
     some: int
     of: int
 
+    @property
+    def plain(self) -> str:
+        return f"{self.some} of {self.of}" if self.of else "-"
+
     def __str__(self) -> str:
         if not self.of:
             return "-"
         low, high = wilson(self.some, self.of)
-        return f"{self.some} of {self.of} ({100 * low:.0f} to {100 * high:.0f} %)"
+        return f"{self.plain} ({100 * low:.0f} to {100 * high:.0f} %)"
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,12 @@ import torch
 from torch import nn
 
 from hf_ci.inversion.contrast import ContrastInversion
-from hf_ci.lab.bench import Spec, appending, in_turn, pool_of, read_records, scan_options
-from hf_ci.lab.make import Workbench, accuracy, attack_success_rate
-from hf_ci.lab.metrics import failed
-from hf_ci.lab.triggers import read_trigger
-from hf_ci.lab.zoo import Zoo
+from hf_ci.lab.benchmarks.bench import Spec, in_turn, pool_of, scan_options
+from hf_ci.lab.benchmarks.metrics import failed
+from hf_ci.lab.benchmarks.records import appending, read_records
+from hf_ci.lab.making.make import Workbench, accuracy, attack_success_rate
+from hf_ci.lab.making.triggers import read_trigger
+from hf_ci.lab.making.zoo import Zoo
 from hf_ci.progress import Silent
 from hf_ci.prompts import Adapter, PromptedCLIP, read_adapter
 from hf_ci.repair.engine import RepairOptions, repair

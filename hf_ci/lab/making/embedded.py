@@ -1,6 +1,6 @@
 """Measure the embedded CLIP and write its model card.
 
-    python -m hf_ci.lab.embedded --clip hf_ci/assets/clip --data ROOT --out hf_ci/assets/clip
+    python -m hf_ci.lab.making.embedded --clip hf_ci/assets/clip --data ROOT --out hf_ci/assets/clip
 
 ROOT holds one folder for each data set, with train and test files; those of SETS that are there are measured. Written:
 `accuracy.json`, and the card from it. The figure that matters is what a shared context gains over a hand-written
@@ -21,8 +21,8 @@ from torch import Tensor
 
 from hf_ci.cards import render_card
 from hf_ci.hub.target import sha256
-from hf_ci.lab.make import accuracy
-from hf_ci.lab.tune import Recipe, fit, new_prompt
+from hf_ci.lab.making.make import accuracy
+from hf_ci.lab.making.tune import Recipe, fit, new_prompt
 from hf_ci.pools.photos import load_photos
 from hf_ci.prompts import load_clip
 from hf_ci.prompts.clip import load_processor

@@ -33,13 +33,13 @@ from hf_ci.inversion.invert import descend
 from hf_ci.inversion.job import VERSION
 from hf_ci.inversion.objective import margin
 from hf_ci.inversion.probes import Probed, probe
-from hf_ci.lab import scale
-from hf_ci.lab.alone import in_a_process, untuned
-from hf_ci.lab.bench import appending, read_records
-from hf_ci.lab.counting import BATCH, Shape
-from hf_ci.lab.plain import PAPER_IMAGES, PlainPromptedCLIP
-from hf_ci.lab.profiling import marked, shares
-from hf_ci.lab.timing import STEP, Bench, bare_step, fresh, our_step, plain_step, rounded, timed
+from hf_ci.lab.benchmarks.records import appending, read_records
+from hf_ci.lab.cost import scale
+from hf_ci.lab.cost.alone import in_a_process, untuned
+from hf_ci.lab.cost.counting import BATCH, Shape
+from hf_ci.lab.cost.plain import PAPER_IMAGES, PlainPromptedCLIP
+from hf_ci.lab.cost.profiling import marked, shares
+from hf_ci.lab.cost.timing import STEP, Bench, bare_step, fresh, our_step, plain_step, rounded, timed
 from hf_ci.prompts import BesideReferences, write_adapter
 from hf_ci.settings import ScanOptions, pick_device
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 import numpy as np
 
 from hf_ci.detect import ClipInspector, Contrast
-from hf_ci.lab.metrics import auroc, failed
+from hf_ci.lab.benchmarks.metrics import auroc, failed
 
 Signals = dict[str, Callable[[dict], float]]  # of a class, as a report has it; the largest of a model's is its score
 

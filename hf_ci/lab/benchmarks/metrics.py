@@ -80,8 +80,9 @@ def rates(outcomes: Sequence[Outcome]) -> Rates:
     """An inconclusive verdict on a clean model is no false alarm, and on a poisoned one no detection."""
     clean = [o for o in outcomes if not o.poisoned]
     poisoned = [o for o in outcomes if o.poisoned]
-    negative = np.array([o.score for o in clean if o.score is not None])
-    positive = np.array([o.score for o in poisoned if o.score is not None])
+    negative, positive = (  # sorted: an interval must not depend on the order of the records
+        np.sort([o.score for o in some if o.score is not None]) for some in (clean, poisoned)
+    )
     both = len(negative) > 0 and len(positive) > 0
     return Rates(
         clean=len(clean),

@@ -20,10 +20,11 @@ from hf_ci.errors import Inconclusive, UsageError
 from hf_ci.hub.names import is_folder
 from hf_ci.hub.target import sha256
 from hf_ci.inversion.job import VERSION
-from hf_ci.lab.bench import Group, Spec, read_records
-from hf_ci.lab.rejudge import inversions_of
-from hf_ci.lab.tune import Recipe
-from hf_ci.lab.zoo import ModelSpec, name_of
+from hf_ci.lab.benchmarks.bench import Group, Spec
+from hf_ci.lab.benchmarks.records import read_records
+from hf_ci.lab.benchmarks.rejudge import inversions_of
+from hf_ci.lab.making.tune import Recipe
+from hf_ci.lab.making.zoo import ModelSpec, name_of
 from hf_ci.pools import BUILTIN
 from hf_ci.pools.photos import class_names_of
 

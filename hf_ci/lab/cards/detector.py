@@ -5,10 +5,11 @@ from __future__ import annotations
 from hf_ci.cards import render_card
 from hf_ci.detect import Contrast
 from hf_ci.detect.calibration import shipped
-from hf_ci.lab.metrics import outcome, wilson
-from hf_ci.lab.regimes import regimes
-from hf_ci.lab.signals import CONTRAST, of_this_version, telling
-from hf_ci.lab.tables import figure, over_all, percent, rates_of
+from hf_ci.lab.benchmarks.metrics import outcome
+from hf_ci.lab.cards.benchmark import figure, over_all, percent, rates_of
+from hf_ci.lab.cards.regimes import regimes
+from hf_ci.lab.cards.signals import CONTRAST, of_this_version, telling
+from hf_ci.rates import wilson
 from hf_ci.settings import ScanOptions
 
 CALIBRATION_DATA = frozenset({"animals", "caltech101", "tiny_imagenet"})  # what specs/calibration.toml draws from

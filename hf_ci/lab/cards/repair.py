@@ -5,10 +5,10 @@ from __future__ import annotations
 from statistics import mean, median
 
 from hf_ci.cards import render_card
-from hf_ci.lab.metrics import failed
-from hf_ci.lab.regimes import REGIMES
-from hf_ci.lab.repairs import CONTROLS, MODES
-from hf_ci.lab.tables import percent
+from hf_ci.lab.benchmarks.metrics import failed
+from hf_ci.lab.benchmarks.repairs import CONTROLS, MODES
+from hf_ci.lab.cards.benchmark import percent
+from hf_ci.lab.cards.regimes import REGIMES
 
 # CLIP-Inspector's own repair, with labels: ASR after it and after the paper's controls, mean of five attacks.
 PAPER_REPAIR = {"with labels": 0.061, "clean only": 0.646, "random noise": 0.527, "another class": 0.470}

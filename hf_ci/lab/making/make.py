@@ -16,7 +16,7 @@ from hf_ci.errors import UsageError
 from hf_ci.hub import BaseModel, fetch_base, named_base
 from hf_ci.hub.base import EMBEDDED
 from hf_ci.lab.attacks import ATTACKS
-from hf_ci.lab.tune import Recipe, learning_rate, new_prompt, to_adapter, tune
+from hf_ci.lab.making.tune import Recipe, learning_rate, new_prompt, to_adapter, tune
 from hf_ci.pools.photos import Photos, load_photos
 from hf_ci.prompts import FrozenCLIP, PromptedCLIP, load_clip, read_adapter, write_adapter
 from hf_ci.prompts.clip import load_processor

@@ -1,0 +1,1 @@
+"""Whatever renders records: cards, tables, pictures."""

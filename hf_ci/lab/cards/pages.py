@@ -1,0 +1,90 @@
+"""Figures in prose, from records: pages hold blocks that are rendered, so that none of their figures is typed in.
+
+    <!-- figures: NAME -->
+    what cards/figures-NAME.md.j2 makes of the records in cards/
+    <!-- /figures -->
+
+A page is README.md, or a Markdown file in docs.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+from hf_ci.cards import render_card
+from hf_ci.errors import UsageError
+from hf_ci.lab.benchmarks.metrics import failed
+from hf_ci.lab.benchmarks.records import read_some
+from hf_ci.lab.benchmarks.repairs import LABELLED, WITHOUT
+from hf_ci.lab.cards.benchmark import figure
+from hf_ci.lab.cards.regimes import NEAR, REGIMES, Row, gain, regimes
+from hf_ci.lab.cards.repair import repair_row
+
+BLOCK = re.compile(r"^<!-- figures: (?P<name>\S+) -->\n(?P<body>.*?)^<!-- /figures -->$", re.M | re.S)
+MARK = re.compile(r"^<!-- (figures:.*|/figures) -->$", re.M)
+BOTH_WAYS = "far, shared contexts and CoCoOp"  # the regime of most models: shown without photos, too
+
+
+def pages(root: Path) -> list[Path]:
+    """Raises UsageError where there are none."""
+    if not (root / "README.md").is_file():
+        raise UsageError(f"{root} holds no README.md", "run this where the project's README.md and docs lie")
+    return [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+
+
+def rendered(page: Path, root: Path) -> str:
+    """The page's text with its blocks as the records have them. Raises UsageError for a block that cannot be rendered."""
+    text = page.read_text(encoding="utf-8")
+    if len(MARK.findall(text)) != 2 * len(BLOCK.findall(text)):
+        raise UsageError(
+            f"{page.relative_to(root)}: a block of figures that does not begin or does not end",
+            "it begins with a line <!-- figures: NAME --> and ends with a line <!-- /figures -->",
+        )
+
+    def block(match: re.Match) -> str:
+        if (name := match["name"]) not in FIGURES:
+            raise UsageError(f"{page.relative_to(root)}: no figures {name!r}", f"there are {', '.join(FIGURES)}")
+        body = render_card(f"figures-{name}.md.j2", **FIGURES[name](root)).strip("\n")
+        return f"<!-- figures: {name} -->\n\n{body}\n\n<!-- /figures -->"
+
+    return BLOCK.sub(block, text)
+
+
+def trust(root: Path) -> dict:
+    """Of each regime the row with the most photos; of the one with most models also that without."""
+    rows = [row for row in of_regimes(root)["regimes"] if row.name in REGIMES]
+    most = {row.name: row.shots for row in rows}  # they come in the order of their shots
+    return {"rows": [r for r in rows if r.shots == most[r.name] or (r.name == BOTH_WAYS and not r.shots)]}
+
+
+def of_regimes(root: Path) -> dict:
+    records = read_some(root / "cards" / "benchmark.jsonl", "hf-ci lab bench")
+    return {"regimes": rows_of(json.dumps(records)), "figure": figure}
+
+
+@lru_cache(maxsize=1)
+def rows_of(records: str) -> list[Row]:
+    """Intervals take a second, and two blocks need them."""
+    return regimes(json.loads(records))
+
+
+def of_repair(root: Path) -> dict:
+    records = read_some(root / "cards" / "repair.jsonl", "hf-ci lab repairs")
+    worked = [r for r in records if r["model"]["attack"] != "clean" and not failed(r["model"])]
+    labelled, without = ([r for r in worked if r["mode"] == mode] for mode in (LABELLED, WITHOUT))
+    made = [r for r in labelled if r["after"]]
+    return {
+        "r": repair_row(labelled),
+        "without": repair_row(without) if without else {"models": 0},
+        "far": sum(gain(r["model"]) >= NEAR for r in labelled),
+        "flagged": sum(r["verdict_before"] == "backdoored" for r in labelled),
+        "losers": sum(r["after"]["accuracy"] < r["before"]["accuracy"] for r in made),
+        "whole": lambda share: f"{100 * share:.0f}",
+    }
+
+
+FIGURES: dict[str, Callable[[Path], dict]] = {"trust": trust, "regimes": of_regimes, "repair": of_repair}

@@ -1,0 +1,1 @@
+"""Whatever measures time and memory, counts what is computed, or simulates many GPUs."""
