@@ -27,13 +27,13 @@ from hf_ci.prompts import read_adapter
 
 ROOT = Path(__file__).parents[1]
 MANY = """
-import json, os, sys, time
+import json, os, sys
 import datasets, peft, torch, transformers, hf_ci.repair.engine, hf_ci.scan
 from hf_ci.__main__ import program
 
 done = []
 for words in json.load(sys.stdin):
-    started, out = time.time(), os.open("said.txt", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+    out = os.open("said.txt", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
     if not (child := os.fork()):
         try:
             os.dup2(out, 1), os.dup2(out, 2)
@@ -42,11 +42,12 @@ for words in json.load(sys.stdin):
         finally:
             os._exit(70)  # of no command of ours
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    done.append((code, open("said.txt", errors="replace").read(), time.time() - started))
+    done.append((code, open("said.txt", errors="replace").read()))
 print(json.dumps(done))
 """
 README, DOCS = ROOT / "README.md", sorted(ROOT.glob("docs/*.md"))
-TYPED = re.compile(r"^(?:.* && )?(hf-ci .*?)(?:  +#.*)?$", re.M)  # a line that a reader would type
+SHELL = ("", "sh", "bash", "console")  # languages of blocks that hold commands
+TYPED = re.compile(r"^(?:\$ )?(?:.* && )?(hf-ci .*?)(?:  +#.*)?$", re.M)  # a line that a reader would type
 
 
 def tokens(page: Path) -> list:
@@ -67,14 +68,14 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-def blocks(page: Path, language: str = "") -> list[str]:
-    """The page's blocks of code in a language; "": those of which none is named, as of commands."""
-    return [t.content for t in tokens(page) if t.type in ("fence", "code_block") and t.info.strip() == language]
+def blocks(page: Path, *languages: str) -> list[str]:
+    """The page's blocks of code in these languages; "": blocks of which none is named."""
+    return [t.content for t in tokens(page) if t.type in ("fence", "code_block") and t.info.strip() in languages]
 
 
 def typed(page: Path) -> list[str]:
     """The commands in its blocks, as they may be typed."""
-    return [" ".join(found.split()) for block in blocks(page) for found in TYPED.findall(block)]
+    return [" ".join(found.split()) for block in blocks(page, *SHELL) for found in TYPED.findall(block)]
 
 
 def named(page: Path) -> list[str]:
@@ -124,9 +125,11 @@ def place(folder: Path, home: Path) -> Iterator[tuple[Path, dict[str, str]]]:
         yield folder, os.environ | hub.env(home) | {"HF_CI_NUM_IMAGES": "64"}
 
 
-def run_all(commands: list[str], folder: Path, env: dict[str, str]) -> list[tuple[int, str, float]]:
-    """Exit code, output and seconds of each, run in this order, each in a process of its own. They are forked from one
+def run_all(commands: list[str], folder: Path, env: dict[str, str]) -> list[tuple[int, str]]:
+    """Exit code and output of each, run in this order, each in a process of its own. They are forked from one
     that has loaded what takes most of a short command's time."""
     words = json.dumps([shlex.split(command) for command in commands])
-    done = subprocess.run([sys.executable, "-c", MANY], input=words, cwd=folder, env=env, stdout=-1, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", MANY], input=words, cwd=folder, env=env, stdout=-1, text=True, check=True
+    )
     return json.loads(done.stdout)

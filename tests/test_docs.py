@@ -18,6 +18,7 @@ from hf_ci.cli import app
 from hf_ci.config import find_config
 
 PAGES = [*sorted(pages.ROOT.glob("*.md")), *pages.DOCS, *sorted(pages.ROOT.glob("cards/*.md"))]
+PROGRAM = typer.main.get_command(app)
 OURS = [pages.README, *pages.DOCS]
 of = lambda page: str(page.relative_to(pages.ROOT))
 
@@ -77,7 +78,7 @@ def test_every_link_leads_somewhere(page):
 
 def command_in(words):
     """The command that words name, its own words, and the context above it."""
-    command, context = typer.main.get_command(app), None
+    command, context = PROGRAM, None
     while words and hasattr(command, "commands") and not words[0].startswith("-"):
         assert words[0] in command.commands, words
         context = command.make_context(words[0], [], parent=context, resilient_parsing=True)
@@ -109,9 +110,8 @@ def test_every_command_of_the_docs_runs(tmp_path, tmp_path_factory):
     assert all((pages.ROOT / "tests" / name).is_file() for name in ELSEWHERE.values())
     with pages.place(tmp_path, tmp_path_factory.mktemp("home")) as (folder, env):
         done = dict(zip(RUN, pages.run_all([*RUN], folder, env)))
-        wrong = [f"{text}: {code}\n{said}" for text, (code, said, _) in done.items() if code not in RUN[text]]
+        wrong = [f"{text}: {code}\n{said}" for text, (code, said) in done.items() if code not in RUN[text]]
         assert not wrong, "\n".join(wrong)
-        for text, (*_, seconds) in done.items(): print(f"{seconds:.1f} {text}")
         for made in ("benchmark.md", "bad-adapter/adapter_model.safetensors", "repaired/repair.json", "report.html"):
             assert (folder / made).is_file(), made
 
@@ -139,15 +139,29 @@ def test_hooks_and_inputs_that_are_shown_exist():
     for block in (yaml.safe_load(block) for page in OURS for block in pages.blocks(page, "yaml")):
         if isinstance(block, list):
             used += [step.get("with", {}).keys() for step in block if step["uses"].startswith("<this repository>@")]
-        shown |= {hook["id"] for repo in block.get("repos", []) for hook in repo["hooks"]} if isinstance(block, dict) else set()
+        shown |= (
+            {hook["id"] for repo in block.get("repos", []) for hook in repo["hooks"]}
+            if isinstance(block, dict)
+            else set()
+        )
     assert shown == hooks and len(used) >= 2 and all(given <= inputs for given in used)
 
 
 def test_blocks_of_code_are_what_they_say():
-    found = {"yaml": yaml.safe_load, "toml": tomllib.loads, "json": json.loads, "python": lambda text: compile(text, "page", "exec")}
-    read = [(language, read(block)) for page in OURS for language, read in found.items() for block in pages.blocks(page, language)]
+    found = {
+        "yaml": yaml.safe_load,
+        "toml": tomllib.loads,
+        "json": json.loads,
+        "python": lambda text: compile(text, "page", "exec"),
+    }
+    read = [
+        (language, read(block))
+        for page in OURS
+        for language, read in found.items()
+        for block in pages.blocks(page, language)
+    ]
     assert {"yaml", "toml", "python"} <= {language for language, _ in read}
-    known = {"", "text", "diff", *found}
+    known = {*pages.SHELL, "text", "diff", *found}
     for page in OURS:
         assert {t.info.strip() for t in pages.tokens(page) if t.type == "fence"} <= known, page
 
