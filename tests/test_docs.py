@@ -60,6 +60,8 @@ ELSEWHERE = {  # in which tests they run, with less of everything or with names 
     "hf-ci explain TARGET": "test_explain.py",
     "hf-ci scan org/model --detector clip-inspector --num-images 1000": "test_scan.py",
     "hf-ci --install-completion": "test_cli.py",
+    "hf-ci run --shard 3/64 --output json=shard-3.json": "test_merge.py",
+    "hf-ci merge shard-*.json --output html=report.html": "test_merge.py",
 }
 
 
@@ -106,8 +108,9 @@ def test_there_are_commands_and_they_are_told_apart_from_others():
 
 def test_every_command_of_the_docs_runs(tmp_path, tmp_path_factory):
     typed = {text for page in pages.DOCS for text in pages.typed(page)}
-    assert typed == RUN.keys() | ELSEWHERE.keys()
-    assert all((pages.ROOT / "tests" / name).is_file() for name in ELSEWHERE.values())
+    unknown = typed - RUN.keys() - ELSEWHERE.keys()
+    assert RUN.keys() <= typed and not unknown, f"add to RUN, or to ELSEWHERE what runs in other tests: {unknown}"
+    assert all((pages.ROOT / "tests" / ELSEWHERE[text]).is_file() for text in typed & ELSEWHERE.keys())
     with pages.place(tmp_path, tmp_path_factory.mktemp("home")) as (folder, env):
         done = dict(zip(RUN, pages.run_all([*RUN], folder, env)))
         wrong = [f"{text}: {code}\n{said}" for text, (code, said) in done.items() if code not in RUN[text]]
