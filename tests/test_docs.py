@@ -43,7 +43,6 @@ RUN = {  # in this order, and the exit codes that they may end with; frame is th
     "hf-ci repair org/model --push pr --data DATA": {4},
     "hf-ci lab tune --data DATA --out clean-adapter --base openai/clip-vit-base-patch16": {0},
     "hf-ci lab poison --data DATA --out bad-adapter --base openai/clip-vit-base-patch16 --target cat": {0},
-    "hf-ci scan clean-adapter bad-adapter": {0, 1, 4},  # tuned on next to nothing
     "hf-ci lab table records.jsonl --out benchmark.md": {0},
 }
 ELSEWHERE = {  # in which tests they run, with less of everything or with names that mean something
@@ -56,6 +55,7 @@ ELSEWHERE = {  # in which tests they run, with less of everything or with names 
     "hf-ci dev hub user/adapter=./my-adapter": "test_dev_hub.py",
     "hf-ci calibrate --base org/clip --data DATA --data MORE --pool ./some/photos --out mine.json": "lab/test_calibrate.py",
     "hf-ci lab bench paper --data DATA_ROOT --out records.jsonl --zoo ZOO": "lab/test_bench.py",
+    "hf-ci scan clean-adapter bad-adapter": "lab/test_bench.py",
     "hf-ci scan org/model --num-processes 4": "test_scan.py",
     "hf-ci explain TARGET": "test_explain.py",
     "hf-ci scan org/model --detector clip-inspector --num-images 1000": "test_scan.py",
