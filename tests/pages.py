@@ -116,7 +116,11 @@ def place(folder: Path, home: Path) -> Iterator[tuple[Path, dict[str, str]]]:
     with (ROOT / "cards" / "benchmark.jsonl").open() as records:
         (folder / "records.jsonl").write_text("".join(line for line, _ in zip(records, range(30))))
     git = ("git", "-c", "user.name=a", "-c", "user.email=a@b.c")
-    for command in (("init", "-q", "-b", "main"), ("add", "adapters", "my-adapter"), ("commit", "-q", "-m", "an adapter")):
+    for command in (
+        ("init", "-q", "-b", "main"),
+        ("add", "adapters", "my-adapter"),
+        ("commit", "-q", "-m", "an adapter"),
+    ):
         subprocess.run([*git, *command], cwd=folder, check=True)
     with LoopbackHub() as hub:
         hub.add_repo("org/model", files_of(DEMOS / "frame") | files_of(DEMOS / "frame", "prompts/pets/"))
