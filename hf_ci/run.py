@@ -60,7 +60,7 @@ def run(
     from hf_ci.reports import FORMATS, text
     from hf_ci.suppress import read_baseline, suppress
 
-    config, share = ctx.obj.config, parse_shard(shard) if shard else None
+    config, share = ctx.obj.config, None if shard is None else parse_shard(shard)
     if not config.adapters and not changed_since:  # what has changed is found without being listed
         where = ctx.obj.origin or ctx.obj.note or "no configuration"
         raise UsageError(f"{where}: no adapters to scan", "hf-ci init writes a sample; list them under adapters")
