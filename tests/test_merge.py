@@ -71,7 +71,7 @@ def place(clip, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def scanned(place, shared_cache):
-    """The exit codes of the whole list and of each shard; the reports are whole.json, 1.json, 2.json and 3.json."""
+    """The exit codes of the whole list and of both shards; the reports are whole.json, 1.json and 2.json."""
 
     def scan(name, *more):
         command = [sys.executable, "-m", "hf_ci", "run", "--format", "json", *more]
@@ -79,21 +79,21 @@ def scanned(place, shared_cache):
         with (place / f"{name}.json").open("w") as report:
             return subprocess.run(command, cwd=place, env=env, stdout=report, timeout=300).returncode
 
-    return {name: scan(name, *more) for name, *more in [("whole",), *((i, "--shard", f"{i}/3") for i in (1, 2, 3))]}
+    return {"whole": scan("whole"), 1: scan("1", "--shard", "1/2"), 2: scan("2", "--shard", "2/2")}
 
 
 def test_shards_merge_to_the_report_and_exit_code_of_one_run(run, place, scanned):
     whole = json.loads((place / "whole.json").read_text())
-    assert set(without_timing(whole["results"])) == {"./models/good", "./models/half", "./models/odd"}
-    assert scanned["whole"] in (1, 4) and len(whole["results"]) == 3
-    for i, target in enumerate(("./models/good", "./models/half", "./models/odd"), 1):
+    targets = ["./models/good", "./models/half", "./models/odd"]
+    assert [r["target"] for r in whole["results"]] == targets and scanned["whole"] in (1, 4)
+    for i, own in ((1, targets[::2]), (2, targets[1::2])):
         shard = json.loads((place / f"{i}.json").read_text())
-        assert [r["target"] for r in shard["results"]] == [target] and scanned[i] == shard["results"][0]["exit_code"]
-        assert shard["shard"]["targets"] == ["./models/good", "./models/half", "./models/odd"]
-        assert (shard["shard"]["index"], shard["shard"]["count"]) == (i, 3)
-    done = run("merge", "3.json", "1.json", "2.json", "--format", "json", cwd=place)
+        assert [r["target"] for r in shard["results"]] == own
+        assert (shard["shard"]["index"], shard["shard"]["count"], shard["shard"]["targets"]) == (i, 2, targets)
+    assert scanned[2] == 4 and scanned[1] == scanned["whole"]
+    done = run("merge", "2.json", "1.json", "--format", "json", cwd=place)
     one = json.loads(done.stdout)
-    assert [r["target"] for r in one["results"]] == ["./models/good", "./models/half", "./models/odd"]
+    assert [r["target"] for r in one["results"]] == targets
     assert without_timing(one["results"]) == without_timing(whole["results"])
     assert (one["notes"], one["shard"], one["tool"]) == (whole["notes"], None, whole["tool"])
     assert done.returncode == scanned["whole"] and done.stderr == ""
@@ -101,25 +101,24 @@ def test_shards_merge_to_the_report_and_exit_code_of_one_run(run, place, scanned
 
 def test_what_was_not_scanned_is_inconclusive_in_every_format(run, place, scanned):
     outputs = [word for name in FORMATS for word in ("--output", f"{name}=all.{name}")]
-    done = run("merge", "1.json", "3.json", *outputs, cwd=place)
-    assert done.returncode in (1, 4) and "./models/half" in done.stdout
-    assert done.stdout.splitlines()[1].endswith("...inconclusive")
-    command = "hf-ci run --shard 2/3 --output json=shard-2.json"
+    done = run("merge", "1.json", *outputs, cwd=place)
+    assert done.returncode in (1, 4) and done.stdout.splitlines()[1].endswith("...inconclusive")
+    command = "hf-ci run --shard 2/2 --output json=shard-2.json"
     assert command in " ".join(done.stdout.split())
     for name in FORMATS:
         text = (place / f"all.{name}").read_text()
-        assert "models" in text and "half" in text, name
+        assert "models" in text and "half" in text and "shard 2" in text, name
     document = json.loads((place / "all.json").read_text())
     jsonschema.validate(document, json.loads(files("hf_ci").joinpath("schema/report.schema.json").read_text()))
     (lost,) = [r for r in document["results"] if r["target"] == "./models/half"]
     assert (lost["verdict"], lost["exit_code"], lost["about_weights"]) == ("inconclusive", 4, False)
-    assert command in lost["reasons"][0] and any("shard 2/3" in n and command in n for n in document["notes"])
+    assert command in lost["reasons"][0] and any("shard 2/2" in n and command in n for n in document["notes"])
     suite = ET.parse(place / "all.junit").getroot()[0]
     assert suite.get("tests") == "3" and int(suite.get("errors")) >= 2
 
 
 def test_merge_needs_no_torch(place, scanned):
-    command = [sys.executable, "-X", "importtime", "-m", "hf_ci", "merge", "1.json", "2.json", "3.json"]
+    command = [sys.executable, "-X", "importtime", "-m", "hf_ci", "merge", "1.json", "2.json"]
     done = subprocess.run(command, cwd=place, capture_output=True, text=True)
     modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "hf_ci.merge" in modules and "torch" not in modules
@@ -134,25 +133,18 @@ def test_of_more_shards_than_targets_those_that_are_empty_pass(run, place):
 
 
 def test_what_is_no_prompt_is_left_out_of_the_merged_report_with_its_note(run, tmp_path):
-    """Of three changed adapters that nobody listed; the third shard is empty, and none of it is a failure."""
-    for i in (1, 2):
-        (tmp_path / f"lora-{i}").mkdir()
-        (tmp_path / f"lora-{i}" / "adapter_config.json").write_text('{"peft_type": "LORA", "task_type": "CAUSAL_LM"}')
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / "adapter_config.json").write_text('{"peft_type": "LORA", "task_type": "CAUSAL_LM"}')
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c"]
     for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "first"]):
         subprocess.run([*git, *command], cwd=tmp_path, check=True)
-    for i in (1, 2):
-        done = run("run", "--changed-since", "HEAD", "--shard", f"{i}/2", "--output", f"json={i}.json")
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert json.loads((tmp_path / f"{i}.json").read_text())["shard"]["left_out"] == [f"./lora-{i}"]
-    done = run("merge", "1.json", "2.json", "--format", "json")
+    done = run("run", "--changed-since", "HEAD", "--shard", "1/2", "--output", "json=1.json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads((tmp_path / "1.json").read_text())["shard"]["left_out"] == ["./lora"]
+    done = run("merge", "1.json", "--format", "json")  # nothing belongs to the second shard
     report = json.loads(done.stdout)
     assert done.returncode == 0 and report["results"] == []
-    assert [sum(n.startswith(f"./lora-{i} was left out") for n in report["notes"]) for i in (1, 2)] == [1, 1]
-    done = run("merge", "2.json", "--format", "json")
-    report = json.loads(done.stdout)
-    assert done.returncode == 4 and [r["target"] for r in report["results"]] == ["./lora-1"]
-    assert "hf-ci run --shard 1/2 --changed-since HEAD" in report["results"][0]["reasons"][0]
+    assert [note for note in report["notes"] if note.startswith("./lora was left out")] == report["notes"][-1:]
 
 
 # ---------------------------------------------------------------- which targets belong to a shard
@@ -217,6 +209,15 @@ def test_where_a_shard_was_scanned_does_not_matter(tmp_path):
     here = report_of(part(1, device="cuda:0", cache=tmp_path, num_processes=2, timeout=60))
     there = report_of(part(2, device="cuda:1", save_trigger=tmp_path))
     assert [r.target for r in merged(named(there, here)).results] == list(TARGETS)
+
+
+def test_the_command_for_a_missing_shard_has_all_that_decides():
+    more = {"changed_since": "a branch", "baseline": frozenset({SHA})}
+    report = merged(named(report_of(part(1, **more)), report_of(part(3, **more))))
+    command = "hf-ci run --shard 2/3 --changed-since 'a branch' --baseline FILE --output json=shard-2.json"
+    assert [r.target for r in report.results] == list(TARGETS) and report.exit_code == 4
+    assert all(command in r.reasons[0] for r in report.results if r.target in part(2).own)
+    assert report.notes == (f"no report of shard 2/3: 2 targets were not scanned; {command} scans them",)
 
 
 def test_a_shard_is_given_once_and_whole():
