@@ -36,6 +36,7 @@ from hf_ci.errors import (
 )
 from hf_ci.lab.benchmarks.cli import calibrate_base
 from hf_ci.lab.cli import app as lab
+from hf_ci.merge import merge
 from hf_ci.repair.cli import repair
 from hf_ci.run import config, init, keep_trigger, run, scan_options
 from hf_ci.webhook import webhook
@@ -240,6 +241,7 @@ def check_exists(target: str) -> None:
 
 
 app.command("run")(run)
+app.command("merge")(merge)
 app.command("init")(init)
 app.command("config")(config)
 app.command("convert")(convert)

@@ -6,12 +6,14 @@ Nothing here depends on torch. The JSON Schema of `Report` is published as ``hf_
 from __future__ import annotations
 
 import hashlib
+import json
+from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, computed_field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, computed_field, model_validator
 
 from hf_ci import __version__
-from hf_ci.errors import EXIT_NOTHING, HfCiError
+from hf_ci.errors import EXIT_NOTHING, HfCiError, UsageError
 from hf_ci.files import CONFIG, WEIGHTS, is_checkpoint
 from hf_ci.hub.names import HUB
 from hf_ci.rates import wilson
@@ -283,11 +285,54 @@ class Tool(Value):
     version: str = __version__
 
 
+class Shard(Value):
+    """Which share of a list a report is about, and what all reports of that run have in common."""
+
+    index: int = Field(ge=1)
+    count: int = Field(ge=1)
+    targets: tuple[str, ...] = Field(
+        description="of the whole list, sorted: the index-th of them, and every count-th after it, is this shard's"
+    )
+    left_out: tuple[str, ...] = Field(
+        (), description="of this shard's, those that a note stands for: no prompts of CLIP"
+    )
+    settings: dict[str, JsonValue] = Field(description="what was asked for, as far as it decides what a report says")
+
+    @computed_field
+    @property
+    def list_sha256(self) -> str:
+        """sha256 of the list, a target a line."""
+        return hashlib.sha256("\n".join(self.targets).encode("utf-8", "surrogatepass")).hexdigest()
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """This shard's targets."""
+        return self.targets[self.index - 1 :: self.count]
+
+    @property
+    def note(self) -> str:
+        return f"shard {self.index}/{self.count}: {len(self.own)} of the list's {len(self.targets)} targets"
+
+    @model_validator(mode="before")
+    @classmethod
+    def computed_anew(cls, data: object) -> object:
+        return {k: v for k, v in data.items() if k != "list_sha256"} if isinstance(data, dict) else data
+
+    @model_validator(mode="after")
+    def in_order(self) -> Shard:
+        if self.index > self.count:
+            raise ValueError(f"shard {self.index} of {self.count}")
+        if list(self.targets) != sorted(set(self.targets)):
+            raise ValueError("the targets are not sorted, or one is there twice")
+        return self
+
+
 class Report(Value):
     schema_version: Literal["1.0"] = SCHEMA_VERSION
     tool: Tool = Tool()
     results: tuple[ScanResult, ...]
     notes: tuple[str, ...] = Field((), description="remarks on the run, such as an ignore that has expired")
+    shard: Shard | None = Field(None, description="of a run over several machines; null: the report is of a whole list")
 
     @property
     def exit_code(self) -> int:
@@ -313,3 +358,20 @@ def without_pictures(report: Report) -> Report:
         for r in report.results
     ]
     return report.model_copy(update={"results": tuple(results)})
+
+
+def read_report(path: Path, named: str, advice: str) -> Report:
+    """A JSON report of ours, however it was made. Raises UsageError, with `named` in front, for anything else.
+
+    By the standard library's reader: a folder's name that is no UTF-8 is none for pydantic's.
+    """
+    try:
+        return Report.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise UsageError(f"{named}: {error.strerror or error}", "name a JSON report of hf-ci") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        why = f"{'.'.join(map(str, first['loc'])) or 'the document'}: {first['msg']}"
+        raise UsageError(f"{named}: not a JSON report of hf-ci: {why}", advice) from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{named}: not a JSON report of hf-ci, or half of one: {error}", advice) from error

@@ -25,6 +25,7 @@ from hf_ci.console import (
 from hf_ci.errors import EXIT_CLEAN, UsageError
 
 if TYPE_CHECKING:
+    from hf_ci.report import Report
     from hf_ci.settings import ScanOptions
 
 
@@ -33,6 +34,13 @@ def run(
     changed_since: Annotated[
         Optional[str],
         typer.Option(metavar="REF", help="Only local adapters, listed or not, whose files differ from this commit."),
+    ] = None,
+    shard: Annotated[
+        Optional[str],
+        typer.Option(
+            metavar="I/N",
+            help="Only the I-th of N shares of the list; hf-ci merge makes one report of their JSON reports.",
+        ),
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Adapters that are downloaded at a time.")] = 8,
     format: FormatOption = "text",
@@ -45,13 +53,14 @@ def run(
     that of the worst.
     """
     from hf_ci import listing
+    from hf_ci.merge import parse_shard, shard_of
     from hf_ci.progress import on_stderr
     from hf_ci.recall import scan_each
-    from hf_ci.report import Report, failed, without_pictures
-    from hf_ci.reports import FORMATS, render, text
+    from hf_ci.report import Report, failed
+    from hf_ci.reports import FORMATS, text
     from hf_ci.suppress import read_baseline, suppress
 
-    config = ctx.obj.config
+    config, share = ctx.obj.config, None if shard is None else parse_shard(shard)
     if not config.adapters and not changed_since:  # what has changed is found without being listed
         where = ctx.obj.origin or ctx.obj.note or "no configuration"
         raise UsageError(f"{where}: no adapters to scan", "hf-ci init writes a sample; list them under adapters")
@@ -67,8 +76,14 @@ def run(
     lasting = params["save_trigger"] is not None
     if "html" in (format, *(name for name, _ in outputs)):
         keep_trigger(ctx, params)
+    options, part = scan_options(params), None
+    if share:
+        by_name = {found.target: found for found in listed}
+        part = shard_of(by_name, *share, options, config.ignore, known, changed_since)
+        listed = [by_name[target] for target in part.own]
+        notes.append(part.note)
     results = []
-    scanned = scan_each([f.target for f in listed if not f.failure], scan_options(params), on_stderr(), jobs)
+    scanned = scan_each([f.target for f in listed if not f.failure], options, on_stderr(), jobs)
     for found in listed:
         result = failed(found.target, found.failure) if found.failure else next(scanned)
         if found.optional and result.is_other_kind:
@@ -78,11 +93,23 @@ def run(
         results.append(result)
         if format == "text" and speaks():
             write_stdout(coloured(text.headline(result)) + "\n")
-    report = suppress(
-        Report(results=tuple(results), notes=tuple(notes)), config.ignore, known, whole=changed_since is None
-    )
+    if part:
+        reported = {result.target for result in results}
+        part = part.model_copy(update={"left_out": tuple(target for target in part.own if target not in reported)})
+    report = Report(results=tuple(results), notes=tuple(notes), shard=part)
+    report = suppress(report, config.ignore, known, whole=changed_since is None and part is None)
     if not speaks():
         return
+    finish(report, format, outputs, lasting)
+    may_be_empty = changed_since or (part and not part.own)  # more shares than targets
+    raise typer.Exit(EXIT_CLEAN if may_be_empty and not results else report.exit_code)
+
+
+def finish(report: Report, format: str, outputs: list[tuple[str, Path]], lasting: bool) -> None:
+    """Print and write the report of many; of text what comes after a line for each. lasting: as for `render`."""
+    from hf_ci.report import without_pictures
+    from hf_ci.reports import render, text
+
     if format == "text":
         shown = report if lasting else without_pictures(report)
         unclean = tuple(result for result in report.results if result.verdict != "clean")
@@ -92,7 +119,6 @@ def run(
         write_stdout(render(report, format, lasting))
     for name, path in outputs:
         write_file(path, render(report, name, lasting))
-    raise typer.Exit(EXIT_CLEAN if changed_since and not results else report.exit_code)
 
 
 def init(

@@ -5,16 +5,12 @@ An ignore names a finding, gives a reason and ends on a day; a baseline is an ea
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from hf_ci.config import Ignore
-from hf_ci.errors import UsageError
-from hf_ci.report import RULES, Report, ScanResult, Suppression, fingerprint_of
+from hf_ci.report import RULES, Report, ScanResult, Suppression, fingerprint_of, read_report
 
 
 def read_baseline(path: Path) -> frozenset[str]:
@@ -22,14 +18,7 @@ def read_baseline(path: Path) -> frozenset[str]:
 
     What could not be judged then is no knowledge, and has to be looked at again.
     """
-    try:
-        report = Report.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise UsageError(f"--baseline {path}: {error.strerror or error}", "name a JSON report of hf-ci") from error
-    except (ValueError, ValidationError) as error:
-        raise UsageError(
-            f"--baseline {path}: not a JSON report of hf-ci", "make one: hf-ci run --output json=FILE"
-        ) from error
+    report = read_report(path, f"--baseline {path}", "make one: hf-ci run --output json=FILE")
     return frozenset(result.fingerprint for result in report.results if result.verdict == "backdoored")
 
 

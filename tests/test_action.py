@@ -159,6 +159,9 @@ def test_inputs_that_would_do_nothing_are_mistakes(action):
     for inputs, said in (
         ({"push": "pr"}, "push needs targets"),
         ({"targets": "a/b", "changed-since": "main"}, "leave targets empty"),
+        ({"targets": "a/b", "shard": "1/2"}, "leave targets empty"),
+        ({"merge": "*.json", "shard": "1/2"}, "merge scans nothing"),
+        ({"merge": "*.json"}, "no report fits this pattern"),
     ):
         done = action(inputs)
         assert (done.failed, done.output("exit-code"), done.output("verdict")) == (True, "2", "error")
@@ -171,6 +174,27 @@ def test_a_pull_request_that_changes_no_adapter_gets_no_verdict(action, git, cli
     git("add", "."), git("commit", "-qm", "base")
     done = action({"changed-since": "HEAD"})
     assert (done.failed, done.output("verdict"), done.output("exit-code")) == (False, "none", "0"), done.log
+
+
+def test_shares_on_several_machines_make_one_report(action, git, tmp_path):
+    """The second machine of the example's three fails, so that it hands no report on."""
+    repo = tmp_path / "repo"
+    for name in "abc":
+        (repo / name).mkdir()
+        (repo / name / "adapter_config.json").write_text("{")
+    (repo / ".hf-ci.yaml").write_text("adapters: ['[abc]']")
+    for i in (1, 3):
+        done = action({"shard": f"{i}/3"})
+        assert done.code == 4, done.log
+        (repo / "shards" / f"hf-ci-shard-{i}").mkdir(parents=True)
+        shutil.copy(done.output("report"), repo / "shards" / f"hf-ci-shard-{i}")
+    steps = yaml.safe_load((ROOT / ".github" / "examples" / "shards.yml").read_text())["jobs"]["merge"]["steps"]
+    (inputs,) = [step["with"] for step in steps if step["uses"].startswith("OWNER/hf-ci")]
+    done = action(inputs)
+    assert (done.failed, done.code, done.output("verdict")) == (True, 4, "inconclusive"), done.log
+    report = json.loads(Path(done.output("report")).read_text())
+    assert [r["target"] for r in report["results"]] == ["./a", "./b", "./c"]
+    assert "hf-ci run --shard 2/3" in report["results"][1]["reasons"][0] and "shard 2" in done.summary.read_text()
 
 
 def test_a_folder_does_not_stand_in_for_a_repo_on_the_hub(action, tmp_path):
