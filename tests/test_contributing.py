@@ -13,7 +13,7 @@ from hf_ci.detect import DETECTORS
 from hf_ci.inversion.job import PROBES
 from hf_ci.inversion.probes import PROBE_KINDS, probes
 from hf_ci.lab.attacks import ATTACKS
-from hf_ci.prompts.learners import METHODS
+from hf_ci.prompts.adapter import METHODS
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()
