@@ -28,10 +28,12 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends git \
     && rm -rf /var/lib/apt/lists/* \
     && git config --system --add safe.directory /data \
-    && useradd --uid 1000 --create-home hf-ci \
+    && useradd --uid 1000 --no-create-home hf-ci \
     && install --directory --mode 1777 /cache
 COPY --from=build /opt/hf-ci /opt/hf-ci
-ENV PATH=/opt/hf-ci/bin:$PATH HOME=/tmp XDG_CACHE_HOME=/cache HF_HOME=/cache/huggingface HF_HUB_OFFLINE=1 PYTHONSAFEPATH=1
+# any uid may run it: home is where everybody may write, and needs no entry in passwd
+ENV PATH=/opt/hf-ci/bin:$PATH HOME=/tmp LOGNAME=hf-ci XDG_CACHE_HOME=/cache HF_HOME=/cache/huggingface
+ENV HF_HUB_OFFLINE=1 PYTHONSAFEPATH=1
 USER 1000
 WORKDIR /data
 ENTRYPOINT ["hf-ci"]
