@@ -29,7 +29,6 @@ from hf_ci.errors import (
     EXIT_INTERRUPTED,
     EXIT_USAGE,
     HfCiError,
-    Inconclusive,
     UsageError,
     is_defect,
     write_log,
@@ -195,7 +194,7 @@ def scan(
     if not all(target.strip() for target in targets):
         raise UsageError("an empty TARGET was given", "name a repo or a folder")
     from hf_ci.cards.cli import check_pushable, push_results
-    from hf_ci.hub import folders_of, without_lone_models
+    from hf_ci.hub import folders_of, parse_target, without_lone_models
     from hf_ci.listing import expand
     from hf_ci.progress import on_stderr
     from hf_ci.recall import scan_each
@@ -207,7 +206,7 @@ def scan(
     targets, alone = without_lone_models(targets) if skip_others else (targets, [])
     targets = expand(folders_of(targets))
     for target in targets:
-        check_exists(target)
+        parse_target(target)  # raises for what is no folder here and can be no repo: no adapter that could be judged
     known = read_baseline(baseline) if baseline else frozenset()
     if push:
         check_pushable(targets)
@@ -226,17 +225,6 @@ def scan(
         write_file(path, render(report, name, lasting=save_trigger is not None))
     failed = push_results(report, push, dry_run) if push else 0
     raise typer.Exit(EXIT_CLEAN if skip_others and not results else report.exit_code or failed)
-
-
-def check_exists(target: str) -> None:
-    """Raises NothingToScan for what is no folder here and can be no repo, as a slip of the pen is: it is no adapter that could
-    be judged, or not. What may be either, its scan says."""
-    from hf_ci.hub import parse_target
-
-    try:
-        parse_target(target)
-    except Inconclusive:
-        pass
 
 
 app.command("run")(run)

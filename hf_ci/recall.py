@@ -23,9 +23,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from hf_ci.errors import EXIT_INTERNAL, HfCiError
+from hf_ci.errors import EXIT_INTERNAL, HfCiError, UsageError
 from hf_ci.files import write_whole
-from hf_ci.hub import BaseModel, Fetched, fetch_base, fetch_text, named_base, parse_target
+from hf_ci.hub import BaseModel, Fetched, fetch_base, fetch_target, fetch_text, named_base, parse_target
 from hf_ci.hub.names import BUILTIN, DATA_SET, is_folder, pool_files
 from hf_ci.kind import check_kind
 from hf_ci.progress import Silent
@@ -40,13 +40,16 @@ IRRELEVANT = ("num_processes", "timeout", "cache", "save_trigger")  # to the num
 def scan_each(
     targets: Sequence[str], options: ScanOptions = ScanOptions(), progress=Silent(), jobs: int = 1
 ) -> Iterator[ScanResult]:
-    """Each target's result as soon as there is one, recalled or scanned; `jobs` adapters are downloaded at a time."""
+    """Each target's result as soon as there is one, recalled or scanned; `jobs` adapters are downloaded at a time.
+
+    Raises UsageError, before any work is done, for a target that can be neither folder nor repo, or either.
+    """
     run, setting, base_of = None, setting_of(options), cache(fetch_base)
     with ThreadPoolExecutor(jobs) as workers:
         # a folder may change while others are scanned, so it is read when its turn comes
         ahead = [
-            workers.submit(fetch_text, text).result if is_remote(text) else cache(partial(fetch_text, text))
-            for text in targets
+            workers.submit(fetch).result if remote else cache(fetch)
+            for fetch, remote in [fetching(text) for text in targets]
         ]
         try:
             for text, fetch in zip(targets, ahead):
@@ -67,11 +70,15 @@ def scan_each(
             workers.shutdown(cancel_futures=True)
 
 
-def is_remote(text: str) -> bool:
+def fetching(text: str) -> tuple[Callable[[], Fetched], bool]:
+    """What fetches a target, and whether that takes a download."""
     try:
-        return parse_target(text).kind == "hub"
+        target = parse_target(text)
+    except UsageError:
+        raise
     except HfCiError:  # its scan meets it again and says what is wrong
-        return False
+        return partial(fetch_text, text), False
+    return partial(fetch_target, target), target.kind == "hub"
 
 
 def recall(place: Path, text: str, fetched: Fetched, options: ScanOptions, started: float) -> ScanResult | None:

@@ -22,9 +22,10 @@ from hf_ci.console import (
     write_file,
     write_stdout,
 )
-from hf_ci.errors import EXIT_CLEAN, UsageError
+from hf_ci.errors import EXIT_CLEAN, NothingToScan, UsageError
 
 if TYPE_CHECKING:
+    from hf_ci.config import Found
     from hf_ci.settings import ScanOptions
 
 
@@ -57,6 +58,7 @@ def run(
         raise UsageError(f"{where}: no adapters to scan", "hf-ci init writes a sample; list them under adapters")
     outputs = [parse_output(text, FORMATS) for text in output or []]
     known = read_baseline(baseline) if baseline else frozenset()
+    check_entries(ctx.obj)
     listed, notes = listing.list_targets(config.adapters), [ctx.obj.note] * bool(ctx.obj.note)
     if changed_since:
         kept = listing.changed_since(listed, changed_since)
@@ -93,6 +95,22 @@ def run(
     for name, path in outputs:
         write_file(path, render(report, name, lasting))
     raise typer.Exit(EXIT_CLEAN if changed_since and not results else report.exit_code)
+
+
+def check_entries(found: Found) -> None:
+    """Raises UsageError, with the line of the configuration, for an entry that can be neither folder nor repo, or either.
+    What a pattern fits is known, or its scan says that it fits nothing."""
+    from hf_ci.config import line_of
+    from hf_ci.hub import parse_target
+
+    for entry in found.config.adapters:
+        try:
+            if isinstance(entry, str):
+                parse_target(entry)
+        except UsageError as error:
+            raise UsageError(f"{line_of(found.origin, entry)}: {error.message}", error.advice) from error
+        except NothingToScan:
+            pass
 
 
 def init(

@@ -134,7 +134,8 @@ def once() -> FetchBase:
 def scan_targets(targets: Sequence[str], options: ScanOptions = ScanOptions(), progress=Silent()) -> Report:
     """Scan every target; what cannot be scanned is a result, too, never a clean one.
 
-    Raises UsageError when the options themselves cannot be met (device, cache, class file).
+    Raises UsageError when the options themselves cannot be met (device, cache, class file), and for a target that can be
+    neither folder nor repo, or either.
     """
     run = Run(options, progress)
     return Report(results=tuple(scan_target(text, run) for text in targets))

@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset, Features, Image
 from PIL import Image as PILImage
 
-from hf_ci.errors import Inconclusive, PoolError
+from hf_ci.errors import PoolError, UsageError
 from hf_ci.hub.base import EMBEDDED_FOLDER
 from hf_ci.pools import load_pool
 from hf_ci.pools.procedural import images
@@ -121,7 +121,7 @@ def test_nothing_here_stands_in_for_a_data_set_of_the_hub(processor, tmp_path, m
     (tmp_path / "cifar10").mkdir()
     rows.to_parquet("user/photos")
     for spec in ("user/photos", "cifar10"):
-        with pytest.raises(Inconclusive, match=f"write ./{spec} for what is here, hf://{spec} for the repo"):
+        with pytest.raises(UsageError, match=f"write ./{spec} or hf://{spec}"):
             load_pool(spec, 100, 0, processor)
     rows.to_parquet("user/photos.parquet")
     assert len(load_pool("./user/photos", 100, 0, processor)) == 40
