@@ -212,7 +212,8 @@ def scan(
         check_pushable(targets)
     if push or "html" in (format, *(name for name, _ in outputs)):  # both show the trigger
         keep_trigger(ctx, ctx.params)
-    results = tuple(scan_each(targets, scan_options(ctx.params), on_stderr()))
+    options = scan_options(ctx.params)
+    results = tuple(scan_each(targets, options, on_stderr()))
     left_out = [ctx.obj.note] * bool(ctx.obj.note)
     others = [result for result in results if skip_others and result.is_other_kind]
     results = tuple(result for result in results if result not in others)

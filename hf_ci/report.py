@@ -11,10 +11,11 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, computed_field, model_validator
 
 from hf_ci import __version__
-from hf_ci.errors import EXIT_NOTHING, HfCiError
+from hf_ci.errors import EXIT_NOTHING, AdapterError, EncoderModified, HfCiError
 from hf_ci.files import CONFIG, WEIGHTS, is_checkpoint
 from hf_ci.hub.names import HUB
 from hf_ci.rates import wilson
+from hf_ci.visible import cut
 
 SCHEMA_VERSION = "1.0"
 
@@ -271,11 +272,20 @@ def fingerprint_of(rule: str, weights: str, class_name: str) -> str:
     return hashlib.sha256("\n".join([rule, weights, class_name]).encode("utf-8", "replace")).hexdigest()
 
 
-def failed(target: str, error: HfCiError) -> ScanResult:
-    """The result of a target that nothing could be learnt of."""
-    return ScanResult(
-        target=target, verdict="inconclusive", reasons=(str(error),), exit_code=error.exit_code, about_weights=False
-    )
+def failure(error: HfCiError) -> dict[str, object]:
+    """What a result has of the error that ended its scan."""
+    return {
+        "verdict": "inconclusive",
+        "reasons": (cut(str(error)),),
+        "about_weights": isinstance(error, AdapterError),
+        "encoder_modified": isinstance(error, EncoderModified),
+        "exit_code": error.exit_code,
+    }
+
+
+def failed(target: str, error: HfCiError, **found: object) -> ScanResult:
+    """The result of a target that could not be scanned. found: what was learnt of it all the same."""
+    return ScanResult(target=target, **found, **failure(error))
 
 
 class Tool(Value):

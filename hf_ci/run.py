@@ -59,18 +59,19 @@ def run(
     outputs = [parse_output(text, FORMATS) for text in output or []]
     known = read_baseline(baseline) if baseline else frozenset()
     check_entries(ctx.obj)
+    params = scan_context(ctx).params
+    lasting = params["save_trigger"] is not None
+    if "html" in (format, *(name for name, _ in outputs)):
+        keep_trigger(ctx, params)
+    options = scan_options(params)
     listed, notes = listing.list_targets(config.adapters), [ctx.obj.note] * bool(ctx.obj.note)
     if changed_since:
         kept = listing.changed_since(listed, changed_since)
         notes += listing.left_out(listed, kept, changed_since)
         notes += [f"{found.target} has changed and is in no entry of adapters" for found in kept if found not in listed]
         listed = kept
-    params = scan_context(ctx).params
-    lasting = params["save_trigger"] is not None
-    if "html" in (format, *(name for name, _ in outputs)):
-        keep_trigger(ctx, params)
     results = []
-    scanned = scan_each([f.target for f in listed if not f.failure], scan_options(params), on_stderr(), jobs)
+    scanned = scan_each([f.target for f in listed if not f.failure], options, on_stderr(), jobs)
     for found in listed:
         result = failed(found.target, found.failure) if found.failure else next(scanned)
         if found.optional and result.is_other_kind:
@@ -166,8 +167,11 @@ def keep_trigger(ctx: typer.Context, params: dict) -> None:
 
 
 def scan_options(params: dict) -> ScanOptions:
-    """From the parameters of `hf-ci scan`."""
+    """From the parameters of `hf-ci scan`. Raises UsageError for those that cannot be met, as far as is known without torch."""
+    from hf_ci.places import check_places
     from hf_ci.settings import ScanOptions, default_cache
 
     cache = None if params["no_cache"] else params["cache"] or default_cache()
-    return ScanOptions(**{name: params[name] for name in option_names()} | {"cache": cache})
+    options = ScanOptions(**{name: params[name] for name in option_names()} | {"cache": cache})
+    check_places(options)
+    return options

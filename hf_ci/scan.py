@@ -21,7 +21,6 @@ from hf_ci.detect.verdict import doubted, named
 from hf_ci.errors import (
     EXIT_INTERNAL,
     AdapterError,
-    EncoderModified,
     HfCiError,
     Inconclusive,
     UsageError,
@@ -32,9 +31,10 @@ from hf_ci.errors import (
 from hf_ci.files import SCANNED, WEIGHTS
 from hf_ci.hub import BaseModel, Fetched, check_merged, fetch_base, fetch_text, named_base
 from hf_ci.hub.target import hashes, sha256
-from hf_ci.inversion import ON_PHOTOS, PERTURBATION, WIDE, Done, Inversion, Job, check_cache, run_job
+from hf_ci.inversion import ON_PHOTOS, PERTURBATION, WIDE, Done, Inversion, Job, run_job
 from hf_ci.inversion.probes import PROBE_KINDS, Probed, passes
 from hf_ci.photos import FEW, Witnesses, ask
+from hf_ci.places import check_folder
 from hf_ci.pools import BUILTIN, Pool, load_pool
 from hf_ci.pools.photos import Photos, few_photos
 from hf_ci.progress import Silent, within
@@ -57,10 +57,10 @@ from hf_ci.report import (
     Settings,
     Timing,
     Trigger,
+    failure,
 )
 from hf_ci.reports.trigger import save_trigger
 from hf_ci.settings import ScanOptions, pick_device, pick_precision, read_class_names
-from hf_ci.visible import cut
 
 Fetch = Callable[[str], Fetched]
 FetchBase = Callable[[str, str | None], BaseModel]
@@ -110,9 +110,9 @@ class Run:
                 self.clip(folder).image_features, self.pool(folder).images.to(self.device), place
             )
         )
-        for folder in (options.cache, options.save_trigger):
+        for folder, flag in ((options.cache, "--cache"), (options.save_trigger, "--save-trigger")):
             if folder:
-                check_cache(folder)
+                check_folder(folder, flag)
 
     def with_photos(self, data: str, shots: int) -> Run:
         """The same run, which is given labelled photos."""
@@ -273,20 +273,16 @@ def examine(text: str, run: Run, fetch: Fetch = fetch_text) -> tuple[ScanResult,
                 changed = (inversion.trigger()(x.float() / 255) * 255).round().byte().numpy()
             path, linf = save_trigger(options.save_trigger, name, inversion.delta.numpy(), x.numpy(), changed, **facts)
             found |= {"trigger": Trigger(path=str(path), linf=linf)}
-        exit_code = EXIT_CODES[verdict.verdict]
+        found |= {"exit_code": EXIT_CODES[verdict.verdict]}
     except UsageError:
         raise
     except HfCiError as error:
-        about_weights = isinstance(error, AdapterError)
-        found |= {"verdict": "inconclusive", "reasons": (cut(str(error)),), "about_weights": about_weights}
-        found |= {"encoder_modified": isinstance(error, EncoderModified)}
-        exit_code = error.exit_code
+        found |= failure(error)
     except BaseException as error:  # a defect of ours; the other targets' results are not lost with it
         if not is_defect(error):
             raise
         reason = f"internal error: {type(error).__name__}: {first_line(error)}; please report it with {write_log()}"
-        found |= {"verdict": "inconclusive", "reasons": (reason,), "about_weights": False}
-        exit_code = EXIT_INTERNAL
+        found |= {"verdict": "inconclusive", "reasons": (reason,), "about_weights": False, "exit_code": EXIT_INTERNAL}
     finally:
         progress.done()
     timing = Timing(
@@ -295,7 +291,7 @@ def examine(text: str, run: Run, fetch: Fetch = fetch_text) -> tuple[ScanResult,
         num_processes=options.num_processes,
         classes_from_cache=cached,
     )
-    return ScanResult(target=text, warnings=tuple(warnings), timing=timing, exit_code=exit_code, **found), examined
+    return ScanResult(target=text, warnings=tuple(warnings), timing=timing, **found), examined
 
 
 # ---------------------------------------------------------------- steps

@@ -176,12 +176,14 @@ def explain(
 
     Exit codes: 0 shown, 2 usage, 3 nothing there, 4 no report could be had.
     """
-    from hf_ci.explain import render
     from hf_ci.hub import fetch_target, parse_target
 
     fetched = fetch_target(parse_target(target))
     with tempfile.TemporaryDirectory(prefix="hf-ci-") as kept:
-        write_stdout(render(report_on(ctx, fetched, report, Path(kept))))
+        found = report_on(ctx, fetched, report, Path(kept))
+        from hf_ci.explain import render  # loads torch
+
+        write_stdout(render(found))
 
 
 def report_on(ctx: typer.Context, fetched, report: Path | None, kept: Path):

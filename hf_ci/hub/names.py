@@ -31,6 +31,16 @@ def pool_files(pattern: str) -> list[str]:
     return found
 
 
+def files_of_pool(folder: Path) -> list[str]:
+    """The images below a pool's folder, or the parquet files where there are none. Sorted, so that the order does not
+    depend on the disk."""
+    from PIL import Image
+
+    known, below = Image.registered_extensions(), sorted(str(path) for path in folder.rglob("*"))
+    images = [path for path in below if os.path.splitext(path)[1].lower() in known]
+    return images or [path for path in below if path.endswith(".parquet")]
+
+
 def check_is_no_id(name: str, ids: re.Pattern) -> None:
     """A pull request could otherwise put something harmless in the place of the repo that was meant, or the reverse."""
     if ids.fullmatch(name):
