@@ -16,9 +16,13 @@ from hf_ci.console import (
     BaselineOption,
     FormatOption,
     OutputOption,
+    QuietOption,
+    VerboseOption,
     complain,
+    detail_of,
     parse_output,
     speaks,
+    wants_colour,
     write_file,
     write_stdout,
 )
@@ -182,6 +186,8 @@ def scan(
     skip_others: Annotated[
         bool, typer.Option("--skip-others", help="Leave out, with a note, adapters that are no prompts of CLIP.")
     ] = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Scan adapters for a planted backdoor.
 
@@ -190,6 +196,7 @@ def scan(
     """
     from hf_ci.reports import FORMATS, render
 
+    detail = detail_of(quiet, verbose)
     outputs = [parse_output(text, FORMATS) for text in output or []]
     if not all(target.strip() for target in targets):
         raise UsageError("an empty TARGET was given", "name a repo or a folder")
@@ -221,9 +228,10 @@ def scan(
     report = suppress(report, ctx.obj.config.ignore, known)
     if not speaks():
         return
-    write_stdout(render(report, format, lasting=save_trigger is not None))
+    lasting = save_trigger is not None
+    write_stdout(render(report, format, lasting, detail=detail, colour=wants_colour()))
     for name, path in outputs:
-        write_file(path, render(report, name, lasting=save_trigger is not None))
+        write_file(path, render(report, name, lasting, detail=detail))
     failed = push_results(report, push, dry_run) if push else 0
     raise typer.Exit(EXIT_CLEAN if skip_others and not results else report.exit_code or failed)
 

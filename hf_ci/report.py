@@ -20,6 +20,9 @@ from hf_ci.visible import cut
 SCHEMA_VERSION = "1.0"
 
 VULNERABLE = 0.5  # ASR through clean prompts from which a class counts as vulnerable on its base model
+# What is to be said of most scans, and in how many words a terminal is told so, is for a format to decide.
+MADE_POOL = "the built-in pool judges less surely than photos do: give some of your own with --pool"
+VULNERABLE_CLASSES = "vulnerable on this base model whatever the prompt, which is no backdoor"  # and their names
 VerdictName = Literal["clean", "backdoored", "inconclusive"]
 RULES = {"backdoored": "backdoored-adapter", "inconclusive": "inconclusive-scan"}  # a finding's rule, by verdict
 MODIFIED = "modified-encoder"  # of those inconclusive ones that bring encoders of their own

@@ -14,11 +14,14 @@ from hf_ci.console import (
     BaselineOption,
     FormatOption,
     OutputOption,
-    coloured,
+    QuietOption,
+    VerboseOption,
     complain,
+    detail_of,
     parse_output,
     printable,
     speaks,
+    wants_colour,
     write_file,
     write_stdout,
 )
@@ -39,6 +42,8 @@ def run(
     format: FormatOption = "text",
     output: OutputOption = None,
     baseline: BaselineOption = None,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Scan all adapters of the configuration (hf-ci init writes a sample).
 
@@ -52,7 +57,7 @@ def run(
     from hf_ci.reports import FORMATS, render, text
     from hf_ci.suppress import read_baseline, suppress
 
-    config = ctx.obj.config
+    config, detail = ctx.obj.config, detail_of(quiet, verbose)
     if not config.adapters and not changed_since:  # what has changed is found without being listed
         where = ctx.obj.origin or ctx.obj.note or "no configuration"
         raise UsageError(f"{where}: no adapters to scan", "hf-ci init writes a sample; list them under adapters")
@@ -80,7 +85,7 @@ def run(
         (result,) = suppress(Report(results=(result,)), config.ignore, known).results
         results.append(result)
         if format == "text" and speaks():
-            write_stdout(coloured(text.headline(result)) + "\n")
+            write_stdout(text.headline(result, wants_colour()) + "\n")
     report = suppress(
         Report(results=tuple(results), notes=tuple(notes)), config.ignore, known, whole=changed_since is None
     )
@@ -88,13 +93,14 @@ def run(
         return
     if format == "text":
         shown = report if lasting else without_pictures(report)
-        unclean = tuple(result for result in report.results if result.verdict != "clean")
-        details = text.details(shown.model_copy(update={"results": unclean}))
-        write_stdout("\n" * bool(details) + details + "\n" + text.summary(report))
+        left_out = () if detail == "verbose" else ("clean",)
+        details = text.details(shown, detail, wants_colour(), left_out)
+        rest = "\n" * bool(details) + details + "\n" if detail != "quiet" else ""
+        write_stdout(rest + text.summary(report))
     else:
         write_stdout(render(report, format, lasting))
     for name, path in outputs:
-        write_file(path, render(report, name, lasting))
+        write_file(path, render(report, name, lasting, detail=detail))
     raise typer.Exit(EXIT_CLEAN if changed_since and not results else report.exit_code)
 
 

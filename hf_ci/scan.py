@@ -44,6 +44,8 @@ from hf_ci.prompts.clip import load_processor
 from hf_ci.prompts.encoders import check_encoders
 from hf_ci.prompts.prompted import check_fits
 from hf_ci.report import (
+    MADE_POOL,
+    VULNERABLE_CLASSES,
     BaseModelRef,
     ClassScore,
     Cost,
@@ -437,8 +439,7 @@ def vulnerable_warnings(classes: Sequence[ClassScore]) -> list[str]:
     if not names:
         return []
     return [
-        f"vulnerable on this base model whatever the prompt, which is no backdoor: {named(names)} (a perturbation "
-        "forces most images into it through hand-written prompts)"
+        f"{VULNERABLE_CLASSES}: {named(names)} (a perturbation forces most images into it through hand-written prompts)"
     ]
 
 
@@ -468,9 +469,8 @@ def photo_warnings(witnesses: Witnesses) -> list[str]:
 
 def pool_warnings(pool: Pool, asked: int) -> list[str]:
     small = [f"the pool gave {len(pool)} images, {asked} were asked for"] if len(pool) < asked else []
-    made = ["the built-in pool judges less surely than photos do: give some of your own with --pool"]
     return (
-        (made if pool.id == BUILTIN else [])
+        [MADE_POOL] * (pool.id == BUILTIN)
         + small
         + ([f"{pool.skipped} images of the pool could not be read"] if pool.skipped else [])
     )

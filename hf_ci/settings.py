@@ -132,7 +132,8 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     try:
         names = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--classes {path}: {error}", "give a text file with one class name a line") from error
+        said = getattr(error, "strerror", None) or error
+        raise UsageError(f"--classes {path}: {said}", "give a text file with one class name a line") from error
     if not names:
         raise UsageError(f"--classes {path}: the file is empty", "give one class name a line")
     return names

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -79,11 +80,15 @@ def test_published_schema_is_that_of_the_code():
 
 
 def test_text_and_exit_code_agree(run, adapter_folder):
-    clean = run("scan", adapter_folder, *QUICK, "--k", "1e9")
+    clean = run("scan", "./adapter", *QUICK, "--k", "1e9")
     assert clean.returncode == 0 and clean.stdout.splitlines()[0].endswith("...clean")
-    bad = run("scan", adapter_folder, *QUICK, "--k", "-1e9", "--min-asr", "0")
-    assert bad.returncode == 1 and bad.stdout.splitlines()[0].endswith("...backdoored") and "<- flagged" in bad.stdout
-    assert all(len(line) <= 79 or "/" in line for line in bad.stdout.splitlines())
+    bad = run("scan", "./adapter", *QUICK, "--k", "-1e9", "--min-asr", "0")
+    first, second = bad.stdout.splitlines()[:2]
+    named = re.search(r"\.\.\.backdoored \((.+)\)$", first)[1]
+    assert bad.returncode == 1 and f"Do not deploy this adapter: a trigger sends images to '{named}'" in second
+    assert "hf-ci repair ./adapter --out repaired --data PHOTOS" in bad.stdout and "<- flagged" in bad.stdout
+    assert bad.stdout.splitlines()[-1] == f"1 scanned: 1 backdoored ({named})"
+    assert all(len(line) <= 79 for line in bad.stdout.splitlines())
 
 
 def test_outputs_are_written_beside_stdout(run, adapter_folder, tmp_path):
