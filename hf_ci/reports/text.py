@@ -224,7 +224,7 @@ def paragraph(text: str, indent: str = "  ") -> str:
 
 
 def command(words: Sequence[str]) -> list[str]:
-    """For a shell, in as many lines as it takes."""
+    """For a shell, in as many lines as it takes; a word that has no room in any stays whole, so that it can be copied."""
     lines = [""]
     for word in map(shlex.quote, words):
         if lines[-1] and len(lines[-1]) + len(word) + 7 > columns():

@@ -1,6 +1,7 @@
 """The report in a terminal: what to do comes first, nothing is said twice, and every line fits."""
 
 import re
+import shlex
 
 import pytest
 
@@ -84,13 +85,13 @@ def text(report: Report, **shown) -> str:
 def test_every_line_fits_and_nothing_is_lost(width, detail, all_kinds, monkeypatch):
     monkeypatch.setenv("COLUMNS", str(width))
     shown = text(all_kinds, detail=detail)
-    assert columns() < width and max(map(len, shown.splitlines())) == columns()
+    too_long = [line for line in shown.splitlines() if len(line) > columns()]
+    assert columns() < width and too_long == ["    ./" + "long/" * 30 + "adapter \\"][: len(too_long)]
     joined = re.sub(r"\s", "", shown)
     assert "long/" * 30 + "adapter" in joined and "…" in shown  # a class's name in a line that has to stay one
     if detail != "quiet":
-        last = shown[: shown.rindex("For all of them")]
-        cells = re.sub(r"\s+", " ", re.sub(r" -?[\d.]+%?(?=\s)|<- .*", "", last))
-        assert LONG in cells or all(word in cells for word in LONG.split())
+        cells = re.findall(r"^  (.{4,40}?)(?:  |$)", shown, re.M)  # the first column, which folds
+        assert all(any(word in cell.split() for cell in cells) for word in LONG.split())
         assert all(r.fingerprint in joined for r in all_kinds.results if r.fingerprint)
 
 
@@ -123,9 +124,7 @@ def test_the_command_that_repairs_is_one_for_a_shell(monkeypatch):
     found = scanned("backdoored", "./my adapter; rm -rf ~")
     found = found.model_copy(update={"settings": found.settings.model_copy(update={"given": given})})
     shown = text(Report(results=(found,)))
-    line = re.search(r"    hf-ci repair .*(\\\n.*)*", shown)[0]
-    import shlex
-
+    line = re.search(r"    hf-ci repair (?:.*\\\n)*.*", shown)[0]
     expected = ["hf-ci", "repair", "./my adapter; rm -rf ~", "--out", "repaired", "--data", "./photos", "--base"]
     assert shlex.split(line.replace("\\\n", "")) == [*expected, "./my clip"] and "\\\n" in line
 
