@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Optional
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from hf_ci import __version__
 from hf_ci.cards.cli import badge, card, explain
@@ -54,6 +54,15 @@ class Program(TyperGroup):
     def resolve_command(self, ctx, args):
         ctx.meta["words"] = args[1:]
         return super().resolve_command(ctx, args)
+
+
+class Configured(TyperCommand):
+    """All of its options are read from the environment, which is said once and not with each."""
+
+    def __init__(self, *args, **more):
+        super().__init__(*args, **more)
+        for param in self.params:
+            param.show_envvar = False
 
 
 app = typer.Typer(
@@ -104,13 +113,13 @@ def hf_ci(
         ctx.default_map = {"scan": ctx.obj.config.scan.model_dump(exclude_none=True)}
 
 
-@app.command(context_settings={"auto_envvar_prefix": "HF_CI"})
+@app.command(cls=Configured, context_settings={"auto_envvar_prefix": "HF_CI"})
 def scan(
     ctx: typer.Context,
     targets: Annotated[
         list[str],
         typer.Argument(
-            metavar="TARGET...",
+            metavar="TARGET",
             show_default=False,
             help="org/model[@revision][:subfolder], a local folder, or a demo that ships with hf-ci, such as demo:badclip. "
             "A folder may be a checkpoint, or a pattern such as org/model:* for all below it.",
@@ -191,7 +200,8 @@ def scan(
     """Scan adapters for a planted backdoor.
 
     Each class is inverted: a small perturbation that drives unrelated images into it is reconstructed, and a class that
-    is far easier to reach through the adapter than through clean prompts is reported.
+    is far easier to reach through the adapter than through clean prompts is reported. Each option is read from the
+    environment as well, --num-images from HF_CI_NUM_IMAGES, and from the configuration.
     """
     from hf_ci.reports import FORMATS, render
 

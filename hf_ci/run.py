@@ -45,10 +45,10 @@ def run(
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Scan all adapters of the configuration (hf-ci init writes a sample).
+    """Scan all adapters of the configuration.
 
     A line for each as it is done, then what was found. A failure of one does not stop the others, and the exit code is
-    that of the worst.
+    that of the worst. hf-ci init writes a sample of a configuration.
     """
     from hf_ci import listing
     from hf_ci.progress import on_stderr
@@ -136,7 +136,10 @@ def init(
 
 
 def config(ctx: typer.Context) -> None:
-    """Print each setting of a scan with where it comes from, and what hf-ci run would scan."""
+    """Print each setting of a scan and its origin.
+
+    And the adapters that hf-ci run would scan, and the findings that are ignored.
+    """
     scan = scan_context(ctx)
     origins = {"ENVIRONMENT": "environment", "DEFAULT_MAP": ctx.obj.origin}
     lines = ["scan:"]

@@ -199,3 +199,29 @@ def test_a_reader_that_leaves_does_not_change_the_exit_code(adapter_folder):
     command = f"{sys.executable} -m hf_ci scan {adapter_folder} --num-images 32 --detector clip-inspector --k -1e9 --min-asr 0 | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=300)
     assert done.returncode == 1 and "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
+
+
+def test_bash_completes_commands_and_options():
+    """As bash does it: the function that `complete` names is called with the words so far."""
+    script = (
+        'eval "$(hf-ci --show-completion)"\n'
+        "named=$(complete -p hf-ci) && named=${named##*-F } && named=${named% hf-ci}\n"
+        'typed() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=(); "$named" hf-ci; echo "${COMPREPLY[*]}"; }\n'
+        "typed hf-ci sc\ntyped hf-ci scan --num-i\ntyped hf-ci repair --for\n"
+    )
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=os.environ | {"PATH": path})
+    assert done.stdout.split() == ["scan", "--num-images", "--forget"], done.stdout + done.stderr
+
+
+def test_completion_is_installed_for_the_shell_that_asks(tmp_path):
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = os.environ | {"PATH": path, "HOME": str(tmp_path)}
+    done = subprocess.run(["bash", "-c", "hf-ci --install-completion; true"], capture_output=True, text=True, env=env)
+    assert "bash completion installed" in done.stdout, done.stdout + done.stderr
+    assert ".bash_completions" in (tmp_path / ".bashrc").read_text()
+
+
+def test_quiet_and_verbose_exclude_each_other(run):
+    done = run("scan", "demo:clean", "-q", "-v")
+    assert done.returncode == 2 and "--quiet and --verbose exclude each other" in done.stderr

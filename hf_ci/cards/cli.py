@@ -21,7 +21,7 @@ ReportOption = Annotated[Optional[Path], typer.Option(metavar="FILE", help="A JS
 
 def card(
     ctx: typer.Context,
-    targets: Annotated[list[str], typer.Argument(metavar="TARGET...", help="As for scan.", show_default=False)],
+    targets: Annotated[list[str], typer.Argument(metavar="TARGET", help="As for scan.", show_default=False)],
     report: ReportOption = None,
     check: Annotated[
         bool,
