@@ -207,7 +207,7 @@ def test_bash_completes_commands_and_options():
         'eval "$(hf-ci --show-completion)"\n'
         "named=$(complete -p hf-ci) && named=${named##*-F } && named=${named% hf-ci}\n"
         'typed() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=(); "$named" hf-ci; echo "${COMPREPLY[*]}"; }\n'
-        "typed hf-ci sc\ntyped hf-ci scan --num-i\ntyped hf-ci repair --for\n"
+        "typed hf-ci sc\ntyped hf-ci scan --num-i\ntyped hf-ci repair --forg\n"
     )
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=os.environ | {"PATH": path})

@@ -132,3 +132,13 @@ def test_parquet_without_images_is_refused(tmp_path, processor):
     Dataset.from_dict({"text": ["a"] * 40}).to_parquet(tmp_path / "a.parquet")
     with pytest.raises(PoolError, match="no image column, only text"):
         load_pool(str(tmp_path / "a.parquet"), 100, 0, processor)
+
+
+def test_a_folder_of_parquet_files_is_a_pool(tmp_path, processor, rows):
+    """As --data takes one."""
+    (tmp_path / "data").mkdir()
+    rows.select(range(20)).to_parquet(tmp_path / "data" / "train-0.parquet")
+    rows.select(range(20, 40)).to_parquet(tmp_path / "data" / "train-1.parquet")
+    (tmp_path / "README.md").write_text("forty photos")
+    pool = load_pool(str(tmp_path), 1000, 0, processor)
+    assert (len(pool), pool.skipped, pool.duplicates) == (40, 0, 0)
