@@ -32,7 +32,9 @@ def spoilt(tmp_path) -> Path:
         (tmp_path / name).mkdir()
         for file in (DEMOS / "clean").iterdir():
             (tmp_path / name / file.name).write_bytes(b"{" if file.name == spoiled else file.read_bytes())
-    (tmp_path / "list.yaml").write_text("scan:\n  seed: 0\nadapters:\n  # zoo/adapter\n  - demo:clean\n  - zoo/adapter\n")
+    (tmp_path / "list.yaml").write_text(
+        "scan:\n  seed: 0\nadapters:\n  # zoo/adapter\n  - demo:clean\n  - zoo/adapter\n"
+    )
     (tmp_path / "gone.yaml").write_text("adapters: ['demo:clean', './gone']\n")
     return tmp_path
 
@@ -43,7 +45,11 @@ def spoilt(tmp_path) -> Path:
         ("scan -", 2, "'-' is no folder or checkpoint here"),
         ("scan demo:clean ./nowhere", 2, "'./nowhere' is no folder"),
         ("scan ./adapter.safetensorz", 2, "is no folder"),
-        ("scan zoo/adapter", 2, "'zoo/adapter' is a folder here and may be a repo on the Hub (write ./zoo/adapter or hf"),
+        (
+            "scan zoo/adapter",
+            2,
+            "'zoo/adapter' is a folder here and may be a repo on the Hub (write ./zoo/adapter or hf",
+        ),
         ("scan zoo/adapter/", 3, "no adapter found"),
         ("scan empty", 3, "no adapter found"),
         ("scan ./config", 4, "adapter_config.json is not readable JSON"),

@@ -16,7 +16,9 @@ from hf_ci.console import complain, printable, show, write_file, write_stdout
 from hf_ci.errors import HfCiError, NothingToScan, UsageError
 
 TargetArgument = Annotated[str, typer.Argument(metavar="TARGET", help="As for scan.", show_default=False)]
-ReportOption = Annotated[Optional[Path], typer.Option(metavar="FILE", help="A JSON report of the targets. Default: a scan.")]
+ReportOption = Annotated[
+    Optional[Path], typer.Option(metavar="FILE", help="A JSON report of the targets. Default: a scan.")
+]
 
 
 def card(

@@ -184,7 +184,9 @@ def summary(report: Report) -> str:
     ignored = sum(result.suppressed is not None for result in report.results)
     names = [short(result.target_class.name) for result in report.results if result.target_class]
     parts = [f"{counts[verdict]} {verdict}" for verdict in ("clean", "backdoored", "inconclusive") if counts[verdict]]
-    parts = [f"{part} ({listed(list(dict.fromkeys(names)))})" if "backdoored" in part and names else part for part in parts]
+    parts = [
+        f"{part} ({listed(list(dict.fromkeys(names)))})" if "backdoored" in part and names else part for part in parts
+    ]
     line = f"{len(report.results)} scanned" + (f": {', '.join(parts)}" if parts else "")
     return printable(paragraph(line + (f"; {ignored} ignored" if ignored else ""), indent="")) + "\n"
 

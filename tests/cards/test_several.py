@@ -27,9 +27,10 @@ def test_each_has_its_own_section_and_the_worst_exit_code_counts(run, reported):
     done = run("card", "./a", "./b", "--report", "r.json", "--write")
     assert done.returncode == 0 and [line.split(":")[0] for line in done.stdout.splitlines()] == ["./a", "./b"]
     for name, verdict in (("a", "clean"), ("b", "backdoored")):
-        assert f"| verdict | {verdict}" in (reported / name / CARD).read_text().lower() or verdict in (
-            reported / name / ".hf-ci" / "badge.svg"
-        ).read_text()
+        assert (
+            f"| verdict | {verdict}" in (reported / name / CARD).read_text().lower()
+            or verdict in (reported / name / ".hf-ci" / "badge.svg").read_text()
+        )
     (reported / "a" / "adapter_config.json").write_text("{}")  # no longer what the report is about
     shutil.rmtree(reported / "b" / ".hf-ci")
     done = run("card", "./a", "./b", "--report", "r.json", "--write")
