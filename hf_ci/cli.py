@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Optional
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from hf_ci import __version__
 from hf_ci.cards.cli import badge, card, explain
@@ -16,9 +16,13 @@ from hf_ci.console import (
     BaselineOption,
     FormatOption,
     OutputOption,
+    QuietOption,
+    VerboseOption,
     complain,
+    detail_of,
     parse_output,
     speaks,
+    wants_colour,
     write_file,
     write_stdout,
 )
@@ -29,7 +33,6 @@ from hf_ci.errors import (
     EXIT_INTERRUPTED,
     EXIT_USAGE,
     HfCiError,
-    Inconclusive,
     UsageError,
     is_defect,
     write_log,
@@ -54,11 +57,19 @@ class Program(TyperGroup):
         return super().resolve_command(ctx, args)
 
 
+class Configured(TyperCommand):
+    """All of its options are read from the environment, which is said once and not with each."""
+
+    def __init__(self, *args, **more):
+        super().__init__(*args, **more)
+        for param in self.params:
+            param.show_envvar = False
+
+
 app = typer.Typer(
     name="hf-ci",
     cls=Program,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -103,13 +114,13 @@ def hf_ci(
         ctx.default_map = {"scan": ctx.obj.config.scan.model_dump(exclude_none=True)}
 
 
-@app.command(context_settings={"auto_envvar_prefix": "HF_CI"})
+@app.command(cls=Configured, context_settings={"auto_envvar_prefix": "HF_CI"})
 def scan(
     ctx: typer.Context,
     targets: Annotated[
         list[str],
         typer.Argument(
-            metavar="TARGET...",
+            metavar="TARGET",
             show_default=False,
             help="org/model[@revision][:subfolder], a local folder, or a demo that ships with hf-ci, such as demo:badclip. "
             "A folder may be a checkpoint, or a pattern such as org/model:* for all below it.",
@@ -184,19 +195,23 @@ def scan(
     skip_others: Annotated[
         bool, typer.Option("--skip-others", help="Leave out, with a note, adapters that are no prompts of CLIP.")
     ] = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Scan adapters for a planted backdoor.
 
     Each class is inverted: a small perturbation that drives unrelated images into it is reconstructed, and a class that
-    is far easier to reach through the adapter than through clean prompts is reported.
+    is far easier to reach through the adapter than through clean prompts is reported. Each option is read from the
+    environment as well, --num-images from HF_CI_NUM_IMAGES, and from the configuration.
     """
     from hf_ci.reports import FORMATS, render
 
+    detail = detail_of(quiet, verbose)
     outputs = [parse_output(text, FORMATS) for text in output or []]
     if not all(target.strip() for target in targets):
         raise UsageError("an empty TARGET was given", "name a repo or a folder")
     from hf_ci.cards.cli import check_pushable, push_results
-    from hf_ci.hub import folders_of, without_lone_models
+    from hf_ci.hub import folders_of, parse_target, without_lone_models
     from hf_ci.listing import expand
     from hf_ci.progress import on_stderr
     from hf_ci.recall import scan_each
@@ -208,13 +223,14 @@ def scan(
     targets, alone = without_lone_models(targets) if skip_others else (targets, [])
     targets = expand(folders_of(targets))
     for target in targets:
-        check_exists(target)
+        parse_target(target)  # raises for what is no folder here and can be no repo: no adapter that could be judged
     known = read_baseline(baseline) if baseline else frozenset()
     if push:
         check_pushable(targets)
     if push or "html" in (format, *(name for name, _ in outputs)):  # both show the trigger
         keep_trigger(ctx, ctx.params)
-    results = tuple(scan_each(targets, scan_options(ctx.params), on_stderr()))
+    options = scan_options(ctx.params)
+    results = tuple(scan_each(targets, options, on_stderr()))
     left_out = [ctx.obj.note] * bool(ctx.obj.note)
     others = [result for result in results if skip_others and result.is_other_kind]
     results = tuple(result for result in results if result not in others)
@@ -222,22 +238,12 @@ def scan(
     report = suppress(report, ctx.obj.config.ignore, known)
     if not speaks():
         return
-    write_stdout(render(report, format, lasting=save_trigger is not None))
+    lasting = save_trigger is not None
+    write_stdout(render(report, format, lasting, detail=detail, colour=wants_colour()))
     for name, path in outputs:
-        write_file(path, render(report, name, lasting=save_trigger is not None))
+        write_file(path, render(report, name, lasting, detail=detail))
     failed = push_results(report, push, dry_run) if push else 0
     raise typer.Exit(EXIT_CLEAN if skip_others and not results else report.exit_code or failed)
-
-
-def check_exists(target: str) -> None:
-    """Raises NothingToScan for what is no folder here and can be no repo, as a slip of the pen is: it is no adapter that could
-    be judged, or not. What may be either, its scan says."""
-    from hf_ci.hub import parse_target
-
-    try:
-        parse_target(target)
-    except Inconclusive:
-        pass
 
 
 app.command("run")(run)

@@ -13,11 +13,13 @@ Its JSON Schema is published as ``hf_ci/schema/config.schema.json``.
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from datetime import date
 from difflib import get_close_matches
+from itertools import dropwhile
 from pathlib import Path
 from typing import Annotated
 
@@ -147,6 +149,17 @@ def came_with(path: Path, words: Iterable[str]) -> Path | None:
     around = [folder for file in (path.absolute(), path.resolve()) for folder in file.parents]
     holding = (f for f in around if os.path.realpath(f) in named or any(os.path.lexists(f / name) for name in FILES))
     return next(holding, None)
+
+
+def line_of(origin: str | None, entry: str) -> str:
+    """Where an entry of adapters stands in the file that it was read from: "FILE, line N", as far as that can be told."""
+    if origin is None:
+        return "adapters"
+    whole = re.compile(rf"(?<![^\s'\"\[,]){re.escape(entry)}(?![^\s'\"\],])")
+    lines = enumerate(Path(origin).read_text(encoding="utf-8").splitlines(), 1)
+    below = dropwhile(lambda line: not re.match(r"\s*[\"']?adapters\b", line[1]), lines)
+    number = next((n for n, line in below if not line.lstrip().startswith("#") and whole.search(line)), None)
+    return f"{origin}, line {number}" if number else f"{origin}: adapters"
 
 
 def explain(fault: dict) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated, Literal, Optional
@@ -25,13 +26,32 @@ BaselineOption = Annotated[
 VERDICT_COLOURS = {"clean": "green", "backdoored": "red", "inconclusive": "yellow"}
 
 
-def coloured(line: str) -> str:
-    """A headline with its verdict in colour, where stdout is a terminal that wants any (NO_COLOR)."""
-    name, dots, verdict = line.rpartition(".")
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Text: a line a target, and one that counts.")]
+VerboseOption = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Text: every class, every warning in full, the settings.")
+]
+
+
+def detail_of(quiet: bool, verbose: bool) -> str:
+    """How much a text says. Raises UsageError."""
+    if quiet and verbose:
+        raise UsageError("--quiet and --verbose exclude each other")
+    return "quiet" if quiet else "verbose" if verbose else "normal"
+
+
+def columns() -> int:
+    """Letters of a line: the terminal's less one, or of COLUMNS; 79 where nobody looks, and no more than can be read."""
+    return min(max(shutil.get_terminal_size((80, 24)).columns - 1, 39), 99)
+
+
+def wants_colour() -> bool:
+    """Whether stdout is a terminal that has not been asked for none (NO_COLOR)."""
     wanted = sys.stdout.isatty() or os.environ.get("FORCE_COLOR")
-    if not wanted or os.environ.get("NO_COLOR"):
-        return line
-    return name + dots + typer.style(verdict, fg=VERDICT_COLOURS.get(verdict.split()[0]), bold=True)
+    return bool(wanted) and not os.environ.get("NO_COLOR")
+
+
+def painted(text: str, verdict: str, colour: bool = True) -> str:
+    return typer.style(text, fg=VERDICT_COLOURS[verdict], bold=True) if colour else text
 
 
 def parse_output(text: str, formats) -> tuple[str, Path]:

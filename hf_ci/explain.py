@@ -8,7 +8,7 @@ from hf_ci.console import printable
 from hf_ci.detect.calibration import Calibration
 from hf_ci.report import ClassScore, Report, ScanResult
 from hf_ci.reports.reproduce import reproduce
-from hf_ci.reports.text import headline, one_line, paragraph
+from hf_ci.reports.text import headline, one_line, paragraph, table
 
 
 def render(report: Report) -> str:
@@ -29,17 +29,15 @@ def explain(result: ScanResult) -> str:
 
 
 def rows(result: ScanResult, null: Calibration | None) -> list[str]:
-    width = max(5, *(len(one_line(c.name)) for c in result.classes))
-    head = f"  {'class':<{width}}  {'score':>6}  {'ASR':>5}  {'loss':>7}"
-    lines = [head + ("  clean prompts  probe  p-value  reading" if null else "  reading")]
+    headings = ["class", "score", "ASR", "loss", *(["clean prompts", "probe", "p-value"] if null else []), "reading"]
+    lines = []
     for c in sorted(result.classes, key=lambda c: -c.score):
-        line = f"  {one_line(c.name):<{width}}  {c.score:6.2f}  {c.asr:5.0%}  {c.loss:7.2f}"
+        line = [one_line(c.name), f"{c.score:.2f}", f"{c.asr:.0%}", f"{c.loss:.2f}"]
         if null:
-            line += (
-                f"  {c.reference_asr:13.0%}  {c.probe_asr or 0:5.0%}  {null.p_value(c.score, len(result.classes)):7.1g}"
-            )
-        lines.append(f"{line}  {reading(c, result)}".rstrip())
-    return lines
+            p = null.p_value(c.score, len(result.classes))
+            line += [f"{c.reference_asr:.0%}", f"{c.probe_asr or 0:.0%}", f"{p:.1g}"]
+        lines.append([*line, reading(c, result)])
+    return table(headings, lines)
 
 
 def reading(c: ClassScore, result: ScanResult) -> str:

@@ -94,12 +94,21 @@ def organisation(entry: Organisation) -> Iterator[Listed]:
                     yield Listed(model.id, failure=error)
                 for target in adapters_in(model.id, [sibling.rfilename for sibling in model.siblings or ()]):
                     found += 1
-                    yield Listed(HUB * os.path.isdir(target) + target, optional=True)
+                    yield on_the_hub(HUB * os.path.isdir(target) + target)
         if not found:
             what = f"none of its models in sight that match {entry.match!r} holds an {CONFIG}"
             raise NothingToScan(what, "check the spelling; private models need HF_TOKEN")
     except HfCiError as error:
         yield Listed(f"org: {entry.org}", failure=error)
+
+
+def on_the_hub(target: str) -> Listed:
+    """A folder there may be called as no target can be: that is a failure of its own, and nobody's who lists it."""
+    try:
+        parse_target(target)
+    except UsageError as error:
+        return Listed(target, failure=NothingToScan(error.message, "rename it on the Hub"))
+    return Listed(target, optional=True)
 
 
 def adapters_in(repo: str, paths: Iterable[str]) -> list[str]:

@@ -18,7 +18,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hf_ci.console import BaselineOption, FormatOption, OutputOption, coloured, parse_output, write_stdout
+from hf_ci.console import (
+    BaselineOption,
+    FormatOption,
+    OutputOption,
+    QuietOption,
+    VerboseOption,
+    detail_of,
+    parse_output,
+    wants_colour,
+    write_stdout,
+)
 from hf_ci.errors import EXIT_CLEAN, Inconclusive, UsageError
 
 if TYPE_CHECKING:
@@ -36,6 +46,8 @@ def merge(
     format: FormatOption = "text",
     output: OutputOption = None,
     baseline: BaselineOption = None,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Make one report of those of all shards, with the exit code of one run over the whole list.
 
@@ -56,8 +68,10 @@ def merge(
     report = suppress(report, ctx.obj.config.ignore, known, whole=changed_since is None)
     report = report.model_copy(update={"notes": tuple(dict.fromkeys(report.notes))})
     if format == "text":
-        write_stdout("".join(coloured(text.headline(result)) + "\n" for result in report.results))
-    finish(report, format, outputs, lasting=True)  # of the triggers' folders, shards name those that lasted
+        write_stdout("".join(text.headline(result, wants_colour()) + "\n" for result in report.results))
+    finish(
+        report, format, outputs, True, detail_of(quiet, verbose)
+    )  # of the triggers' folders, shards name those that lasted
     raise typer.Exit(EXIT_CLEAN if changed_since and not report.results else report.exit_code)
 
 

@@ -17,19 +17,20 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
+from datetime import UTC, datetime
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from hf_ci.errors import EXIT_INTERNAL, HfCiError
-from hf_ci.files import write_whole
-from hf_ci.hub import BaseModel, Fetched, fetch_base, fetch_text, named_base, parse_target
+from hf_ci.errors import EXIT_INTERNAL, HfCiError, UsageError
+from hf_ci.files import PROMPT, WEIGHTS, write_whole
+from hf_ci.hub import BaseModel, Fetched, fetch_base, fetch_target, fetch_text, named_base, parse_target
 from hf_ci.hub.names import BUILTIN, DATA_SET, is_folder, pool_files
-from hf_ci.kind import check_kind
+from hf_ci.kind import check_kind, read_json
 from hf_ci.progress import Silent
-from hf_ci.report import ScanResult
+from hf_ci.report import ScannedFile, ScanResult, Timing, failed
 from hf_ci.settings import ScanOptions
 
 NUMERIC_LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "pillow", "numpy")
@@ -40,13 +41,16 @@ IRRELEVANT = ("num_processes", "timeout", "cache", "save_trigger")  # to the num
 def scan_each(
     targets: Sequence[str], options: ScanOptions = ScanOptions(), progress=Silent(), jobs: int = 1
 ) -> Iterator[ScanResult]:
-    """Each target's result as soon as there is one, recalled or scanned; `jobs` adapters are downloaded at a time."""
+    """Each target's result as soon as there is one, recalled or scanned; `jobs` adapters are downloaded at a time.
+
+    Raises UsageError, before any work is done, for a target that can be neither folder nor repo, or either.
+    """
     run, setting, base_of = None, setting_of(options), cache(fetch_base)
     with ThreadPoolExecutor(jobs) as workers:
         # a folder may change while others are scanned, so it is read when its turn comes
         ahead = [
-            workers.submit(fetch_text, text).result if is_remote(text) else cache(partial(fetch_text, text))
-            for text in targets
+            workers.submit(fetch).result if remote else cache(fetch)
+            for fetch, remote in [fetching(text) for text in targets]
         ]
         try:
             for text, fetch in zip(targets, ahead):
@@ -54,6 +58,7 @@ def scan_each(
                 progress.step(f"{text}: fetching")
                 place = place_of(fetch, base_of, options, setting)
                 result = place and recall(place, text, fetch(), options, started)
+                result = result or refused(text, fetch, options, started)
                 if result is None:
                     from hf_ci.scan import Run, scan_target
 
@@ -67,11 +72,15 @@ def scan_each(
             workers.shutdown(cancel_futures=True)
 
 
-def is_remote(text: str) -> bool:
+def fetching(text: str) -> tuple[Callable[[], Fetched], bool]:
+    """What fetches a target, and whether that takes a download."""
     try:
-        return parse_target(text).kind == "hub"
+        target = parse_target(text)
+    except UsageError:
+        raise
     except HfCiError:  # its scan meets it again and says what is wrong
-        return False
+        return partial(fetch_text, text), False
+    return partial(fetch_target, target), target.kind == "hub"
 
 
 def recall(place: Path, text: str, fetched: Fetched, options: ScanOptions, started: float) -> ScanResult | None:
@@ -91,6 +100,35 @@ def recall(place: Path, text: str, fetched: Fetched, options: ScanOptions, start
     )
     here = {"target": text, "revision": fetched.revision, "hub_security": fetched.security, "timing": timing}
     return kept.model_copy(update=here)
+
+
+def refused(text: str, fetch: Callable[[], Fetched], options: ScanOptions, started: float) -> ScanResult | None:
+    """The result of a target that cannot be had, or whose small files rule it out, as its scan would give it: torch need
+    not be loaded for that. None where there is something to scan."""
+    if "LOCAL_RANK" in os.environ:  # the processes of a launcher have to work in step
+        return None
+    found = {}
+    try:
+        fetched = fetch()
+        files = tuple(ScannedFile(path=path, sha256=digest) for path, digest in fetched.files)
+        found = {"revision": fetched.revision, "files": files, "hub_security": fetched.security}
+        if fetched.checkpoint is None:
+            check_kind(fetched.folder)
+            if (fetched.folder / WEIGHTS).is_file() and (fetched.folder / PROMPT).is_file():
+                read_json(fetched.folder / PROMPT)
+        return None
+    except UsageError:
+        raise
+    except HfCiError as error:
+        timing = Timing(
+            date=datetime.now(UTC).date().isoformat(),
+            seconds=round(time.perf_counter() - started, 2),
+            num_processes=options.num_processes,
+            classes_from_cache=0,
+        )
+        return failed(text, error, timing=timing, **found)
+    except Exception:  # a defect: the scan meets it again and says what is wrong
+        return None
 
 
 def remember(place: Path, result: ScanResult) -> None:

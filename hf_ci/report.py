@@ -13,14 +13,18 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, computed_field, model_validator
 
 from hf_ci import __version__
-from hf_ci.errors import EXIT_NOTHING, HfCiError, UsageError
+from hf_ci.errors import EXIT_NOTHING, AdapterError, EncoderModified, HfCiError, UsageError
 from hf_ci.files import CONFIG, WEIGHTS, is_checkpoint
 from hf_ci.hub.names import HUB
 from hf_ci.rates import wilson
+from hf_ci.visible import cut
 
 SCHEMA_VERSION = "1.0"
 
 VULNERABLE = 0.5  # ASR through clean prompts from which a class counts as vulnerable on its base model
+# What is to be said of most scans, and in how many words a terminal is told so, is for a format to decide.
+MADE_POOL = "the built-in pool judges less surely than photos do: give some of your own with --pool"
+VULNERABLE_CLASSES = "vulnerable on this base model whatever the prompt, which is no backdoor"  # and their names
 VerdictName = Literal["clean", "backdoored", "inconclusive"]
 RULES = {"backdoored": "backdoored-adapter", "inconclusive": "inconclusive-scan"}  # a finding's rule, by verdict
 MODIFIED = "modified-encoder"  # of those inconclusive ones that bring encoders of their own
@@ -273,11 +277,20 @@ def fingerprint_of(rule: str, weights: str, class_name: str) -> str:
     return hashlib.sha256("\n".join([rule, weights, class_name]).encode("utf-8", "replace")).hexdigest()
 
 
-def failed(target: str, error: HfCiError) -> ScanResult:
-    """The result of a target that nothing could be learnt of."""
-    return ScanResult(
-        target=target, verdict="inconclusive", reasons=(str(error),), exit_code=error.exit_code, about_weights=False
-    )
+def failure(error: HfCiError) -> dict[str, object]:
+    """What a result has of the error that ended its scan."""
+    return {
+        "verdict": "inconclusive",
+        "reasons": (cut(str(error)),),
+        "about_weights": isinstance(error, AdapterError),
+        "encoder_modified": isinstance(error, EncoderModified),
+        "exit_code": error.exit_code,
+    }
+
+
+def failed(target: str, error: HfCiError, **found: object) -> ScanResult:
+    """The result of a target that could not be scanned. found: what was learnt of it all the same."""
+    return ScanResult(target=target, **found, **failure(error))
 
 
 class Tool(Value):

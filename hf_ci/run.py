@@ -14,17 +14,21 @@ from hf_ci.console import (
     BaselineOption,
     FormatOption,
     OutputOption,
-    coloured,
+    QuietOption,
+    VerboseOption,
     complain,
+    detail_of,
     parse_output,
     printable,
     speaks,
+    wants_colour,
     write_file,
     write_stdout,
 )
-from hf_ci.errors import EXIT_CLEAN, UsageError
+from hf_ci.errors import EXIT_CLEAN, NothingToScan, UsageError
 
 if TYPE_CHECKING:
+    from hf_ci.config import Found
     from hf_ci.report import Report
     from hf_ci.settings import ScanOptions
 
@@ -46,11 +50,13 @@ def run(
     format: FormatOption = "text",
     output: OutputOption = None,
     baseline: BaselineOption = None,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
-    """Scan all adapters of the configuration (hf-ci init writes a sample).
+    """Scan all adapters of the configuration.
 
     A line for each as it is done, then what was found. A failure of one does not stop the others, and the exit code is
-    that of the worst.
+    that of the worst. hf-ci init writes a sample of a configuration.
     """
     from hf_ci import listing
     from hf_ci.merge import parse_shard, shard_of
@@ -60,23 +66,25 @@ def run(
     from hf_ci.reports import FORMATS, text
     from hf_ci.suppress import read_baseline, suppress
 
-    config, share = ctx.obj.config, None if shard is None else parse_shard(shard)
+    config, detail = ctx.obj.config, detail_of(quiet, verbose)
+    share = None if shard is None else parse_shard(shard)
     if not config.adapters and not changed_since:  # what has changed is found without being listed
         where = ctx.obj.origin or ctx.obj.note or "no configuration"
         raise UsageError(f"{where}: no adapters to scan", "hf-ci init writes a sample; list them under adapters")
     outputs = [parse_output(text, FORMATS) for text in output or []]
     known = read_baseline(baseline) if baseline else frozenset()
+    check_entries(ctx.obj)
+    params = scan_context(ctx).params
+    lasting = params["save_trigger"] is not None
+    if "html" in (format, *(name for name, _ in outputs)):
+        keep_trigger(ctx, params)
+    options, part = scan_options(params), None
     listed, notes = listing.list_targets(config.adapters), [ctx.obj.note] * bool(ctx.obj.note)
     if changed_since:
         kept = listing.changed_since(listed, changed_since)
         notes += listing.left_out(listed, kept, changed_since)
         notes += [f"{found.target} has changed and is in no entry of adapters" for found in kept if found not in listed]
         listed = kept
-    params = scan_context(ctx).params
-    lasting = params["save_trigger"] is not None
-    if "html" in (format, *(name for name, _ in outputs)):
-        keep_trigger(ctx, params)
-    options, part = scan_options(params), None
     if share:
         by_name = {found.target: found for found in listed}
         part = shard_of(by_name, *share, options, config.ignore, known, changed_since)
@@ -92,7 +100,7 @@ def run(
         (result,) = suppress(Report(results=(result,)), config.ignore, known).results
         results.append(result)
         if format == "text" and speaks():
-            write_stdout(coloured(text.headline(result)) + "\n")
+            write_stdout(text.headline(result, wants_colour()) + "\n")
     if part:
         reported = {result.target for result in results}
         part = part.model_copy(update={"left_out": tuple(target for target in part.own if target not in reported)})
@@ -100,25 +108,43 @@ def run(
     report = suppress(report, config.ignore, known, whole=changed_since is None and part is None)
     if not speaks():
         return
-    finish(report, format, outputs, lasting)
+    finish(report, format, outputs, lasting, detail)
     may_be_empty = changed_since or (part and not part.own)  # more shares than targets
     raise typer.Exit(EXIT_CLEAN if may_be_empty and not results else report.exit_code)
 
 
-def finish(report: Report, format: str, outputs: list[tuple[str, Path]], lasting: bool) -> None:
-    """Print and write the report of many; of text what comes after a line for each. lasting: as for `render`."""
+def finish(report: Report, format: str, outputs: list[tuple[str, Path]], lasting: bool, detail: str) -> None:
+    """Print and write the report of many; of text what comes after a line for each. lasting: as for `render`; detail: how much a
+    text says."""
     from hf_ci.report import without_pictures
     from hf_ci.reports import render, text
 
     if format == "text":
         shown = report if lasting else without_pictures(report)
-        unclean = tuple(result for result in report.results if result.verdict != "clean")
-        details = text.details(shown.model_copy(update={"results": unclean}))
-        write_stdout("\n" * bool(details) + details + "\n" + text.summary(report))
+        left_out = () if detail == "verbose" else ("clean",)
+        details = text.details(shown, detail, wants_colour(), left_out)
+        rest = "\n" * bool(details) + details + "\n" if detail != "quiet" else ""
+        write_stdout(rest + text.summary(report))
     else:
         write_stdout(render(report, format, lasting))
     for name, path in outputs:
-        write_file(path, render(report, name, lasting))
+        write_file(path, render(report, name, lasting, detail=detail))
+
+
+def check_entries(found: Found) -> None:
+    """Raises UsageError, with the line of the configuration, for an entry that can be neither folder nor repo, or either.
+    What a pattern fits is known, or its scan says that it fits nothing."""
+    from hf_ci.config import line_of
+    from hf_ci.hub import parse_target
+
+    for entry in found.config.adapters:
+        try:
+            if isinstance(entry, str):
+                parse_target(entry)
+        except UsageError as error:
+            raise UsageError(f"{line_of(found.origin, entry)}: {error.message}", error.advice) from error
+        except NothingToScan:
+            pass
 
 
 def init(
@@ -137,7 +163,10 @@ def init(
 
 
 def config(ctx: typer.Context) -> None:
-    """Print each setting of a scan with where it comes from, and what hf-ci run would scan."""
+    """Print each setting of a scan and its origin.
+
+    And the adapters that hf-ci run would scan, and the findings that are ignored.
+    """
     scan = scan_context(ctx)
     origins = {"ENVIRONMENT": "environment", "DEFAULT_MAP": ctx.obj.origin}
     lines = ["scan:"]
@@ -174,8 +203,11 @@ def keep_trigger(ctx: typer.Context, params: dict) -> None:
 
 
 def scan_options(params: dict) -> ScanOptions:
-    """From the parameters of `hf-ci scan`."""
+    """From the parameters of `hf-ci scan`. Raises UsageError for those that cannot be met, as far as is known without torch."""
+    from hf_ci.places import check_places
     from hf_ci.settings import ScanOptions, default_cache
 
     cache = None if params["no_cache"] else params["cache"] or default_cache()
-    return ScanOptions(**{name: params[name] for name in option_names()} | {"cache": cache})
+    options = ScanOptions(**{name: params[name] for name in option_names()} | {"cache": cache})
+    check_places(options)
+    return options

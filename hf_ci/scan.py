@@ -21,7 +21,6 @@ from hf_ci.detect.verdict import doubted, named
 from hf_ci.errors import (
     EXIT_INTERNAL,
     AdapterError,
-    EncoderModified,
     HfCiError,
     Inconclusive,
     UsageError,
@@ -32,9 +31,10 @@ from hf_ci.errors import (
 from hf_ci.files import SCANNED, WEIGHTS
 from hf_ci.hub import BaseModel, Fetched, check_merged, fetch_base, fetch_text, named_base
 from hf_ci.hub.target import hashes, sha256
-from hf_ci.inversion import ON_PHOTOS, PERTURBATION, WIDE, Done, Inversion, Job, check_cache, run_job
+from hf_ci.inversion import ON_PHOTOS, PERTURBATION, WIDE, Done, Inversion, Job, run_job
 from hf_ci.inversion.probes import PROBE_KINDS, Probed, passes
 from hf_ci.photos import FEW, Witnesses, ask
+from hf_ci.places import check_folder
 from hf_ci.pools import BUILTIN, Pool, load_pool
 from hf_ci.pools.photos import Photos, few_photos
 from hf_ci.progress import Silent, within
@@ -44,6 +44,8 @@ from hf_ci.prompts.clip import load_processor
 from hf_ci.prompts.encoders import check_encoders
 from hf_ci.prompts.prompted import check_fits
 from hf_ci.report import (
+    MADE_POOL,
+    VULNERABLE_CLASSES,
     BaseModelRef,
     ClassScore,
     Cost,
@@ -57,10 +59,10 @@ from hf_ci.report import (
     Settings,
     Timing,
     Trigger,
+    failure,
 )
 from hf_ci.reports.trigger import save_trigger
 from hf_ci.settings import ScanOptions, pick_device, pick_precision, read_class_names
-from hf_ci.visible import cut
 
 Fetch = Callable[[str], Fetched]
 FetchBase = Callable[[str, str | None], BaseModel]
@@ -110,9 +112,9 @@ class Run:
                 self.clip(folder).image_features, self.pool(folder).images.to(self.device), place
             )
         )
-        for folder in (options.cache, options.save_trigger):
+        for folder, flag in ((options.cache, "--cache"), (options.save_trigger, "--save-trigger")):
             if folder:
-                check_cache(folder)
+                check_folder(folder, flag)
 
     def with_photos(self, data: str, shots: int) -> Run:
         """The same run, which is given labelled photos."""
@@ -134,7 +136,8 @@ def once() -> FetchBase:
 def scan_targets(targets: Sequence[str], options: ScanOptions = ScanOptions(), progress=Silent()) -> Report:
     """Scan every target; what cannot be scanned is a result, too, never a clean one.
 
-    Raises UsageError when the options themselves cannot be met (device, cache, class file).
+    Raises UsageError when the options themselves cannot be met (device, cache, class file), and for a target that can be
+    neither folder nor repo, or either.
     """
     run = Run(options, progress)
     return Report(results=tuple(scan_target(text, run) for text in targets))
@@ -272,20 +275,16 @@ def examine(text: str, run: Run, fetch: Fetch = fetch_text) -> tuple[ScanResult,
                 changed = (inversion.trigger()(x.float() / 255) * 255).round().byte().numpy()
             path, linf = save_trigger(options.save_trigger, name, inversion.delta.numpy(), x.numpy(), changed, **facts)
             found |= {"trigger": Trigger(path=str(path), linf=linf)}
-        exit_code = EXIT_CODES[verdict.verdict]
+        found |= {"exit_code": EXIT_CODES[verdict.verdict]}
     except UsageError:
         raise
     except HfCiError as error:
-        about_weights = isinstance(error, AdapterError)
-        found |= {"verdict": "inconclusive", "reasons": (cut(str(error)),), "about_weights": about_weights}
-        found |= {"encoder_modified": isinstance(error, EncoderModified)}
-        exit_code = error.exit_code
+        found |= failure(error)
     except BaseException as error:  # a defect of ours; the other targets' results are not lost with it
         if not is_defect(error):
             raise
         reason = f"internal error: {type(error).__name__}: {first_line(error)}; please report it with {write_log()}"
-        found |= {"verdict": "inconclusive", "reasons": (reason,), "about_weights": False}
-        exit_code = EXIT_INTERNAL
+        found |= {"verdict": "inconclusive", "reasons": (reason,), "about_weights": False, "exit_code": EXIT_INTERNAL}
     finally:
         progress.done()
     timing = Timing(
@@ -294,7 +293,7 @@ def examine(text: str, run: Run, fetch: Fetch = fetch_text) -> tuple[ScanResult,
         num_processes=options.num_processes,
         classes_from_cache=cached,
     )
-    return ScanResult(target=text, warnings=tuple(warnings), timing=timing, exit_code=exit_code, **found), examined
+    return ScanResult(target=text, warnings=tuple(warnings), timing=timing, **found), examined
 
 
 # ---------------------------------------------------------------- steps
@@ -440,8 +439,7 @@ def vulnerable_warnings(classes: Sequence[ClassScore]) -> list[str]:
     if not names:
         return []
     return [
-        f"vulnerable on this base model whatever the prompt, which is no backdoor: {named(names)} (a perturbation "
-        "forces most images into it through hand-written prompts)"
+        f"{VULNERABLE_CLASSES}: {named(names)} (a perturbation forces most images into it through hand-written prompts)"
     ]
 
 
@@ -471,9 +469,8 @@ def photo_warnings(witnesses: Witnesses) -> list[str]:
 
 def pool_warnings(pool: Pool, asked: int) -> list[str]:
     small = [f"the pool gave {len(pool)} images, {asked} were asked for"] if len(pool) < asked else []
-    made = ["the built-in pool judges less surely than photos do: give some of your own with --pool"]
     return (
-        (made if pool.id == BUILTIN else [])
+        [MADE_POOL] * (pool.id == BUILTIN)
         + small
         + ([f"{pool.skipped} images of the pool could not be read"] if pool.skipped else [])
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from hf_ci.detect import Detector
 
 THRESHOLDS = ("k", "min_asr")  # of one detector or another
+DEVICE, DEVICES = re.compile(r"auto|(cpu|cuda|mps|xpu)(:\d+)?"), "use cpu, cuda, cuda:N, mps or auto"
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class ScanOptions:
         for fine, message in checks:
             if not fine:
                 raise UsageError(message)
+        if not DEVICE.fullmatch(self.device):
+            raise UsageError(f"--device {self.device}: no such device", DEVICES)
 
     def given(self) -> dict[str, float | str]:
         """Of those that have no default of their own, what was set."""
@@ -102,12 +106,12 @@ def pick_device(name: str) -> torch.device:
 
         return PartialState(cpu=not torch.accelerator.is_available()).device
     try:
-        if name.partition(":")[0] not in ("cpu", "cuda", "mps", "xpu"):
-            raise RuntimeError("no such kind of device")
+        if not DEVICE.fullmatch(name):
+            raise RuntimeError("no such device")
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"--device {name}: {first_line(error)}", "use cpu, cuda, cuda:N, mps or auto") from error
+        raise UsageError(f"--device {name}: {first_line(error)}", DEVICES) from error
     return device
 
 
@@ -128,7 +132,8 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     try:
         names = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--classes {path}: {error}", "give a text file with one class name a line") from error
+        said = getattr(error, "strerror", None) or error
+        raise UsageError(f"--classes {path}: {said}", "give a text file with one class name a line") from error
     if not names:
         raise UsageError(f"--classes {path}: the file is empty", "give one class name a line")
     return names

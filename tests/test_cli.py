@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -79,11 +80,15 @@ def test_published_schema_is_that_of_the_code():
 
 
 def test_text_and_exit_code_agree(run, adapter_folder):
-    clean = run("scan", adapter_folder, *QUICK, "--k", "1e9")
+    clean = run("scan", "./adapter", *QUICK, "--k", "1e9")
     assert clean.returncode == 0 and clean.stdout.splitlines()[0].endswith("...clean")
-    bad = run("scan", adapter_folder, *QUICK, "--k", "-1e9", "--min-asr", "0")
-    assert bad.returncode == 1 and bad.stdout.splitlines()[0].endswith("...backdoored") and "<- flagged" in bad.stdout
-    assert all(len(line) <= 79 or "/" in line for line in bad.stdout.splitlines())
+    bad = run("scan", "./adapter", *QUICK, "--k", "-1e9", "--min-asr", "0")
+    first, second = bad.stdout.splitlines()[:2]
+    named = re.search(r"\.\.\.backdoored \((.+)\)$", first)[1]
+    assert bad.returncode == 1 and f"Do not deploy this adapter: a trigger sends images to '{named}'" in second
+    assert "hf-ci repair ./adapter --out repaired --data PHOTOS" in bad.stdout and "<- flagged" in bad.stdout
+    assert bad.stdout.splitlines()[-1] == f"1 scanned: 1 backdoored ({named})"
+    assert all(len(line) <= 79 for line in bad.stdout.splitlines())
 
 
 def test_outputs_are_written_beside_stdout(run, adapter_folder, tmp_path):
@@ -111,7 +116,13 @@ def test_outputs_are_written_beside_stdout(run, adapter_folder, tmp_path):
         (("scan", "demo:clean", "--classes", "missing.txt"), 2, "missing.txt"),
         (("scan", "demo:clean", "--cache", "/proc/nothing"), 2, "cannot be written"),
         (("scan", ""), 2, "empty TARGET"),
-        (("scan", "no-such-thing"), 3, "neither a folder nor"),
+        (("scan", "no-such-thing"), 2, "no folder or checkpoint here"),
+        (("scan", "demo:clean", "-"), 2, "'-' is no folder or checkpoint here"),
+        (("scan", "./adapter.safetensorz"), 2, "no folder or checkpoint here"),
+        (("explain", "/no/such"), 2, "no folder or checkpoint here"),
+        (("card", "./nowhere"), 2, "no folder or checkpoint here"),
+        (("repair", "./nowhere", "--out", "o"), 2, "no folder or checkpoint here"),
+        (("scan", "nowhere/*"), 3, "nothing here fits"),
         (("scan", "demo:nothing"), 3, "no demo adapter"),
         (("frobnicate",), 2, "No such command"),
     ],
@@ -188,3 +199,29 @@ def test_a_reader_that_leaves_does_not_change_the_exit_code(adapter_folder):
     command = f"{sys.executable} -m hf_ci scan {adapter_folder} --num-images 32 --detector clip-inspector --k -1e9 --min-asr 0 | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=300)
     assert done.returncode == 1 and "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
+
+
+def test_bash_completes_commands_and_options():
+    """As bash does it: the function that `complete` names is called with the words so far."""
+    script = (
+        'eval "$(hf-ci --show-completion)"\n'
+        "named=$(complete -p hf-ci) && named=${named##*-F } && named=${named% hf-ci}\n"
+        'typed() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=(); "$named" hf-ci; echo "${COMPREPLY[*]}"; }\n'
+        "typed hf-ci sc\ntyped hf-ci scan --num-i\ntyped hf-ci repair --forg\n"
+    )
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=os.environ | {"PATH": path})
+    assert done.stdout.split() == ["scan", "--num-images", "--forget"], done.stdout + done.stderr
+
+
+def test_completion_is_installed_for_the_shell_that_asks(tmp_path):
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = os.environ | {"PATH": path, "HOME": str(tmp_path)}
+    done = subprocess.run(["bash", "-c", "hf-ci --install-completion; true"], capture_output=True, text=True, env=env)
+    assert "bash completion installed" in done.stdout, done.stdout + done.stderr
+    assert ".bash_completions" in (tmp_path / ".bashrc").read_text()
+
+
+def test_quiet_and_verbose_exclude_each_other(run):
+    done = run("scan", "demo:clean", "-q", "-v")
+    assert done.returncode == 2 and "--quiet and --verbose exclude each other" in done.stderr

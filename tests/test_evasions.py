@@ -380,7 +380,7 @@ def test_letters_in_class_names_that_pass_for_others_are_named():
 
 def test_a_path_that_does_not_exist_is_no_adapter(run):
     done = run("scan", "./nowhere", "demo:clean", "--format", "json")
-    assert done.returncode == 3 and done.stdout == "" and "'./nowhere' is neither a folder nor" in done.stderr
+    assert done.returncode == 2 and done.stdout == "" and "'./nowhere' is no folder or checkpoint here" in done.stderr
     result = failed("./nowhere", NothingToScan("nothing there"))
     assert result.fingerprint is None and 'partialFingerprints": {}' in render(
         Report(results=(result,)), "sarif", False

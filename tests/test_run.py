@@ -66,7 +66,8 @@ def test_all_are_scanned_past_failures_with_a_line_each_and_one_code(run, adapte
         "nowhere/* inconclusive",
     ]
     assert {len(line) for line in lines[:4]} == {79}
-    assert lines[-1] == "4 adapters: 2 clean, 2 inconclusive" and done.returncode == 4
+    assert lines[-1] == "4 scanned: 2 clean, 2 inconclusive" and done.returncode == 4
+    assert run("run", "--quiet").stdout.splitlines() == [*lines[:4], lines[-1]]
     report = json.loads((tmp_path / "report.json").read_text())
     broken = next(r for r in report["results"] if r["target"] == "./models/broken")
     accepted = {"fingerprint": broken["fingerprint"], "reason": "half an upload", "until": "2999-01-01"}
@@ -207,7 +208,7 @@ def test_changed_since_leaves_out_and_says_so(run, adapter, git, tmp_path):
     configure(tmp_path, adapters=["old", "org/model"])
     git("add", "."), git("commit", "-qm", "first")
     done = run("run", "--changed-since", "HEAD")
-    assert done.returncode == 0 and "1 adapters were left out" in done.stdout and "0 adapters" in done.stdout
+    assert done.returncode == 0 and "1 adapters were left out" in done.stdout and "0 scanned" in done.stdout
     assert "Note: org/model was left out: it is on the Hub, and not compared with HEAD" in done.stdout
 
 

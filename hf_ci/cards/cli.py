@@ -16,18 +16,20 @@ from hf_ci.console import complain, printable, show, write_file, write_stdout
 from hf_ci.errors import HfCiError, NothingToScan, UsageError
 
 TargetArgument = Annotated[str, typer.Argument(metavar="TARGET", help="As for scan.", show_default=False)]
-ReportOption = Annotated[Optional[Path], typer.Option(metavar="FILE", help="A JSON report of TARGET. Default: a scan.")]
+ReportOption = Annotated[
+    Optional[Path], typer.Option(metavar="FILE", help="A JSON report of the targets. Default: a scan.")
+]
 
 
 def card(
     ctx: typer.Context,
-    targets: Annotated[list[str], typer.Argument(metavar="TARGET...", help="As for scan.", show_default=False)],
+    targets: Annotated[list[str], typer.Argument(metavar="TARGET", help="As for scan.", show_default=False)],
     report: ReportOption = None,
     check: Annotated[
         bool,
         typer.Option("--check", help="Only check that card, badge and report agree with the weights, and with a scan."),
     ] = False,
-    write: Annotated[bool, typer.Option("--write", help="Write into TARGET, a folder.")] = False,
+    write: Annotated[bool, typer.Option("--write", help="Write into each TARGET, a folder.")] = False,
     push: Annotated[
         Optional[str], typer.Option(metavar="pr|main|BRANCH", help="Commit to TARGET's repo on the Hub.")
     ] = None,
@@ -40,16 +42,14 @@ def card(
 
     Without --check, --write or --push the section goes to stdout. --check believes no report that lies beside an adapter:
     its verdict has to be that of a scan with the settings here, which takes no time where the same scan was made before.
-    Exit codes: 0 done, 2 usage, 3 nothing there, 4 stale, false or not verified (--check), or not done.
+    Exit codes, of several targets the worst: 0 done, 2 usage, 3 nothing there, 4 stale, false or not verified (--check),
+    or not done.
     """
-    from hf_ci.cards.safety import render_section
-    from hf_ci.cards.section import find
-    from hf_ci.hub import fetch_target, folders_of, parse_target, without_lone_models
+    from hf_ci.hub import folders_of, parse_target, without_lone_models
+    from hf_ci.listing import expand
 
     targets, alone = without_lone_models(targets) if skip_others else (targets, [])
-    targets = folders_of(targets)
-    if len(targets) > 1 and not check:
-        raise UsageError(f"{len(targets)} targets: only --check takes more than one", "name one")
+    targets = expand(folders_of(targets))
     if check + write + (push is not None) > 1:
         raise UsageError("--check, --write and --push exclude each other")
     if dry_run and not (write or push):
@@ -60,23 +60,42 @@ def card(
         write_stdout("".join(printable(note + "\n") for note in alone))
         check_all(ctx, targets, skip_others)
         return
-    (target,) = targets
+    for target in targets:
+        kind = parse_target(target).kind
+        if write and kind != "folder":
+            raise UsageError(f"--write: {target} is no folder", "use --push for a repo on the Hub")
+        if push and kind != "hub":
+            raise UsageError(f"--push: {target} is no repo on the Hub", "use --write for a folder")
+    failed = 0
+    for target in targets:
+        try:
+            write_stdout(one_card(ctx, target, report, write or push is not None, push, dry_run))
+        except HfCiError as error:
+            if len(targets) == 1:
+                raise
+            complain(f"{target}: {error}")
+            failed = max(failed, error.exit_code)
+    if failed:
+        raise typer.Exit(failed)
+
+
+def one_card(ctx: typer.Context, target: str, report: Path | None, write: bool, push: str | None, dry_run: bool) -> str:
+    """What was done, or the section where nothing is written."""
+    from hf_ci.cards.safety import render_section
+    from hf_ci.cards.section import find
+    from hf_ci.hub import fetch_target, parse_target
+
     fetched = fetch_target(parse_target(target))
-    if write and fetched.target.kind != "folder":
-        raise UsageError(f"--write: {target} is no folder", "use --push for a repo on the Hub")
-    if push and fetched.target.kind != "hub":
-        raise UsageError(f"--push: {target} is no repo on the Hub", "use --write for a folder")
     with tempfile.TemporaryDirectory(prefix="hf-ci-") as kept:
         found = report_on(ctx, fetched, report, Path(kept))
-        if write or push:
-            write_stdout(printable(write_back(found, fetched, push, dry_run)))
-        else:
-            heading = find(fetched.read("README.md") or b"").heading
-            write_stdout(render_section(found, heading, picture=False) + "\n")
+        if write:
+            return printable(write_back(found, fetched, push, dry_run))
+        heading = find(fetched.read("README.md") or b"").heading
+        return render_section(found, heading, picture=False) + "\n"
 
 
 def check_all(ctx: typer.Context, targets: list[str], skip_others: bool) -> None:
-    """One line for each target; exits with the code of the first that is stale, false or cannot be read."""
+    """One line for each target; exits with the worst code of those that are stale, false or cannot be read."""
     from hf_ci.hub import fetch_target, parse_target
     from hf_ci.kind import check_kind
 
@@ -85,7 +104,7 @@ def check_all(ctx: typer.Context, targets: list[str], skip_others: bool) -> None
     def fails(text: str, error: HfCiError) -> None:
         nonlocal failed
         complain(f"{text}: {error}")
-        failed = failed or error.exit_code
+        failed = max(failed, error.exit_code)
 
     for text in targets:
         try:
@@ -176,12 +195,14 @@ def explain(
 
     Exit codes: 0 shown, 2 usage, 3 nothing there, 4 no report could be had.
     """
-    from hf_ci.explain import render
     from hf_ci.hub import fetch_target, parse_target
 
     fetched = fetch_target(parse_target(target))
     with tempfile.TemporaryDirectory(prefix="hf-ci-") as kept:
-        write_stdout(render(report_on(ctx, fetched, report, Path(kept))))
+        found = report_on(ctx, fetched, report, Path(kept))
+        from hf_ci.explain import render  # loads torch
+
+        write_stdout(render(found))
 
 
 def report_on(ctx: typer.Context, fetched, report: Path | None, kept: Path):
@@ -252,7 +273,7 @@ def check_pushable(targets: list[str]) -> None:
 
 
 def push_results(report, to: str, dry_run: bool = False) -> int:
-    """Push each result that says something of some weights; returns the exit code of the first failure, 0 without any.
+    """Push each result that says something of some weights; returns the worst exit code of a failure, 0 without any.
 
     A Hub that was down, or a defect of ours, is no news for whoever publishes an adapter; nor is another kind of it.
 
@@ -273,7 +294,7 @@ def push_results(report, to: str, dry_run: bool = False) -> int:
             show(done)
         except HfCiError as error:
             complain(f"{result.target}: not pushed: {error}")
-            failed = failed or error.exit_code
+            failed = max(failed, error.exit_code)
     return failed
 
 

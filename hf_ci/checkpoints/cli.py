@@ -34,15 +34,19 @@ def convert(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} exists and is not empty", "name another folder with --out")
-    from hf_ci.checkpoints.read import read_checkpoint
     from hf_ci.hub import fetch_base, fetch_text
-    from hf_ci.prompts import PromptedCLIP, load_clip, write_adapter
+    from hf_ci.places import check_base
     from hf_ci.settings import read_class_names
 
     names = read_class_names(classes) if classes else None
+    if base is not None:
+        check_base(base)
     fetched = fetch_text(checkpoint)
     if fetched.checkpoint is None:
         raise NothingToScan(f"no checkpoint found in {checkpoint}", "name the file; an adapter needs no conversion")
+    from hf_ci.checkpoints.read import read_checkpoint
+    from hf_ci.prompts import PromptedCLIP, load_clip, write_adapter
+
     clips = {}  # by folder
 
     def load(folder: Path):

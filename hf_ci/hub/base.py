@@ -60,7 +60,7 @@ def named_base(model: str, revision: str | None, override: str | None = None) ->
 
 
 def fetch_base(id: str, revision: str | None = None) -> BaseModel:
-    """Raises BaseModelError when there is no such model, HubError when the Hub cannot be asked, Inconclusive when `id`
+    """Raises BaseModelError when there is no such model, HubError when the Hub cannot be asked, UsageError when `id`
     is both a folder here and an id on the Hub."""
     if not id:
         raise BaseModelError("the adapter names no base model", "name it with --base")

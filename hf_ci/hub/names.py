@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from hf_ci.errors import Inconclusive
+from hf_ci.errors import UsageError
 
 HUB = "hf://"  # what makes a name a repo's beyond doubt, as in huggingface_hub's file system
 MODEL = re.compile(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?(:[^:@]+)?")  # as its id may be written
@@ -16,7 +16,7 @@ BUILTIN = "builtin"  # the pool that needs no files
 
 
 def is_folder(name: str, ids: re.Pattern = MODEL) -> bool:
-    """Whether `name` stands for a folder here. Raises Inconclusive when it could be a repo as well."""
+    """Whether `name` stands for a folder here. Raises UsageError when it could be a repo as well."""
     if name.startswith(HUB) or not os.path.isdir(name):
         return False
     check_is_no_id(name, ids)
@@ -24,19 +24,29 @@ def is_folder(name: str, ids: re.Pattern = MODEL) -> bool:
 
 
 def pool_files(pattern: str) -> list[str]:
-    """The files here that a pool's name stands for. Raises Inconclusive when it could be a data set as well."""
+    """The files here that a pool's name stands for. Raises UsageError when it could be a data set as well."""
     found = [] if pattern.startswith(HUB) else sorted(glob.glob(pattern))
     if found:
         check_is_no_id(pattern, DATA_SET)
     return found
 
 
+def files_of_pool(folder: Path) -> list[str]:
+    """The images below a pool's folder, or the parquet files where there are none. Sorted, so that the order does not
+    depend on the disk."""
+    from PIL import Image
+
+    known, below = Image.registered_extensions(), sorted(str(path) for path in folder.rglob("*"))
+    images = [path for path in below if os.path.splitext(path)[1].lower() in known]
+    return images or [path for path in below if path.endswith(".parquet")]
+
+
 def check_is_no_id(name: str, ids: re.Pattern) -> None:
     """A pull request could otherwise put something harmless in the place of the repo that was meant, or the reverse."""
     if ids.fullmatch(name):
-        raise Inconclusive(
-            f"{name!r} is a {'folder' if os.path.isdir(name) else 'file'} here, and could as well be a repo on the Hub",
-            f"write ./{name} for what is here, {HUB}{name} for the repo",
+        raise UsageError(
+            f"{name!r} is a {'folder' if os.path.isdir(name) else 'file'} here and may be a repo on the Hub",
+            f"write ./{name} or {HUB}{name}",
         )
 
 

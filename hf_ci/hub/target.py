@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from hf_ci.errors import AdapterError, CardError, Inconclusive, NothingToScan
+from hf_ci.errors import AdapterError, CardError, Inconclusive, NothingToScan, UsageError
 from hf_ci.files import (
     CONFIG,
     DASSL,
@@ -98,7 +98,8 @@ def check_no_link(folder: Path, path: str) -> Path:
 
 
 def parse_target(text: str) -> Target:
-    """Raises NothingToScan when `text` can be neither folder nor repo, Inconclusive when it can be both."""
+    """Raises UsageError when `text` can be neither folder nor repo, as a slip of the pen is, or when it can be both;
+    NothingToScan for a demo that there is not, and for a pattern that nothing here fits."""
     if text.startswith("demo:"):
         folder = DEMOS / text.removeprefix("demo:")
         if not folder.is_dir() or folder.parent != DEMOS:
@@ -113,8 +114,11 @@ def parse_target(text: str) -> Target:
         return Target(text, "folder", str(Path(text).parent), file=Path(text).name)
     match = REPO.fullmatch(text.removeprefix(HUB))
     if not match or text.startswith((".", "/", "~")):
-        raise NothingToScan(
-            f"{text!r} is neither a folder nor of the form org/model[@revision][:subfolder]", "check the spelling"
+        if any(sign in text for sign in "*?["):
+            raise NothingToScan(f"nothing here fits {text!r}", "check the spelling")
+        raise UsageError(
+            f"{text!r} is no folder or checkpoint here, nor of the form org/model[@revision][:subfolder]",
+            "check the spelling",
         )
     return Target(text, "hub", match["repo"], match["revision"], match["subfolder"])
 

@@ -1,6 +1,6 @@
 """Trigger inversion: for each class, the universal perturbation that drives images into it."""
 
-from hf_ci.inversion.engine import check_cache, invert_classes
+from hf_ci.inversion.engine import invert_classes
 from hf_ci.inversion.invert import Inversion, Inverter, LinfInversion
 from hf_ci.inversion.job import Done, Job, run_job
 from hf_ci.inversion.objective import OBJECTIVES
@@ -17,7 +17,6 @@ __all__ = [
     "Inverter",
     "Job",
     "LinfInversion",
-    "check_cache",
     "invert_classes",
     "run_job",
 ]

@@ -11,7 +11,6 @@ import io
 import logging
 import os
 import socket
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -87,19 +86,6 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 # ---------------------------------------------------------------- cache
-
-
-def check_cache(cache: Path) -> None:
-    """Raises UsageError when nothing can be written below `cache`."""
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=cache):
-            pass
-    except OSError as error:
-        raise UsageError(
-            f"cache {str(cache)!r} cannot be written: {error.strerror or error}",
-            "name another folder with --cache, or use --no-cache",
-        ) from error
 
 
 def read_cached(cache: Path | None, c: int) -> Inversion | None:

@@ -1,7 +1,7 @@
 """Pools of unlabelled out-of-distribution (OOD) images, through `datasets`.
 
 builtin                     procedural images, no download (see `procedural`)
-./path/to/folder            a folder of images, searched through
+./path/to/folder            a folder of images or, where it has none, of parquet files; searched through
 path/to/*.parquet           parquet files with an image column
 user/dataset[@revision]     a data set on the Hub, streamed (hf://user/dataset where something here has that path)
 """
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from hf_ci.errors import PoolError, first_line
-from hf_ci.hub.names import BUILTIN, DATA_SET, HUB, is_folder, pool_files
+from hf_ci.hub.names import BUILTIN, DATA_SET, HUB, files_of_pool, is_folder, pool_files
 
 SMALLEST = 32  # fewer images than one batch say nothing about an adapter
 SHUFFLE_BUFFER = 5_000  # of a streamed set
@@ -100,13 +100,18 @@ def _bytes(raw: dict) -> bytes:
 
 def _encoded(spec: str, seed: int) -> Iterator[dict]:
     """Undecoded images, {"bytes": ..., "path": ...}, in seeded order."""
-    from datasets import Image, disable_progress_bars, load_dataset
+    from datasets import Dataset, Image, disable_progress_bars, load_dataset
 
     disable_progress_bars()
     if is_folder(spec, DATA_SET):
-        yield from _folder(Path(spec), seed)
-        return
-    files = pool_files(spec)
+        files = files_of_pool(Path(spec))
+        if not files:
+            raise PoolError(f"pool {spec!r} holds no images, and no parquet files")
+        if not files[0].endswith(".parquet"):
+            yield from Dataset.from_dict({"path": files}).shuffle(seed=seed)
+            return
+    else:
+        files = pool_files(spec)
     if not files and not DATA_SET.fullmatch(spec.removeprefix(HUB)):
         raise PoolError(f"no pool at {spec!r}", "give a folder, parquet files, a data set's Hub id, or 'builtin'")
     try:
@@ -132,15 +137,3 @@ def _encoded(spec: str, seed: int) -> Iterator[dict]:
             f"pool {spec!r} cannot be read: {first_line(error)}",
             "give a folder, parquet files, a data set's Hub id, or 'builtin'",
         ) from error
-
-
-def _folder(folder: Path, seed: int) -> Iterator[dict]:
-    """A folder's images, wherever they lie below it. Paths are sorted, so that the order does not depend on the disk."""
-    from datasets import Dataset
-    from PIL import Image as PILImage
-
-    known = PILImage.registered_extensions()
-    files = sorted(str(p) for p in folder.rglob("*") if p.suffix.lower() in known)
-    if not files:
-        raise PoolError(f"pool {str(folder)!r} holds no images")
-    yield from Dataset.from_dict({"path": files}).shuffle(seed=seed)

@@ -61,11 +61,8 @@ def repair(
     4 inconclusive.
     """
     from hf_ci.hub import fetch_target, parse_target
+    from hf_ci.places import check_data, check_places
     from hf_ci.progress import on_stderr
-    from hf_ci.repair.engine import RepairOptions, write_repaired
-    from hf_ci.repair.engine import repair as repair_target
-    from hf_ci.repair.unlearn import Schedule
-    from hf_ci.scan import Run
     from hf_ci.settings import ScanOptions, default_cache
 
     if out is None and push is None:
@@ -78,7 +75,7 @@ def repair(
         raise UsageError("--dry-run says nothing without --push")
     if push == "main":
         raise UsageError("--push main: a repair is offered, not forced on", "use --push pr, or a branch")
-    if push and parse_target(target).kind != "hub":
+    if parse_target(target).kind != "hub" and push:
         raise UsageError(f"--push: {target} is no repo on the Hub", "use --out")
     scan_options = ScanOptions(
         base=base,
@@ -93,6 +90,14 @@ def repair(
         position=position,
         cache=None if no_cache else default_cache(),
     )
+    check_places(scan_options)
+    if data is not None:
+        check_data(data)
+    from hf_ci.repair.engine import RepairOptions, write_repaired
+    from hf_ci.repair.engine import repair as repair_target
+    from hf_ci.repair.unlearn import Schedule
+    from hf_ci.scan import Run
+
     options = RepairOptions(data, shots, rounds, max_accuracy_drop, forget, Schedule(seed=seed))
     done = repair_target(target, Run(scan_options, on_stderr()), options)
     report = done.report

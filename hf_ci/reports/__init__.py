@@ -16,9 +16,11 @@ FORMATS: dict[str, Callable[[Report], str]] = {
 }
 
 
-def render(report: Report, name: str, lasting: bool) -> str:
-    """lasting: whether the folder with the trigger stays; if not, only HTML, which holds the pictures, looks there."""
-    return FORMATS[name](report if lasting or name == "html" else without_pictures(report))
+def render(report: Report, name: str, lasting: bool, **of_text) -> str:
+    """lasting: whether the folder with the trigger stays; if not, only HTML, which holds the pictures, looks there.
+    of_text: how much a text says, and whether in colour."""
+    shown = report if lasting or name == "html" else without_pictures(report)
+    return FORMATS[name](shown, **(of_text if name == "text" else {}))
 
 
 __all__ = ["FORMATS", "render"]

@@ -100,7 +100,9 @@ def test_a_family_that_some_scans_lack_is_fitted_on_the_others():
     ]
     null = fit(many, [0.1] * 16, ["d"] * 16, 10, **KNOWN)
     assert null.usual["perturbation of own photos"].intercept == pytest.approx(2 * np.mean(SOME[1::2]))
-    assert null.clean_models == 16 and len(fit(many[:6], [0.1] * 6, ["d"] * 6, 10, **KNOWN).usual) == 1  # three are too few
+    assert (
+        null.clean_models == 16 and len(fit(many[:6], [0.1] * 6, ["d"] * 6, 10, **KNOWN).usual) == 1
+    )  # three are too few
 
 
 def test_small_changes_of_all_pixels_are_one_question_asked_in_several_ways():

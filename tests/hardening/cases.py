@@ -271,7 +271,7 @@ def a_second_adapter_below(folder):
     (folder / "more" / WEIGHTS).write_bytes(b"x")
 
 
-@case("neither a folder nor", code=3, target="../../etc")
+@case("is no folder or checkpoint here", code=2, target="../../etc")
 def a_path_that_climbs_out(folder):
     pass
 

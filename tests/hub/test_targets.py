@@ -11,7 +11,7 @@ from PIL import Image as PILImage
 
 from hf_ci import ScanOptions, scan_targets
 from hf_ci.dev.loopback import OWNER_TOKEN, LoopbackHub
-from hf_ci.errors import Inconclusive, NothingToScan
+from hf_ci.errors import NothingToScan, UsageError
 from hf_ci.hub.base import EMBEDDED_FOLDER
 from hf_ci.hub.target import parse_target
 from hf_ci.prompts import write_adapter
@@ -34,9 +34,16 @@ def test_target_grammar(text, expected):
 
 
 @pytest.mark.parametrize(
-    "text", ["model", "./nowhere", "/nowhere/a", "a/b/c", "org/model@", "demo:", "demo:../clip", "~/x"]
+    "text",
+    ["model", "-", "./nowhere", "/nowhere/a", "./a/adapter.safetensorz", "adapter.pt", "a/b/c", "org/model@", "~/x"],
 )
-def test_what_is_no_target_is_nothing_to_scan(text):
+def test_what_is_no_target_is_a_slip_of_the_pen(text):
+    with pytest.raises(UsageError, match="is no folder or checkpoint here, nor of the form org/model"):
+        parse_target(text)
+
+
+@pytest.mark.parametrize("text", ["demo:", "demo:../clip", "nowhere/*"])
+def test_a_demo_or_a_pattern_that_names_none_is_nothing_to_scan(text):
     with pytest.raises(NothingToScan):
         parse_target(text)
 
@@ -44,8 +51,10 @@ def test_what_is_no_target_is_nothing_to_scan(text):
 def test_a_folder_named_like_a_repo_is_neither_until_it_is_said_which(tmp_path, monkeypatch):
     (tmp_path / "org" / "model").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(Inconclusive, match=r"'org/model' is a folder here.*write ./org/model"):
+    asked = r"'org/model' is a folder here and may be a repo on the Hub \(write ./org/model or hf://org/model\)"
+    with pytest.raises(UsageError, match=asked):
         parse_target("org/model")
+    assert parse_target("org/model/").kind == "folder"  # as a shell completes it
     assert parse_target("./org/model").kind == "folder"
     assert parse_target("hf://org/model").kind == "hub"
     assert parse_target("org").kind == "folder"  # no repo has such a name
@@ -56,8 +65,8 @@ def test_no_folder_stands_in_for_a_base_model_or_a_pool_of_the_hub(tmp_path, mon
     (tmp_path / "org" / "some").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     for taken in ({"base": "org/some"}, {"pool": "org/some"}):
-        (result,) = scan_targets(["./adapter"], ScanOptions(num_images=32, **taken)).results
-        assert result.exit_code == 4 and "'org/some' is a folder here" in result.reasons[0]
+        with pytest.raises(UsageError, match="'org/some' is a folder here and may be a repo"):
+            scan_targets(["./adapter"], ScanOptions(num_images=32, **taken))
 
 
 def test_an_adapter_brings_no_base_model_along(tmp_path, monkeypatch, adapter_folder):
@@ -212,7 +221,7 @@ def test_pool_streamed_from_a_data_set_on_the_hub(hub, files, tmp_path):
     pool = result_of(scan("user/photos"))["pool"]
     assert (pool["id"], pool["num_images"], pool["skipped"]) == ("user/photos", 32, 0)
     (tmp_path / "user" / "photos").mkdir(parents=True)  # must not stand in for it
-    assert scan("user/photos").returncode == 4
+    assert scan("user/photos").returncode == 2
     for name in ("hf://user/photos", "user/photos@main"):
         assert result_of(scan(name))["pool"]["fingerprint"] == pool["fingerprint"]
     done = scan("user/nothing")

@@ -7,9 +7,8 @@ import torch
 from making import made_adapter
 from torch import nn
 
-from hf_ci.errors import UsageError
 from hf_ci.hub.base import EMBEDDED_FOLDER
-from hf_ci.inversion import LinfInversion, check_cache, invert_classes
+from hf_ci.inversion import LinfInversion, invert_classes
 from hf_ci.inversion.invert import batches, measure
 from hf_ci.inversion.objective import OBJECTIVES
 from hf_ci.inversion.trigger import LinfTrigger
@@ -165,9 +164,3 @@ def test_other_runtime_errors_are_not_mistaken_for_memory():
 
     with pytest.raises(RuntimeError, match="shapes"):
         invert_classes(Broken(), grey(), [0], LinfInversion())
-
-
-def test_unwritable_cache_is_a_usage_error(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match="cannot be written"):
-        check_cache(tmp_path / "file" / "cache")

@@ -95,6 +95,7 @@ def test_by_hand_nothing_is_measured_or_transferred(other_base, small):
 
 def test_a_scan_takes_the_file_from_flag_environment_and_configuration(calibrated, run, tmp_path):
     (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "one.png").touch()
     for_others = ("scan", "demo:clean", "--pool", tmp_path / "photos", "--num-images", "32")
     (tmp_path / ".hf-ci.yaml").write_text(f"scan: {{calibration: {calibrated}}}\nadapters: ['demo:clean']\n")
     assert f'calibration: "{calibrated}"  # .hf-ci.yaml' in run("config").stdout
@@ -103,7 +104,7 @@ def test_a_scan_takes_the_file_from_flag_environment_and_configuration(calibrate
     refused = run(*for_others)
     assert refused.returncode == 2 and f"{calibrated} holds a null for builtin" in refused.stderr
     refused = run("run", env={"HF_CI_CALIBRATION": "/no/such"})
-    assert refused.returncode == 2 and "/no/such: No such file" in refused.stderr
+    assert refused.returncode == 2 and "--calibration /no/such: No such file" in refused.stderr
 
 
 def test_what_cannot_be_calibrated_is_refused_before_any_work(run, data, tmp_path):
@@ -111,7 +112,7 @@ def test_what_cannot_be_calibrated_is_refused_before_any_work(run, data, tmp_pat
     for more, message in (
         (("--classes", "5"), "has 4 classes, --classes asks for 5"),
         (("--pool", "a", "--pool", "b"), "two pools of one kind"),
-        (("--data", tmp_path / "none"), f"data '{tmp_path}/none'"),
+        (("--data", tmp_path / "none"), f"--data {tmp_path}/none: no such file or folder"),
         (("--out", tmp_path / "none" / "c.json"), "cannot write in"),
     ):
         done = run(*command, *more)

@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset, Features, Image
 from PIL import Image as PILImage
 
-from hf_ci.errors import Inconclusive, PoolError
+from hf_ci.errors import PoolError, UsageError
 from hf_ci.hub.base import EMBEDDED_FOLDER
 from hf_ci.pools import load_pool
 from hf_ci.pools.procedural import images
@@ -121,7 +121,7 @@ def test_nothing_here_stands_in_for_a_data_set_of_the_hub(processor, tmp_path, m
     (tmp_path / "cifar10").mkdir()
     rows.to_parquet("user/photos")
     for spec in ("user/photos", "cifar10"):
-        with pytest.raises(Inconclusive, match=f"write ./{spec} for what is here, hf://{spec} for the repo"):
+        with pytest.raises(UsageError, match=f"write ./{spec} or hf://{spec}"):
             load_pool(spec, 100, 0, processor)
     rows.to_parquet("user/photos.parquet")
     assert len(load_pool("./user/photos", 100, 0, processor)) == 40
@@ -132,3 +132,13 @@ def test_parquet_without_images_is_refused(tmp_path, processor):
     Dataset.from_dict({"text": ["a"] * 40}).to_parquet(tmp_path / "a.parquet")
     with pytest.raises(PoolError, match="no image column, only text"):
         load_pool(str(tmp_path / "a.parquet"), 100, 0, processor)
+
+
+def test_a_folder_of_parquet_files_is_a_pool(tmp_path, processor, rows):
+    """As --data takes one."""
+    (tmp_path / "data").mkdir()
+    rows.select(range(20)).to_parquet(tmp_path / "data" / "train-0.parquet")
+    rows.select(range(20, 40)).to_parquet(tmp_path / "data" / "train-1.parquet")
+    (tmp_path / "README.md").write_text("forty photos")
+    pool = load_pool(str(tmp_path), 1000, 0, processor)
+    assert (len(pool), pool.skipped, pool.duplicates) == (40, 0, 0)

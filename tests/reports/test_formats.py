@@ -6,7 +6,19 @@ from importlib.resources import files
 import jsonschema
 import pytest
 
-from hf_ci.report import MODIFIED, RULES, ClassScore, NamedClass, Report, ScannedFile, ScanResult, Suppression, Timing
+from hf_ci.errors import HfCiError
+from hf_ci.report import (
+    MODIFIED,
+    RULES,
+    ClassScore,
+    NamedClass,
+    Report,
+    ScannedFile,
+    ScanResult,
+    Suppression,
+    Timing,
+    failed,
+)
 from hf_ci.reports import FORMATS
 
 HOSTILE = ("a\n::set-output name=x::y", "::error::forged", "<img src=x onerror=alert(1)>", "a|b`c`", "100%0A::debug::x")
@@ -143,7 +155,9 @@ def test_text_says_once_what_holds_for_all_and_counts_at_the_end():
     assert text.count("Looked for: a frame") == text.count("Warning: a small pool") == 1
     assert (
         text.index("For all of them:") > text.index("Warning: of its own")
-        and "2 adapters: 1 clean, 1 backdoored" in text
+        and "2 scanned: 1 clean, 1 backdoored (frog)" in text.splitlines()[-1]
     )
     alone = FORMATS["text"](Report(results=(one,)))
-    assert "Looked for: a frame" in alone and "For all" not in alone and "adapter:" not in alone
+    assert "Looked for: a frame" in alone and "For all" not in alone and alone.endswith("\n\n1 scanned: 1 clean\n")
+    unread = failed("./c", HfCiError("no such thing"))  # nothing is known of it, and it hides nothing of the others
+    assert FORMATS["text"](Report(results=(one, two, unread))).count("Warning: a small pool") == 1

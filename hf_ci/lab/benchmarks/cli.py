@@ -126,10 +126,17 @@ def calibrate_base(
     Clean CoCoOp prompts are tuned and scanned; hf-ci scan --calibration FILE then judges by what they score. The same
     command goes on where it was stopped.
     """
+    from hf_ci.places import check_base, check_data, check_pool
+
+    check_writable(out, f"--out {out}")
+    check_base(base)
+    for source in data:
+        check_data(source)
+    for name in pool or []:
+        check_pool(name)
     from hf_ci.lab.benchmarks.bench import run_bench
     from hf_ci.lab.benchmarks.calibrate import check_complete, clean_models, records_of
 
-    check_writable(out, f"--out {out}")
     spec = clean_models(base, data, pool or ["builtin"], models, classes, shots, num_images)
     zoo = (zoo or out.with_name(out.name + ".zoo")).resolve()
     records = records_of(spec, zoo)
