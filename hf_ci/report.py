@@ -164,7 +164,7 @@ class Example(Value):
 
 
 class FoundTrigger(Value):
-    """What drives images into a flagged class, and what is answered on a few of them."""
+    """What drives images into a flagged class, and what is answered on three of them."""
 
     target: NamedClass
     kind: str = Field(description="family of the reconstructed trigger, or the fixed change by its name")
@@ -174,7 +174,8 @@ class FoundTrigger(Value):
     )
     examples: tuple[Example, ...] = Field(
         (),
-        description="on the first images of the pool; empty where the method's trigger is nothing that is put on one",
+        description="the first images of the pool that it moves into the class through the adapter and not through the "
+        "hand-written prompt, then others; empty where the method's trigger is nothing that is put on an image",
     )
     path: str = Field("", description="of the file (npz) with the trigger and the images; empty where none was kept")
 

@@ -97,7 +97,7 @@ def untold(result: ScanResult) -> int:
 
 
 def described(found: FoundTrigger) -> str:
-    """What kind of trigger it is, in sentences."""
+    """What kind of trigger it is, and what the images below are."""
     if not found.reconstructed:
         kind = f"A fixed change, applied as it is: {found.kind}."
     elif found.kind == "patch":
@@ -107,6 +107,12 @@ def described(found: FoundTrigger) -> str:
     if found.linf is not None:
         hardly = ", which can hardly be seen on an image" if found.linf < 0.05 else ""
         kind += f" A pixel changes by at most {found.linf * 255:.1f}/255{hardly}."
+    c, images = found.target.index, len(found.examples)
+    hits = sum(e.before.adapter.index != c == e.after.adapter.index for e in found.examples)
+    if hits == images > 1:
+        kind += f" Shown on the first {images} images of the pool that it moves there."
+    elif images:
+        kind += f" Of {images} images of the pool, it moves {hits} there."
     return kind
 
 
