@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from itertools import zip_longest
 from pathlib import Path
 
 from hf_ci.report import FoundTrigger, Report, ScanResult
@@ -79,8 +80,9 @@ def chart(result: ScanResult) -> dict:
 
 
 def triggers(result: ScanResult) -> list[dict]:
-    """What was found for each flagged class, with its pictures; None where the file that holds them is missing or
-    damaged. A report of an earlier release tells of the target's alone, and not what is answered."""
+    """What was found for each flagged class: its pictures, None where the file that holds them is missing or damaged; and
+    of each image the pictures and the answers without and with it, each None where there are none. A report of an earlier
+    release tells of the target's alone, and not what is answered."""
     found = list(result.triggers)
     if not found and result.trigger and result.target_class:
         path = result.trigger.path and str(Path(result.trigger.path).with_suffix(".npz"))
@@ -88,7 +90,12 @@ def triggers(result: ScanResult) -> list[dict]:
             target=result.target_class, kind="trigger", reconstructed=True, linf=result.trigger.linf, path=path
         )
         found = [one]
-    return [{"found": one, "pictures": pictures(one.path), "described": described(one)} for one in found]
+    shown = []
+    for one in found:
+        drawn = pictures(one.path)
+        images = list(zip_longest(drawn["pairs"] if drawn else (), one.examples))
+        shown += [{"found": one, "described": described(one), "pictures": drawn, "images": images}]
+    return shown
 
 
 def untold(result: ScanResult) -> int:
