@@ -9,12 +9,12 @@ import torch
 from making import made_adapter
 
 from hf_ci.cards.safety import with_picture
-from hf_ci.demonstration import MOST, SHOWN, demonstrated
+from hf_ci.demonstration import SHOWN, Untouched, demonstrated, moved
 from hf_ci.inversion import Inversion
 from hf_ci.inversion.probes import probes
 from hf_ci.prompts import PromptedCLIP
 from hf_ci.prompts.prompted import reference_adapter
-from hf_ci.report import ClassScore, Report, ScanResult
+from hf_ci.report import Answers, ClassScore, NamedClass, Report, ScanResult
 
 NAMES = tuple(f"class {i}" for i in range(12))
 
@@ -82,20 +82,24 @@ def test_the_answers_are_those_on_the_kept_images_and_the_images_have_the_trigge
             assert all(answers.adapter.name == NAMES[answers.adapter.index] for answers in told)
 
 
-def test_images_that_the_trigger_moves_come_first_and_those_already_there_do_not_count(clip, pool):
-    """The same change is asked of each class: where one of its examples moves, none before it stood still."""
-    adapter = made_adapter(clip, "coop", NAMES, seed=3)
-    result, _ = found(adapter, clip, pool, ["probe"] * MOST + ["unflagged"] * 2)
-    moved = []
-    for one in result["triggers"]:
-        c = one.target.index
-        moves = [
-            example.before.adapter.index != c == example.after.adapter.index != example.after.hand_written.index
-            for example in one.examples
-        ]
-        assert moves == sorted(moves, reverse=True)
-        moved += moves
-    assert any(moved) and not all(moved)
+def test_images_that_the_trigger_moves_come_first_and_then_others_in_their_order():
+    """Grey images, answered by how bright they are; the trigger makes them brighter by 64."""
+
+    def ask(images):
+        bright = [float(image.float().mean()) for image in images]
+        said = lambda here: NamedClass(index=0, name="bright") if here else NamedClass(index=1, name="dark")
+        return [Answers(adapter=said(value >= 128), hand_written=said(value >= 170)) for value in bright]
+
+    def shown(*values):
+        images = torch.tensor(values, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 2, 2)
+        found = moved(score(0, "perturbation"), lambda x: (x + 64 / 255).clamp(0, 1), Untouched(images, ask))
+        examples, kept, changed = found
+        assert (changed.int() - kept.int() == 64).all() and len(examples) == len(kept)
+        return kept[:, 0, 0, 0].tolist()
+
+    assert shown(180, 10, 110, 70, 20, 90, 30, 40, 100, 105) == [70, 90, 100]  # 180 is bright before, 110 for both then
+    assert shown(180, 10, 70, 20) == [70, 180, 10]
+    assert shown(10, 20) == [10, 20]
 
 
 def test_ten_classes_are_shown_and_without_a_folder_nothing_is_kept(clip, pool):
