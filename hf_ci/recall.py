@@ -30,7 +30,7 @@ from hf_ci.hub import BaseModel, Fetched, fetch_base, fetch_target, fetch_text, 
 from hf_ci.hub.names import BUILTIN, DATA_SET, is_folder, pool_files
 from hf_ci.kind import check_kind, read_json
 from hf_ci.progress import Silent
-from hf_ci.report import ScannedFile, ScanResult, Timing, failed
+from hf_ci.report import Report, ScannedFile, ScanResult, Timing, failed, without_pictures
 from hf_ci.settings import ScanOptions
 
 NUMERIC_LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "pillow", "numpy")
@@ -136,7 +136,8 @@ def remember(place: Path, result: ScanResult) -> None:
     if result.cost is not None and result.exit_code != EXIT_INTERNAL:
         with suppress(OSError):
             place.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(place, result.model_copy(update={"trigger": None}).model_dump_json().encode())
+            (kept,) = without_pictures(Report(results=(result,))).results
+            write_whole(place, kept.model_copy(update={"trigger": None}).model_dump_json().encode())
 
 
 def setting_of(options: ScanOptions) -> list | None:

@@ -153,6 +153,39 @@ class Trigger(Value):
     linf: float = Field(ge=0, description="largest pixel change, pixels in [0, 1]")
 
 
+class Answers(Value):
+    """What is answered on one image."""
+
+    adapter: NamedClass
+    hand_written: NamedClass | None = Field(
+        description="by 'a photo of a {class}' on the same encoders; null where the class names leave no room for it"
+    )
+
+
+class Example(Value):
+    """One image of the pool."""
+
+    before: Answers
+    after: Answers = Field(description="with the trigger")
+
+
+class FoundTrigger(Value):
+    """What drives images into a flagged class, and what is answered on three of them."""
+
+    target: NamedClass
+    kind: str = Field(description="family of the reconstructed trigger, or the fixed change by its name")
+    reconstructed: bool = Field(description="false: a fixed change, tried as it is")
+    linf: float | None = Field(
+        None, ge=0, description="largest pixel change, pixels in [0, 1], of what is added to an image; null for others"
+    )
+    examples: tuple[Example, ...] = Field(
+        (),
+        description="the first images of the pool that it moves into the class through the adapter and not through the "
+        "hand-written prompt, then others; empty where the method's trigger is nothing that is put on an image",
+    )
+    path: str = Field("", description="of the file (npz) with the trigger and the images; empty where none was kept")
+
+
 class Cost(Value):
     """What the inversions took, whenever they were done."""
 
@@ -202,6 +235,9 @@ class ScanResult(Value):
     target_class: NamedClass | None = None
     classes: tuple[ClassScore, ...] = ()
     trigger: Trigger | None = None
+    triggers: tuple[FoundTrigger, ...] = Field(
+        (), description="of the flagged classes, the ten worst of them, worst first"
+    )
     hub_security: str | None = Field(None, description="what the Hub's own scanners say of the repo at that time")
     repaired_from: str | None = Field(None, description="sha256 of the weights that these were repaired from")
     cost: Cost | None = None
@@ -366,8 +402,9 @@ class Report(Value):
 
 def without_pictures(report: Report) -> Report:
     """For whoever reads it when the folder that the pictures lay in is gone."""
+    gone = lambda found: found and found.model_copy(update={"path": ""})
     results = [
-        r.model_copy(update={"trigger": r.trigger.model_copy(update={"path": ""})}) if r.trigger else r
+        r.model_copy(update={"trigger": gone(r.trigger), "triggers": tuple(map(gone, r.triggers))})
         for r in report.results
     ]
     return report.model_copy(update={"results": tuple(results)})

@@ -15,6 +15,7 @@ import torch
 from accelerate import PartialState
 
 from hf_ci.checkpoints.read import read_fetched
+from hf_ci.demonstration import demonstrated
 from hf_ci.detect import Detector, Verdict
 from hf_ci.detect.units import examine_units, unit_warnings, unjudged, with_units
 from hf_ci.detect.verdict import doubted, named
@@ -58,10 +59,8 @@ from hf_ci.report import (
     ScanResult,
     Settings,
     Timing,
-    Trigger,
     failure,
 )
-from hf_ci.reports.trigger import save_trigger
 from hf_ci.settings import ScanOptions, pick_device, pick_precision, read_class_names
 
 Fetch = Callable[[str], Fetched]
@@ -264,17 +263,11 @@ def examine(text: str, run: Run, fetch: Fetch = fetch_text) -> tuple[ScanResult,
         warnings += transfer_warnings(found["detector"], base) + vulnerable_warnings(found["classes"])
         found |= {"cost": cost_of(inversions, adapter, len(pool), 0 if own is None else len(own))}
         examined = Examined(fetched, adapter, base, clip, pool, inversions, witnesses)
-        named = verdict.target is not None and found["classes"][verdict.target]
-        inversion = named and shown(inversions[verdict.target], named.family)
-        if options.save_trigger and inversion and run.is_main_process:
-            name = f"{text}-{adapter.class_names[verdict.target]}"
-            facts = {"class_index": inversion.c, "loss": inversion.loss, "asr": inversion.asr}
-            x = pool.images[:3]
-            changed = None  # where the method's trigger is nothing that is put on an image
-            if inversion.family in WITH_PHOTOS:
-                changed = (inversion.trigger()(x.float() / 255) * 255).round().byte().numpy()
-            path, linf = save_trigger(options.save_trigger, name, inversion.delta.numpy(), x.numpy(), changed, **facts)
-            found |= {"trigger": Trigger(path=str(path), linf=linf)}
+        if verdict.target is not None:
+            folder = options.save_trigger if run.is_main_process else None
+            found |= demonstrated(
+                adapter, clip, pool.images, inversions, found["classes"], verdict.target, text, folder
+            )
         found |= {"exit_code": EXIT_CODES[verdict.verdict]}
     except UsageError:
         raise
@@ -328,13 +321,6 @@ def findings(verdict: Verdict, inversions: Sequence[Inversion], class_names: Seq
         "target_class": target,
         "score": None if verdict.score is None else round(verdict.score, 6),
     }
-
-
-def shown(i: Inversion, family: str | None) -> Inversion | None:
-    """The inversion whose trigger a picture is made of: what gave the class its score; None for a probe."""
-    if family in (None, PERTURBATION):
-        return i
-    return next((o for o in i.others if o.family == family), None)
 
 
 def looked_for(inversions: Sequence[Inversion]) -> tuple[str, ...]:

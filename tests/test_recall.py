@@ -182,7 +182,7 @@ def test_without_room_for_the_result_nothing_is_lost(adapter_folder, options, mo
 
 
 def test_an_internal_error_after_the_inversions_is_not_kept(options, tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_ci.scan.save_trigger", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("hf_ci.demonstration.save_trigger", lambda *_, **__: 1 / 0)
     settings = replace(options, detector="contrast", num_images=64, precision="auto", save_trigger=tmp_path)
     (result,) = scan_each(["demo:frame"], settings)
     assert result.exit_code == 5 and result.cost is not None

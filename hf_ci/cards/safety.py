@@ -22,7 +22,7 @@ from hf_ci.cards import render_card
 from hf_ci.cards.badge import alternative, render_badge, state
 from hf_ci.cards.section import current, find, replace
 from hf_ci.errors import EXIT_BACKDOORED, EXIT_CLEAN, EXIT_INCONCLUSIVE, CardError, Inconclusive, UsageError
-from hf_ci.report import Report, ScanResult
+from hf_ci.report import Report, ScanResult, without_pictures
 from hf_ci.reports.json_ import render as render_json
 from hf_ci.reports.markdown import escape
 from hf_ci.reports.reproduce import reproduce
@@ -73,7 +73,7 @@ def render_files(report: Report, card: bytes | None, picture: bytes | None) -> d
 
 def with_picture(report: Report, there: bool) -> Report:
     """The report as it is kept beside the adapter: its picture there, or none, not where it lay when it was scanned."""
-    (result,) = report.results
+    (result,) = without_pictures(report).results
     trigger = result.trigger.model_copy(update={"path": PICTURE}) if result.trigger and there else None
     return report.model_copy(update={"results": (result.model_copy(update={"trigger": trigger}),)})
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from itertools import zip_longest
 from pathlib import Path
 
-from hf_ci.report import Report, ScanResult
+from hf_ci.report import FoundTrigger, Report, ScanResult
 from hf_ci.reports.reproduce import reproduce
 from hf_ci.visible import in_one_line
 
@@ -40,7 +41,8 @@ def render(report: Report) -> str:
         signs=SIGNS,
         headlines=HEADLINES,
         chart=chart,
-        pictures=pictures,
+        triggers=triggers,
+        untold=untold,
         reproduce=reproduce,
     )
 
@@ -77,24 +79,73 @@ def chart(result: ScanResult) -> dict:
     }
 
 
-def pictures(result: ScanResult) -> list[tuple[str, str]] | None:
-    """(caption, data URI) of each; None where the numbers beside the trigger's picture are missing or damaged."""
+def triggers(result: ScanResult) -> list[dict]:
+    """What was found for each flagged class: its pictures, None where the file that holds them is missing or damaged; and
+    of each image the pictures and the answers without and with it, each None where there are none. A report of an earlier
+    release tells of the target's alone, and not what is answered."""
+    found = list(result.triggers)
+    if not found and result.trigger and result.target_class:
+        path = result.trigger.path and str(Path(result.trigger.path).with_suffix(".npz"))
+        one = FoundTrigger(
+            target=result.target_class, kind="trigger", reconstructed=True, linf=result.trigger.linf, path=path
+        )
+        found = [one]
+    shown = []
+    for one in found:
+        drawn = pictures(one.path)
+        images = list(zip_longest(drawn["pairs"] if drawn else (), one.examples))
+        shown += [{"found": one, "described": described(one), "pictures": drawn, "images": images}]
+    return shown
+
+
+def untold(result: ScanResult) -> int:
+    """Flagged classes that the report keeps no trigger of, as it has enough of others."""
+    return sum(c.flagged for c in result.classes) - len(result.triggers) if result.triggers else 0
+
+
+def described(found: FoundTrigger) -> str:
+    """What kind of trigger it is, and what the images below are."""
+    if not found.reconstructed:
+        kind = f"A fixed change, applied as it is: {found.kind}."
+    elif found.kind == "patch":
+        kind = "A reconstructed patch, at another place in every image."
+    else:
+        kind = f"A reconstructed {found.kind}."
+    if found.linf is not None:
+        hardly = ", which can hardly be seen on an image" if found.linf < 0.05 else ""
+        kind += f" A pixel changes by at most {found.linf * 255:.1f}/255{hardly}."
+    c, images = found.target.index, len(found.examples)
+    hits = sum(e.before.adapter.index != c == e.after.adapter.index for e in found.examples)
+    if hits == images > 1:
+        kind += f" Shown on the first {images} images of the pool that it moves there."
+    elif images:
+        kind += f" Of {images} images of the pool, it moves {hits} there."
+    return kind
+
+
+def pictures(path: str) -> dict[str, list] | None:
+    """trigger: (caption, data URI) of each picture of it; pairs: data URIs of each image, without and with it."""
     import numpy as np
 
     from hf_ci.reports.trigger import amplified
 
     try:
-        with open(Path(result.trigger.path).with_suffix(".npz"), "rb") as file:
-            kept = np.load(file, allow_pickle=False)
-            delta, pairs = kept["delta"], ()
-            if "examples" in kept and "changed" in kept:
-                pairs = zip(kept["examples"] / 255, kept["changed"] / 255)
-        raw = as_pixels(0.5 + delta)
-        times = 0.5 / max(float(np.abs(delta).max()), 1e-8)
-        shown = [("Trigger as it is, on grey", raw), (f"Trigger, {times:.0f} times as strong", amplified(delta))]
-        for i, (image, changed) in enumerate(pairs, 1):
-            shown += [(f"Image {i}", as_pixels(image)), (f"Image {i} with the trigger", as_pixels(changed))]
-        return [(caption, data_uri(pixels)) for caption, pixels in shown]
+        with open(path, "rb") as file:
+            kept = dict(np.load(file, allow_pickle=False))
+        alone = kept["on_grey"] - 0.5 if "on_grey" in kept else kept.get("delta")
+        largest = 0.0 if alone is None else float(np.abs(alone).max())
+        trigger, pairs = [], []
+        if largest > 0:  # a turn or a blur of grey is grey
+            if largest < 1 / 3:
+                trigger += [("Trigger as it is, on grey", as_pixels(0.5 + alone))]
+            strong = f"Trigger, {0.5 / largest:.0f} times as strong" if largest < 1 / 3 else "Trigger, on grey"
+            trigger += [(strong, amplified(alone))]
+        if "examples" in kept and "changed" in kept:
+            pairs = zip(kept["examples"] / 255, kept["changed"] / 255, strict=True)
+        return {
+            "trigger": [(caption, data_uri(pixels)) for caption, pixels in trigger],
+            "pairs": [tuple(data_uri(as_pixels(image)) for image in pair) for pair in pairs],
+        }
     except Exception:  # a damaged archive raises whatever numpy, zipfile and zlib think of
         return None
 

@@ -10,16 +10,20 @@ import shutil
 import subprocess
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from hf_ci.report import (
+    Answers,
     BaseModelRef,
     ClassScore,
     Cost,
     DetectorRef,
+    Example,
+    FoundTrigger,
     NamedClass,
     PoolRef,
     Report,
@@ -151,6 +155,7 @@ class Page(HTMLParser):
     def __init__(self, text: str):
         super().__init__()
         self.open, self.tags, self.attributes, self.cells, self.headings, self.words = [], [], [], [], [], ""
+        self.answers, self.in_answers = [], False
         self.feed(text)
         self.close()
         assert self.open == []
@@ -158,6 +163,10 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.attributes += [(tag, name, value) for name, value in attrs]
+        if tag == "dl":
+            self.in_answers = ("class", "answers") in attrs
+        if tag == "dt" and self.in_answers:
+            self.answers.append("")
         if tag == "tr":
             self.cells.append([])
         if tag in ("td", "th"):
@@ -174,6 +183,8 @@ class Page(HTMLParser):
         if "style" in self.open:
             return
         self.words += data
+        if self.in_answers and {"dt", "dd"} & set(self.open):
+            self.answers[-1] += f" {data}" if "dd" in self.open else data
         if {"td", "th"} & set(self.open):
             self.cells[-1][-1] += data
 
@@ -242,9 +253,13 @@ ALLOWED = {
 
 
 def test_the_page_loads_nothing_runs_nothing_and_shows_names_as_letters(tmp_path):
+    hostile = tuple(found_trigger(i, name, [(name, i), (name, i + 1)]) for i, name in enumerate(HOSTILE))
     text = html.render(
         Report(
-            results=(made(names=HOSTILE, suppressed=IGNORED), *(made("inconclusive", target=t) for t in HOSTILE)),
+            results=(
+                made(names=HOSTILE, suppressed=IGNORED, triggers=hostile),
+                *(made("inconclusive", target=t) for t in HOSTILE),
+            ),
             notes=HOSTILE,
         )
     )
@@ -259,6 +274,7 @@ def test_the_page_loads_nothing_runs_nothing_and_shows_names_as_letters(tmp_path
     assert {"default-src 'none'", "img-src data:"} <= set(policy.split("; ")) and "script-src" not in policy
     words, rows = flat(page.words), [flat(cells[0]) for cells in page.cells]
     for name in HOSTILE:
+        assert len(name) > 60 or sum(flat(name) in flat(text) for text in page.answers) >= 8
         assert words.count(flat(f"a reason about {name}")) == 1 and flat(name) in rows
 
 
@@ -356,12 +372,13 @@ def test_the_structure_is_one_that_can_be_walked_without_seeing_it():
 
 
 def kept_trigger(folder, size=64, added=True):
+    folder.mkdir(exist_ok=True)
     rng = np.random.default_rng(0)
     delta = rng.uniform(-4 / 255, 4 / 255, (3, size, size)).astype("float32")
     images = rng.integers(0, 256, (5, 3, size, size), dtype="uint8")
     changed = (images + 255 * delta).clip(0, 255).round().astype("uint8") if added else None
-    path, linf = save_trigger(folder, "org/model-frog", delta, images, changed, asr=0.5)
-    return Trigger(path=str(path), linf=linf), delta, images
+    path = save_trigger(folder, "org/model-frog", delta, images=images, changed=changed, asr=0.5)
+    return Trigger(path=str(path.with_suffix(".png")), linf=float(np.abs(delta).max())), delta, images
 
 
 def shown(page: Page) -> dict[str, np.ndarray]:
@@ -388,6 +405,88 @@ def test_the_trigger_is_shown_as_it_is_amplified_and_on_three_images(tmp_path):
 def test_a_trigger_that_is_not_added_to_images_is_shown_alone(tmp_path):
     trigger, *_ = kept_trigger(tmp_path, added=False)
     assert len(shown(page_of(made(trigger=trigger)))) == 2
+
+
+def found_trigger(index=0, name="frog", answers=(("cat", 1), ("dog", 2), ("ship", 3)), **other):
+    """On each image the adapter is moved into the class, and the hand-written prompt is not."""
+    target = NamedClass(index=index, name=name)
+    others = [NamedClass(index=c, name=said) for said, c in answers]
+    examples = tuple(
+        Example(before=Answers(adapter=one, hand_written=one), after=Answers(adapter=target, hand_written=one))
+        for one in others
+    )
+    values = {"kind": "perturbation", "reconstructed": True, "linf": 4 / 255, "examples": examples}
+    return FoundTrigger(target=target, **values | other)
+
+
+def test_of_every_flagged_class_trigger_images_and_answers_are_shown(tmp_path):
+    (first, *_), (second, delta, images) = (kept_trigger(tmp_path / name) for name in ("a", "b"))
+    path = Path(second.path).with_suffix(".npz")
+    frog, cat = (
+        found_trigger(path=str(path)),
+        found_trigger(1, "cat", (("frog", 0), ("dog", 2), ("dog", 2)), path=str(path)),
+    )
+    page = page_of(made(trigger=first, triggers=(frog, cat)))
+    alts = page.values("alt", "img")
+    assert alts == alts[:8] * 2 and alts[2:4] == ["Image 1", "Image 1 with the trigger"]
+    assert "What drives images into frog" in page.words and "What drives images into cat" in page.words
+    assert "Shown on the first 3 images of the pool that it moves there." in flat(page.words)
+    answers = [flat(text).split(" ", 1)[1] for text in page.answers if text.startswith("adapter")]
+    assert answers == ["cat", "\u2715 frog", "dog", "\u2715 frog", "ship", "\u2715 frog"] + [
+        "frog",
+        "\u2715 cat",
+        "dog",
+        "\u2715 cat",
+        "dog",
+        "\u2715 cat",
+    ]
+    by_hand = [flat(text).rpartition(" ")[2] for text in page.answers if "a photo of a" in text]
+    assert by_hand == ["cat", "cat", "dog", "dog", "ship", "ship", "frog", "frog", "dog", "dog", "dog", "dog"]
+
+
+def test_a_fixed_change_is_shown_applied_and_where_grey_takes_it_alone(tmp_path):
+    _, delta, images = kept_trigger(tmp_path)
+    wave = np.broadcast_to(0.5 + 0.2 * np.sin(np.arange(64) / 4), (3, 64, 64)).astype("float32")
+    changed = images[:, :, ::-1]
+    for name, on_grey, alone in (("wave", wave, True), ("turn", np.full_like(wave, 0.5), False)):
+        path = save_trigger(tmp_path, name, None, on_grey=on_grey, images=images, changed=changed)
+        assert not path.with_suffix(".png").exists()
+        one = found_trigger(kind=name, reconstructed=False, linf=None, path=str(path))
+        page = page_of(made(triggers=(one,)))
+        pictures = shown(page)
+        assert [alt for alt in pictures if alt.startswith("Image")] == list(pictures)[2 * alone :]
+        assert len(pictures) == 6 + 2 * alone and f"A fixed change, applied as it is: {name}." in flat(page.words)
+        for i in range(3):
+            small = pictures[f"Image {i + 1} with the trigger"][1::3, 1::3].transpose(2, 0, 1)
+            assert (small == changed[i]).all()
+
+
+def test_without_pictures_the_answers_stay_and_where_nothing_moved_that_is_said():
+    page = page_of(made(triggers=(found_trigger(),)))
+    assert "There are no pictures" in page.words and "img" not in page.tags
+    assert len(page.answers) == 12 and "Image 3 with the trigger" in page.words
+    still = found_trigger(answers=(("frog", 0), ("cat", 1)))
+    assert "Of 2 images of the pool, it moves 1 there." in flat(page_of(made(triggers=(still,))).words)
+    unasked = Answers(adapter=NamedClass(index=1, name="cat"), hand_written=None)
+    page = page_of(made(triggers=(found_trigger(examples=(Example(before=unasked, after=unasked),)),)))
+    assert [flat(text) for text in page.answers] == ["adapter cat"] * 2
+
+
+def test_how_many_flagged_classes_are_left_out_is_said():
+    result = made(triggers=(found_trigger(),))
+    flagged = tuple(c.model_copy(update={"flagged": True}) for c in result.classes)
+    assert "3 more flagged classes are not shown." in flat(
+        page_of(result.model_copy(update={"classes": flagged})).words
+    )
+    assert "not shown" not in page_of(result).words
+
+
+def test_a_report_of_an_earlier_release_is_read_and_shown(tmp_path):
+    trigger, *_ = kept_trigger(tmp_path)
+    document = json.loads(Report(results=(made(trigger=trigger),)).model_dump_json())
+    del document["results"][0]["triggers"]
+    page = Page(html.render(Report.model_validate(document)))
+    assert len(shown(page)) == 8 and page.answers == []
 
 
 class Pickled:
@@ -421,12 +520,15 @@ def test_without_sound_numbers_there_are_no_pictures_but_a_page(tmp_path, damage
 
 # ---------------------------------------------------------------- the page in a browser
 
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-headless-shell")
+needs_chromium = pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
+WIDTHS = (360, 390, 1280)
 MEASURE = """<!doctype html><body style="margin:0;background:#888"><script>
 const text = %s, found = {};
 const luminance = c => c.map(v => v / 255).map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
   .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
 const colour = text => (text.match(/[\\d.]+/g) || []).map(Number);
-for (const width of [360, 1000]) {
+for (const width of WIDTHS) {
   const frame = document.createElement("iframe");
   frame.style.cssText = `border:0;width:${width}px;height:700px`;
   frame.onload = () => {
@@ -448,7 +550,7 @@ for (const width of [360, 1000]) {
       result.texts++;
       if (!((a + 0.05) / (b + 0.05) >= 4.5)) result.low.push([element.outerHTML.slice(0, 80), pair]);
     }
-    if (Object.keys(found).length == 2) {
+    if (Object.keys(found).length == WIDTHS.length) {
       const pre = document.body.appendChild(document.createElement("pre"));
       pre.id = "found";
       pre.textContent = JSON.stringify(found);
@@ -463,16 +565,19 @@ for (const width of [360, 1000]) {
 def chromium(folder, page, *flags) -> str:
     common = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     common += f"--disable-component-update --disable-sync --hide-scrollbars --user-data-dir={folder / 'profile'}"
-    command = ["chromium", *common.split(), *flags, page.as_uri()]
+    command = [CHROMIUM, *common.split(), *flags, page.as_uri()]
     return subprocess.run(command, check=True, capture_output=True, timeout=120).stdout.decode()
 
 
-@pytest.mark.skipif(not shutil.which("chromium"), reason="Chromium is not installed")
+@needs_chromium
 @pytest.mark.parametrize("scheme, paper", [("light", "rgb(244, 245, 247)"), ("dark", "rgb(14, 17, 22)")])
 def test_in_a_browser_nothing_overflows_and_all_text_can_be_read(tmp_path, scheme, paper):
     trigger, *_ = kept_trigger(tmp_path)
+    path = str(Path(trigger.path).with_suffix(".npz"))
+    long = [("W" * 500, 1), ("\u6a21\u578b " * 30, 2), ("Z" + "\u0300\u0301" * 50, 3)]
+    found = (found_trigger(path=path), found_trigger(4, "V" * 500, long, path=path))
     results = (
-        made(trigger=trigger),
+        made(trigger=trigger, triggers=found),
         made("clean"),
         made(names=HOSTILE, target="x" * 300, suppressed=IGNORED),
         unread(),
@@ -480,19 +585,20 @@ def test_in_a_browser_nothing_overflows_and_all_text_can_be_read(tmp_path, schem
     text = html.render(Report(results=(*results, made("inconclusive", target="org/i")), notes=HOSTILE))
     text = text.replace("<details>", "<details open>")
     page = tmp_path / "page.html"
-    page.write_text(MEASURE % json.dumps(text).replace("</", "<\\/"), encoding="utf-8")
+    measure = MEASURE.replace("WIDTHS", str(list(WIDTHS)))
+    page.write_text(measure % json.dumps(text).replace("</", "<\\/"), encoding="utf-8")
     preferred = f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}"
     dom = chromium(tmp_path, page, preferred, "--window-size=1100,1500", "--dump-dom")
     found = json.loads(entities.unescape(re.search('<pre id="found">(.*)</pre>', dom)[1]))
-    for width, bar in (("360", (150, 230)), ("1000", (300, 460))):
+    for width, plot in (("360", 298), ("390", 328), ("1280", 542)):
         result = found[width]
         assert result["overflow"] <= 0 and result["beyond"] == []
         assert result["low"] == [] and result["texts"] > 300
-        assert result["paper"] == paper and result["images"] == [192] * 8
-        assert bar[0] < result["bar"] < bar[1]  # 66.8 % of the plot
+        assert result["paper"] == paper and result["images"] == [192] * 16
+        assert result["bar"] == pytest.approx(0.835 * plot, abs=1)
 
 
-@pytest.mark.skipif(not shutil.which("chromium"), reason="Chromium is not installed")
+@needs_chromium
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_in_a_browser_the_page_is_drawn_in_both_schemes(tmp_path, scheme):
     trigger, *_ = kept_trigger(tmp_path)
