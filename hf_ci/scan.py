@@ -355,7 +355,9 @@ def cost_of(inversions: Sequence[Inversion], adapter: Adapter, num_images: int, 
     backward += sum(o.backward for i in inversions for o in i.others)
     if any(i.probe for i in inversions):
         forward += num_images + passes(num_photos) if num_photos else passes(num_images)
-    if adapter.layers.image and inversions[0].reference_asr is not None:  # once for the adapter, once for its references
+    if (
+        adapter.layers.image and inversions[0].reference_asr is not None
+    ):  # once for the adapter, once for its references
         forward, backward = 2 * forward, 2 * backward
     text = len(adapter.class_names) * (forward if adapter.meta_net else 1)
     return Cost(image_forward=forward, image_backward=backward, text_forward=text)

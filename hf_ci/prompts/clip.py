@@ -66,9 +66,7 @@ class FrozenCLIP(nn.Module):
             pooled = vision.post_layernorm(hidden[:, 0])
         return F.normalize(self.model.visual_projection(pooled).float(), dim=-1)
 
-    def text_features(
-        self, embeds: Tensor, tree: TextTree | ShortTree, prompts: Mapping[int, Tensor] = NONE
-    ) -> Tensor:
+    def text_features(self, embeds: Tensor, tree: TextTree | ShortTree, prompts: Mapping[int, Tensor] = NONE) -> Tensor:
         """Prompt embeddings (S, T, d) without positions, laid out as `tree` says -> (S, C, D) fp32 of unit length.
         prompts: by layer (n, d), as in `Layers.text`; with them, a `TextTree`."""
         text = self.model.text_model

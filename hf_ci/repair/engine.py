@@ -76,7 +76,9 @@ def repair(text: str, run: Run, options: RepairOptions) -> Repaired:
     if before.verdict == "clean":
         return left("nothing to repair", EXIT_CLEAN, "the adapter scans as clean: there is nothing to repair")
     if examined and not (method := METHODS[examined.adapter.method]).measured:
-        return left("inconclusive", EXIT_INCONCLUSIVE, f"{method.title} adapters cannot be repaired yet, nor called backdoored")
+        return left(
+            "inconclusive", EXIT_INCONCLUSIVE, f"{method.title} adapters cannot be repaired yet, nor called backdoored"
+        )
     if before.verdict != "backdoored":
         return left("inconclusive", before.exit_code or EXIT_INCONCLUSIVE, *before.reasons)
     witnesses = examined.witnesses

@@ -52,7 +52,7 @@ class Method:
         if deep:
             raise AdapterError(
                 f"method is {self.name!r}, but the weights hold prompts for the encoders' layers: {some(deep)}",
-                "its clip_prompt.json says another method than it was tuned with; ask for the adapter as it was written",
+                "clip_prompt.json has to name the method that it was tuned with; fetch the whole adapter",
             )
 
     def layers(self, context: Tensor, deep: dict[str, Tensor]) -> Layers:
@@ -85,7 +85,9 @@ class DeepMethod(Method):
                 "fetch the whole adapter, or ask for it as it was written",
             )
         if context.ndim != 2:
-            raise AdapterError(f"{self.title} with class-specific contexts is not known", "expected (tokens, dimensions)")
+            raise AdapterError(
+                f"{self.title} with class-specific contexts is not known", "expected (tokens, dimensions)"
+            )
         self.check_tensors(context, deep)
 
     def check_tensors(self, context: Tensor, deep: dict[str, Tensor]) -> None:
@@ -113,7 +115,9 @@ def expect_shape(tensor: Tensor, shape: tuple[int | None, ...], name: str, title
     found = tuple(tensor.shape)
     if len(found) != len(shape) or not all(n == m or (m is None and n) for n, m in zip(found, shape)):
         wanted = ", ".join("any" if n is None else str(n) for n in shape)
-        raise AdapterError(f"{title}'s {cut(name, 80)} is {found}, expected ({wanted})", "the file is damaged, or altered")
+        raise AdapterError(
+            f"{title}'s {cut(name, 80)} is {found}, expected ({wanted})", "the file is damaged, or altered"
+        )
 
 
 def check_layers(layers: Layers, text: tuple[int, int], image: tuple[int, int], title: str) -> None:
@@ -122,14 +126,17 @@ def check_layers(layers: Layers, text: tuple[int, int], image: tuple[int, int], 
     for tower, found, (depth, width) in (("text", layers.text, text), ("image", layers.image, image)):
         if found and max(found) >= depth:
             raise AdapterError(
-                f"{title} prompts for layer {max(found)} of the {tower} encoder, which has layers 0 to {depth - 1}", advice
+                f"{title} prompts for layer {max(found)} of the {tower} encoder, which has layers 0 to {depth - 1}",
+                advice,
             )
         for layer, vectors in found.items():
             what = f"the {tower} encoder's prompts for layer {layer}"
             if vectors.shape[-1] != width:
                 raise AdapterError(f"{what} have {vectors.shape[-1]} dimensions, the base model has {width}", advice)
             if len(vectors) > MOST_TOKENS:
-                raise AdapterError(f"{what} are {len(vectors)}, at most {MOST_TOKENS} are read", "no training makes so many")
+                raise AdapterError(
+                    f"{what} are {len(vectors)}, at most {MOST_TOKENS} are read", "no training makes so many"
+                )
             if not (longest := vectors.norm(dim=-1).max().item()) <= LONGEST:
                 raise AdapterError(
                     f"{what} are up to {longest:.3g} long, at most {LONGEST:g} is read: numbers may overflow",

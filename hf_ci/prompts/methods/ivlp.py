@@ -40,7 +40,9 @@ class IVLP(DeepMethod):
             shape = tuple(context.shape) if name.startswith("text.") else (tokens, None)
             expect_shape(deep[name], shape, name, self.title)
         if text and not self.tunes_text:
-            raise AdapterError(f"{self.title} has prompts for the text encoder: text.1", "it tunes the image encoder's alone")
+            raise AdapterError(
+                f"{self.title} has prompts for the text encoder: text.1", "it tunes the image encoder's alone"
+            )
 
     def layers(self, context: Tensor, deep: dict[str, Tensor]) -> Layers:
         of = lambda encoder: {i: deep[f"{encoder}.{i}"] for i in numbered(deep, f"{encoder}.")}

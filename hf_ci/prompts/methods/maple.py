@@ -19,7 +19,9 @@ TEXT, COUPLING, FIRST = "compound_prompts_text.", "compound_prompt_projections."
 
 class MaPLe(DeepMethod):
     def claims(self, names: Collection[str]) -> bool:
-        return "ctx" in names and any(name.startswith((TEXT, COUPLING, FIRST)) for name in names)
+        return any(name.startswith((TEXT, COUPLING)) for name in names) or (
+            "ctx" in names and f"{FIRST}weight" in names
+        )
 
     def taken(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensors.pop(name) for name in list(tensors) if name.startswith((TEXT, COUPLING, FIRST))}

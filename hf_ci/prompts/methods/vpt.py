@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from hf_ci.prompts.methods.ivlp import IVLP, SHALLOW
+from hf_ci.prompts.methods.ivlp import IVLP, is_prompt
 
 
 class VPT(IVLP):
     tunes_text = False
 
     def claims(self, names: Collection[str]) -> bool:
-        return SHALLOW in names and "ctx" not in names
+        return "ctx" not in names and any(map(is_prompt, names))
