@@ -118,7 +118,9 @@ def test_half_the_memory_gives_nearly_the_same_answers(base, tiny):
 def test_what_other_adapters_images_came_to_is_not_taken_for_its_own(base, tiny, tmp_path):
     """The pool's image features are shared by all adapters of a base model but those that reach into the image encoder."""
     images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    adapters = [replace(one, class_names=ANIMALS[:3]) for one in (made_adapter(tiny, "coop"), deep_adapter(tiny, "vpt"))]
+    adapters = [
+        replace(one, class_names=ANIMALS[:3]) for one in (made_adapter(tiny, "coop"), deep_adapter(tiny, "vpt"))
+    ]
     jobs = [Job(adapter, base, "digest", images, "pool", ContrastInversion(updates=1)) for adapter in adapters]
     assert jobs[0].shared != jobs[1].shared
     probed = Probed(tiny.image_features, images, tmp_path / jobs[0].shared)
