@@ -59,20 +59,22 @@ def pixels():
 
 
 @pytest.mark.parametrize("method", DEPTHS)
-def test_a_checkpoint_answers_as_the_training_code_does_also_converted(base, tiny, tmp_path, run, method):
+def test_a_checkpoint_answers_as_the_training_code_does_also_converted(read, tiny, tmp_path, method):
     state = made_state(tiny, method, ANIMALS)
-    save_checkpoint(state, tmp_path / "output" / FOLDERS.get(method, "VLPromptLearner"))
+    adapter, _ = read(state, **names_for(method))
+    write_adapter(adapter, tmp_path / "adapter")
+    back = read_adapter(tmp_path / "adapter")
+    assert (back.method, back.class_names, back.digest) == (method, ANIMALS, adapter.digest)
+    torch.testing.assert_close(answers(tiny, back, pixels()), logits(tiny, state, ANIMALS, pixels()), atol=1e-4, rtol=0)
+
+
+def test_an_output_folder_is_converted_on_the_command_line(base, tiny, tmp_path, run):
+    save_checkpoint(made_state(tiny, "vpt", ANIMALS), tmp_path / "output" / FOLDERS["vpt"])
     (tmp_path / "names.txt").write_text("\n".join(ANIMALS))
-    told = ("--classes", "names.txt") if method == "vpt" else ()
-    done = run("convert", "output", "--out", "adapter", "--base", base, *told)
-    assert done.returncode == 0 and f"{method}, 5 classes (cat, dog" in done.stdout, done.stderr
-    assert "85 encoder tensors, equal" in done.stderr or method == "promptsrc"
-    adapter = read_adapter(tmp_path / "adapter")
-    assert (adapter.method, adapter.class_names) == (method, ANIMALS)
-    assert json.loads((tmp_path / "adapter" / "clip_prompt.json").read_text())["method"] == method
-    torch.testing.assert_close(
-        answers(tiny, adapter, pixels()), logits(tiny, state, ANIMALS, pixels()), atol=1e-4, rtol=0
-    )
+    done = run("convert", "output", "--out", "adapter", "--base", base, "--classes", "names.txt")
+    assert done.returncode == 0 and "vpt, 5 classes (cat, dog" in done.stdout, done.stderr
+    assert "85 encoder tensors, equal" in done.stderr
+    assert json.loads((tmp_path / "adapter" / "clip_prompt.json").read_text())["method"] == "vpt"
 
 
 @pytest.mark.parametrize("method", DEPTHS)
@@ -209,7 +211,7 @@ def saved(tiny, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def asked(base, tmp_path_factory):
-    return Run(ScanOptions(num_images=16, base=str(base), cache=tmp_path_factory.mktemp("cache")), Silent())
+    return Run(ScanOptions(num_images=32, base=str(base), cache=tmp_path_factory.mktemp("cache")), Silent())
 
 
 @pytest.fixture(scope="module")
