@@ -61,7 +61,7 @@ class Checkpoint:
     @property
     def averaged(self) -> bool:
         """Frozen tensors, tokens and encoders alike, are the base model's but for the rounding of a mean."""
-        return getattr(METHODS[self.method], "averaged", False)
+        return METHODS[self.method].averaged
 
 
 def recognise(value: object, name: str) -> Checkpoint:
@@ -95,7 +95,7 @@ def recognise(value: object, name: str) -> Checkpoint:
         deep = {key: plain(tensor, key, name) for key, tensor in deep_method.taken(tensors).items()}
         frozen = [key for key in tensors if key.startswith(TOWERS) or key == "logit_scale"]
         encoders = {key: stored(tensors.pop(key), key, name) for key in frozen}
-    if deep_method and deep_method.tunes_text and "ctx" not in tensors:
+    if deep_method and not deep_method.words and "ctx" not in tensors:
         raise AdapterError(
             f"{name} holds {deep_method.title}'s prompts for the layers, but no context", "fetch the whole file"
         )

@@ -69,8 +69,10 @@ def read_checkpoint(
     names = names_for(checkpoint, class_names, found)
     placed = position_for(checkpoint, position, file)
     digest = hashlib.sha256(content).hexdigest()
-    context = hand_written(found.clip).cpu() if checkpoint.context is None else checkpoint.context
-    METHODS[checkpoint.method].check(context, checkpoint.deep)
+    method, context = METHODS[checkpoint.method], checkpoint.context
+    if context is None:
+        context = hand_written(found.clip, method.words).cpu()
+    method.check(context, checkpoint.deep)
     adapter = Adapter(
         checkpoint.method,
         context,

@@ -39,13 +39,16 @@ class Method:
     """A method that tunes a text context, and nothing in the layers.
 
     name: in files and reports; title: as its authors write it. measured: the detectors' thresholds were measured on
-    adapters of this method.
+    adapters of this method. words: the context, where it is written by hand and in no checkpoint. averaged: checkpoints
+    hold the mean of the model over the epochs, frozen weights and all, in their own precision.
     """
 
     name: str
     title: str
 
     measured: ClassVar[bool] = True
+    words: ClassVar[str | None] = None
+    averaged: ClassVar[bool] = False
 
     def check(self, context: Tensor, deep: dict[str, Tensor]) -> None:
         """Raises AdapterError where the adapter's tensors beside the context are not this method's."""
@@ -60,19 +63,15 @@ class Method:
         return Layers()
 
     def claims(self, names: Collection[str]) -> bool:
-        """Whether a checkpoint with tensors of these names is one of this method, as the encoders in it tell."""
+        """Whether a checkpoint with tensors of these names is one of this method. Those without prompts in the layers are
+        told apart by the prompt learner's tensors (`hf_ci.checkpoints.layout`)."""
         return False
 
 
 class DeepMethod(Method):
-    """One that puts prompts into layers. tunes_text: its checkpoints hold a context; else it is written by hand.
-
-    averaged: its checkpoints hold the mean of the model over the epochs, frozen weights and all, in their own precision.
-    """
+    """One that puts prompts into layers."""
 
     measured = False
-    tunes_text: ClassVar[bool] = True
-    averaged: ClassVar[bool] = False
 
     def taken(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Takes this method's tensors beside the context out of a checkpoint's; what they are called in an adapter."""

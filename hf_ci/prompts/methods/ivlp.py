@@ -39,7 +39,7 @@ class IVLP(DeepMethod):
         for name in names:
             shape = tuple(context.shape) if name.startswith("text.") else (tokens, None)
             expect_shape(deep[name], shape, name, self.title)
-        if text and not self.tunes_text:
+        if text and self.words:
             raise AdapterError(
                 f"{self.title} has prompts for the text encoder: text.1", "it tunes the image encoder's alone"
             )

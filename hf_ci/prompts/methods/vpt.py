@@ -9,7 +9,7 @@ from hf_ci.prompts.methods.ivlp import IVLP, is_prompt
 
 
 class VPT(IVLP):
-    tunes_text = False
+    words = "a photo of a"
 
     def claims(self, names: Collection[str]) -> bool:
         return "ctx" not in names and any(map(is_prompt, names))
