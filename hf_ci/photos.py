@@ -73,7 +73,8 @@ def ask(clip: FrozenCLIP, adapter: Adapter, photos: Photos, source: str, seed: i
     fewest = int(counts.min())
 
     def measured(one: Adapter) -> Accuracy:
-        answers = predict(PromptedCLIP.from_adapter(one, clip), features)
+        model = PromptedCLIP.from_adapter(one, clip)
+        answers = predict(model, encode(model, photos.images) if model.layers.image else features)
         return Accuracy(int((answers == photos.labels).sum()), len(photos))
 
     folds = folds_of(photos.labels, PROMPTS)

@@ -18,7 +18,7 @@ from hf_ci.checkpoints.read import read_fetched
 from hf_ci.demonstration import demonstrated
 from hf_ci.detect import Detector, Verdict
 from hf_ci.detect.units import examine_units, unit_warnings, unjudged, with_units
-from hf_ci.detect.verdict import doubted, named
+from hf_ci.detect.verdict import doubted, named, unmeasured
 from hf_ci.errors import (
     EXIT_INTERNAL,
     AdapterError,
@@ -255,6 +255,7 @@ def examine(text: str, run: Run, fetch: Fetch = fetch_text) -> tuple[ScanResult,
             known = [replace(unit, inversion=None) for unit in units]
         verdict = detector.judge(inversions, adapter.class_names, done.distance)
         verdict = doubted(verdict, [*unjudged(known, adapter.class_names), *not_judged(fetched)])
+        verdict = unmeasured(verdict, adapter.method, adapter.class_names)
         found |= findings(verdict, inversions, adapter.class_names)
         found |= {"distance": done.distance, "detector": detector_ref(detector, done, base, run)}
         sought = looked_for(inversions)
@@ -339,6 +340,10 @@ def cost_of(inversions: Sequence[Inversion], adapter: Adapter, num_images: int, 
     backward += sum(o.backward for i in inversions for o in i.others)
     if any(i.probe for i in inversions):
         forward += num_images + passes(num_photos) if num_photos else passes(num_images)
+    if (
+        adapter.layers.image and inversions[0].reference_asr is not None
+    ):  # once for the adapter, once for its references
+        forward, backward = 2 * forward, 2 * backward
     text = len(adapter.class_names) * (forward if adapter.meta_net else 1)
     return Cost(image_forward=forward, image_backward=backward, text_forward=text)
 

@@ -28,7 +28,7 @@ def convert(
         typer.Option(help="Where the class name stands, if it does not tell."),
     ] = None,
 ) -> None:
-    """Make a stock PEFT adapter of a checkpoint of CoOp, CoCoOp, KgCoOp, ProGrad, BadCLIP or BAPLe.
+    """Make a PEFT adapter of a checkpoint of CoOp, CoCoOp, KgCoOp, ProGrad, BadCLIP, BAPLe, MaPLe, IVLP, PromptSRC or VPT.
 
     Nothing in the checkpoint is run. It is not scanned: hf-ci scan takes either.
     """

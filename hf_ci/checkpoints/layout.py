@@ -4,6 +4,8 @@ CoOp, ProGrad      ctx (n, d), or (C, n, d) when class-specific; token_prefix (C
 KgCoOp             the same with bias_vectors and meta_net.linear1, which its forward pass does not use
 CoCoOp, BadCLIP    the same with meta_net.linear1 and meta_net.linear2
 BAPLe              0.ctx, 0.token_prefix, 0.token_suffix, and 1.noise, its trigger
+MaPLe, IVLP, ...   ctx, token_prefix, token_suffix and what `hf_ci.prompts.methods` says, in a whole model (`whole`)
+VPT                the same without a context and without tokens
 by themselves      a tensor ctx; a dict of it, with the class names or without; a prompt learner's bare state_dict
 """
 
@@ -19,6 +21,7 @@ from torch import Tensor
 from hf_ci.errors import AdapterError, Inconclusive, NothingToScan
 from hf_ci.prompts.adapter import META_NET_KEYS
 from hf_ci.prompts.encoders import some
+from hf_ci.prompts.methods import ALL, METHODS
 
 STATES = ("state_dict", "model_state_dict", "prompt_learner")  # what the tensors may lie under
 TRAINING = ("optimizer", "scheduler", "val_result", "epoch")  # what Dassl saves beside them
@@ -26,32 +29,39 @@ NAMES = ("class_names", "classnames", "classes")
 META_NET = "meta_net."
 WRAPPED = re.compile(r"^(module\.|prompt_learner\.)+")  # by DataParallel, or in the model that holds the learner
 UNUSED = ("bias_vectors", "meta_net.linear1.weight", "meta_net.linear1.bias")  # KgCoOp's own
+TOWERS = ("image_encoder.", "text_encoder.", "ZS_image_encoder.")  # of a whole model
 OTHER_METHODS = (  # the first one that fits
-    (r"compound_prompts_text", "MaPLe: prompts in several layers of both towers"),
-    (r"ZS_image_encoder", "PromptSRC: prompts in several layers of both towers"),
-    (r"(?=.*\bctx\b).*\bVPT", "IVLP: prompts in several layers of both towers"),
-    (r"\bVPT|deep_prompt", "VPT: a visual prompt"),
     (r"embedding_prompt", "CLIP-LIT: whole token sequences for two kinds of images"),
     (r"lora_[AB]", "LoRA: changed encoders"),
+    (r"\bVPT|deep_prompt", "a visual prompt"),
     (r"(image|text)_encoder\.|visual\.|transformer\.resblocks", "a whole model, encoders and all"),
 )
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a prompt learner saved. context: (n, d) or (C, n, d) fp32; prefix: (C, 1, d); suffix: (C, L, d).
+    """What a prompt learner saved. context: (n, d) or (C, n, d) fp32, None where the method writes it by hand; prefix:
+    (C, 1, d); suffix: (C, L, d).
 
     position: of the class name, where the method or the file says it. trigger: the shape of one that lies in the file.
+    deep: what stands in the encoders' layers, as in `Adapter`. encoders: those that came with it, as they were saved.
     """
 
     method: str
-    context: Tensor
+    context: Tensor | None
     meta_net: dict[str, Tensor] = field(default_factory=dict)
     prefix: Tensor | None = None
     suffix: Tensor | None = None
     class_names: tuple[str, ...] | None = None
     position: str | None = None
     trigger: tuple[int, ...] | None = None
+    deep: dict[str, Tensor] = field(default_factory=dict)
+    encoders: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def averaged(self) -> bool:
+        """Frozen tensors, tokens and encoders alike, are the base model's but for the rounding of a mean."""
+        return METHODS[self.method].averaged
 
 
 def recognise(value: object, name: str) -> Checkpoint:
@@ -70,21 +80,34 @@ def recognise(value: object, name: str) -> Checkpoint:
             state = state[key]
             break
     named = [(str(key), tensor) for key, tensor in state.items() if isinstance(tensor, Tensor)]
-    check_supported([key for key, _ in named], name)
     named = [(WRAPPED.sub("", key), tensor) for key, tensor in named]
     sequence = any(key == "0.ctx" for key, _ in named)  # BAPLe's of prompt learner and trigger
     tensors = {key.removeprefix("0.") if sequence else key: tensor for key, tensor in named}
     if len(tensors) < len(named):
         raise AdapterError(f"{name} holds some tensors twice under one name", "expected one prompt learner's")
+    deep_method = next((method for method in ALL if method.claims(tensors)), None)
+    if deep_method is None:
+        check_supported(list(tensors), name)
     noise = tensors.pop("1.noise", None) if sequence else None
     rest = {k: v for k, v in state.items() if not isinstance(v, Tensor) and k not in TRAINING} | around
-    if "ctx" not in tensors:
+    deep, encoders = {}, {}
+    if deep_method:
+        deep = {key: plain(tensor, key, name) for key, tensor in deep_method.taken(tensors).items()}
+        frozen = [key for key in tensors if key.startswith(TOWERS) or key == "logit_scale"]
+        encoders = {key: stored(tensors.pop(key), key, name) for key in frozen}
+    if deep_method and not deep_method.words and "ctx" not in tensors:
+        raise AdapterError(
+            f"{name} holds {deep_method.title}'s prompts for the layers, but no context", "fetch the whole file"
+        )
+    if "ctx" not in tensors and not deep_method:
         raise NothingToScan(f"{name} holds no prompt of CLIP: there is no tensor ctx", "name a prompt's checkpoint")
 
     context, prefix, suffix = (taken(tensors, key, name) for key in ("ctx", "token_prefix", "token_suffix"))
     method, position = ("coop", "end" if sequence else None)
     meta_net = {}
-    if "bias_vectors" in tensors:
+    if deep_method:
+        method, position = deep_method.name, "end"
+    elif "bias_vectors" in tensors:
         method, position = "kgcoop", "end"
         for key in UNUSED:
             tensors.pop(key, None)
@@ -98,7 +121,8 @@ def recognise(value: object, name: str) -> Checkpoint:
         raise AdapterError(
             f"{name}: unexpected tensors: {some(stray)}", "expected a prompt learner's, and nothing else"
         )
-    check_shapes(context, prefix, suffix, name)
+    if context is not None:
+        check_shapes(context, prefix, suffix, name)
     names = next((rest[key] for key in NAMES if rest.get(key)), None)
     return Checkpoint(
         method,
@@ -109,6 +133,8 @@ def recognise(value: object, name: str) -> Checkpoint:
         tuple(names) if isinstance(names, list | tuple) else None,
         position or stored_position(rest),
         None if noise is None else tuple(noise.shape),
+        deep,
+        encoders,
     )
 
 
@@ -118,24 +144,29 @@ def check_supported(keys: list[str], name: str) -> None:
         if re.search(pattern, names, re.DOTALL):
             raise Inconclusive(
                 f"{name} holds {what} ({len(keys)} tensors), which hf-ci cannot scan yet",
-                "CoOp, CoCoOp, KgCoOp, ProGrad, BadCLIP and BAPLe can be scanned",
+                "CoOp, CoCoOp, KgCoOp, ProGrad, BadCLIP, BAPLe, MaPLe, IVLP, PromptSRC and VPT can be",
             )
 
 
 def taken(tensors: dict[str, Tensor], key: str, name: str) -> Tensor | None:
-    """A tensor as plain fp32 numbers in memory of its own, out of `tensors`; None where there is none such.
-
-    Raises AdapterError for one that claims more numbers than the file holds, or none at all.
-    """
+    """As `plain`, out of `tensors`; None where there is none such."""
     tensor = tensors.pop(key, None)
-    if tensor is None:
-        return None
-    plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and tensor.is_floating_point()
-    if not plain or not tensor.numel() or tensor.nbytes > tensor.untyped_storage().nbytes():
+    return None if tensor is None else plain(tensor, key, name)
+
+
+def plain(tensor: Tensor, key: str, name: str) -> Tensor:
+    """A tensor as plain fp32 numbers in memory of its own. Raises AdapterError as `stored` does."""
+    return stored(tensor, key, name).float().contiguous()
+
+
+def stored(tensor: Tensor, key: str, name: str) -> Tensor:
+    """Raises AdapterError for a tensor that claims more numbers than the file holds, or none at all."""
+    usual = tensor.layout == torch.strided and tensor.device.type == "cpu" and tensor.is_floating_point()
+    if not usual or not tensor.numel() or tensor.nbytes > tensor.untyped_storage().nbytes():
         raise AdapterError(
             f"{name}: {key} is {tuple(tensor.shape)} of {tensor.dtype}", "expected stored floating point numbers"
         )
-    return tensor.detach().float().contiguous()
+    return tensor.detach()
 
 
 def check_shapes(context: Tensor, prefix: Tensor | None, suffix: Tensor | None, name: str) -> None:

@@ -2,7 +2,8 @@
 
 Training code looks the tokens of "[SOS] X X X X name . [EOT]" up once and saves the vectors beside the context: the first
 as token_prefix, those after the context as token_suffix, in fp16 by default. A row is recognised by its bits in fp16, so
-that both precisions are, and nothing that merely resembles a token.
+that both precisions are, and nothing that merely resembles a token; only where a method saves means over epochs, rounded,
+the nearest token is looked for.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from hf_ci.errors import AdapterError, BaseModelError
 from hf_ci.prompts.clip import FrozenCLIP
 from hf_ci.prompts.encoders import opened, weights_of
 
+NEAR = 0.02  # distance of a rounded row from its token's, as a share of its length; other tokens are about 1 away
 TABLE = "text_model.embeddings.token_embedding.weight"
 
 
@@ -33,9 +35,20 @@ class TokenTable:
         self.dim = self.rows.shape[-1]
         self.token_of = {bits: id for id, bits in reversed(list(enumerate(bits_of(self.rows))))}
 
-    def find(self, rows: Tensor) -> list[int | None]:
-        """(N, d) -> the token that each row is, None for a row that is none."""
-        return [self.token_of.get(bits) for bits in bits_of(rows)]
+    def find(self, rows: Tensor, averaged: bool = False) -> list[int | None]:
+        """(N, d) -> the token that each row is, None for a row that is none. averaged: but for the rounding of a mean."""
+        return self.nearest(rows) if averaged else [self.token_of.get(bits) for bits in bits_of(rows)]
+
+    def nearest(self, rows: Tensor) -> list[int | None]:
+        """(N, d) -> the token that each row is nearest to, None where none is near."""
+        distinct, which = rows.float().unique(dim=0, return_inverse=True)
+        table, found = self.rows.float(), []
+        lengths = table.square().sum(1)  # (V,)
+        for part in distinct.split(256):
+            own = part.square().sum(1)  # (N,)
+            square, token = (own[:, None] - 2 * part @ table.T + lengths).min(1)
+            found += [t if near else None for t, near in zip(token.tolist(), square <= NEAR**2 * own)]
+        return [found[i] for i in which.tolist()]
 
 
 def bits_of(rows: Tensor) -> list[bytes]:
@@ -43,19 +56,22 @@ def bits_of(rows: Tensor) -> list[bytes]:
     return [row.tobytes() for row in (rows.half() + 0).numpy()]
 
 
-def is_base_of(table: TokenTable, prefix: Tensor, start: int) -> bool:
+def is_base_of(table: TokenTable, prefix: Tensor, start: int, averaged: bool = False) -> bool:
     """Whether every class's text begins with this table's token `start`. prefix: (C, 1, d)."""
-    return table.dim == prefix.shape[-1] and set(table.find(prefix[:, 0])) == {start}
+    return table.dim == prefix.shape[-1] and set(table.find(prefix[:, 0], averaged)) == {start}
 
 
-def name_tokens(suffix: Tensor, table: TokenTable, clip: FrozenCLIP, base: str) -> tuple[tuple[int, ...], ...]:
+def name_tokens(
+    suffix: Tensor, table: TokenTable, clip: FrozenCLIP, base: str, averaged: bool = False
+) -> tuple[tuple[int, ...], ...]:
     """The tokens that stand behind the context, for each class, up to the [EOT]. suffix: (C, L, d).
 
     Raises AdapterError for a vector before the [EOT] that is no token of this base model.
     """
-    found = []
-    for c, rows in enumerate(suffix):
-        tokens = table.find(rows)
+    found, length = [], suffix.shape[1]
+    every = table.find(suffix.flatten(0, 1), averaged)
+    for c in range(len(suffix)):
+        tokens = every[c * length : (c + 1) * length]
         end = tokens.index(clip.tokenizer.eos_token_id) if clip.tokenizer.eos_token_id in tokens else len(tokens)
         if None in tokens[:end] or end in (0, len(tokens)):
             at = f"vector {tokens.index(None)}" if None in tokens[:end] else "its end"

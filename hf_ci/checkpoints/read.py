@@ -10,12 +10,15 @@ from pathlib import Path
 from hf_ci.checkpoints.layout import Checkpoint, recognise
 from hf_ci.checkpoints.names import TokenTable, is_base_of, name_of, name_tokens, spells
 from hf_ci.checkpoints.unpickle import unpickle
+from hf_ci.checkpoints.whole import TEXT_POSITIONS, check_whole, is_base_of_whole
 from hf_ci.errors import AdapterError, Inconclusive
 from hf_ci.hub import BaseModel, Fetched, named_base
 from hf_ci.hub.base import EMBEDDED
 from hf_ci.kind import POSITIONS
 from hf_ci.prompts.adapter import Adapter, check_names, read_adapter
 from hf_ci.prompts.clip import FrozenCLIP
+from hf_ci.prompts.methods import METHODS
+from hf_ci.prompts.prompted import hand_written
 
 ASK_NAMES = "give the class names, one a line and in the order of training, with --classes FILE"
 ASK_POSITION = f"say where the class name stands with --position {'|'.join(POSITIONS)} (CoOp's default is end)"
@@ -59,20 +62,27 @@ def read_checkpoint(
 
     found = base_for(checkpoint, file, base, fetch_base, load_clip)
     check_told(checkpoint, file, found, class_names, position)
-    if checkpoint.prefix is None:
+    if checkpoint.encoders:
+        remarks.append(check_whole(checkpoint.encoders, found.base.folder, checkpoint.averaged))
+    elif checkpoint.prefix is None:
         remarks.append(f"that it was tuned on {found.base.id} is taken on trust: nothing in {file} tells")
     names = names_for(checkpoint, class_names, found)
     placed = position_for(checkpoint, position, file)
     digest = hashlib.sha256(content).hexdigest()
+    method, context = METHODS[checkpoint.method], checkpoint.context
+    if context is None:
+        context = hand_written(found.clip, method.words).cpu()
+    method.check(context, checkpoint.deep)
     adapter = Adapter(
         checkpoint.method,
-        checkpoint.context,
+        context,
         names,
         found.base.id,
         found.base.revision,
         checkpoint.meta_net,
         placed,
         files=((file, digest),),
+        deep=checkpoint.deep,
     )
     return adapter, remarks
 
@@ -93,15 +103,18 @@ def base_for(
     fetch_base: Callable[[str, str | None], BaseModel],
     load_clip: Callable[[Path], FrozenCLIP],
 ) -> Found | None:
-    """The base model that was named, or the embedded one where token_prefix is its start token; None where neither is.
+    """The base model that was named, or the embedded one where token_prefix is its start token, or where there is none the
+    encoders' positions its own; None where neither is.
 
     Raises AdapterError where the one that was named has another start token.
     """
-    if named is None and checkpoint.prefix is None:
+    if named is None and checkpoint.prefix is None and not checkpoint.encoders:
         return None
     base = fetch_base(*(named_base("", None, named) if named else (EMBEDDED, None)))
     found = Found(base, load_clip(base.folder), TokenTable(base.folder))
-    if checkpoint.prefix is None or is_base_of(found.table, checkpoint.prefix, found.clip.tokenizer.bos_token_id):
+    if checkpoint.prefix is None:
+        return found if named or is_base_of_whole(checkpoint.encoders, base.folder) else None
+    if is_base_of(found.table, checkpoint.prefix, found.clip.tokenizer.bos_token_id, checkpoint.averaged):
         return found
     if named is None:
         return None
@@ -111,7 +124,10 @@ def base_for(
 
 
 def ask_base(checkpoint: Checkpoint) -> str:
-    d, usual = checkpoint.context.shape[-1], {512: ", as those of ViT-B and ResNet-50", 768: ", as that of ViT-L/14"}
+    vectors = checkpoint.encoders.get(TEXT_POSITIONS) if checkpoint.context is None else checkpoint.context
+    if vectors is None:
+        return "name the CLIP with --base"
+    d, usual = vectors.shape[-1], {512: ", as those of ViT-B and ResNet-50", 768: ", as that of ViT-L/14"}
     return f"name the CLIP with --base; its text tower has {d} dimensions{usual.get(d, '')}"
 
 
@@ -137,7 +153,7 @@ def names_for(checkpoint: Checkpoint, given: tuple[str, ...] | None, found: Foun
     if checkpoint.suffix is None:
         return check_names(given, checkpoint.class_names and list(checkpoint.class_names))
     clip = found.clip
-    tokens = name_tokens(checkpoint.suffix, found.table, clip, found.base.id)
+    tokens = name_tokens(checkpoint.suffix, found.table, clip, found.base.id, checkpoint.averaged)
     recovered = tuple(name_of(each, clip) for each in tokens)
     named = given or checkpoint.class_names
     if named:

@@ -9,6 +9,7 @@ from typing import Literal, Protocol, Self
 
 from hf_ci.detect.calibration import Calibration
 from hf_ci.inversion import Inversion, Inverter
+from hf_ci.prompts.methods import METHODS
 
 FEWEST_CLASSES = 3  # with fewer there is no "rest" that one class could stand out from
 
@@ -62,6 +63,23 @@ def doubted(verdict: Verdict, reasons: Sequence[str]) -> Verdict:
     if verdict.verdict != "clean" or not reasons:
         return verdict
     return replace(verdict, verdict="inconclusive", reasons=tuple(reasons))
+
+
+def unmeasured(verdict: Verdict, method: str, class_names: Sequence[str]) -> Verdict:
+    """The verdict, which is always inconclusive on adapters of a method that no thresholds were measured on: how often
+    either answer would be wrong is not known. It says what would be flagged by the thresholds of other methods."""
+    if METHODS[method].measured:
+        return verdict
+    order = sorted(range(len(verdict.flagged)), key=lambda c: -verdict.scores[c])
+    flagged = [class_names[c] for c in order if verdict.flagged[c]]
+    would = "no class would be flagged" if verdict.flagged else "no class could be scored"
+    if flagged:
+        would = f"{named(flagged)} would be flagged"
+    reason = (
+        f"the thresholds were not measured on {METHODS[method].title} adapters, so that this one is called neither clean nor "
+        f"backdoored; by those of other methods {would}"
+    )
+    return replace(verdict, verdict="inconclusive", reasons=(reason, *verdict.reasons), target=None)
 
 
 def cannot_judge(inversions: Sequence[Inversion], class_names: Sequence[str]) -> Verdict | None:

@@ -53,9 +53,16 @@ class Job:
 
     @property
     def shared(self) -> str:
-        """Stands for all that the image encoder's part in the probes depends on: adapters have it in common."""
+        """Stands for all that the image encoder's part in the probes depends on: adapters have it in common, but for those
+        that reach into the encoder."""
         parts = [PROBES, self.base_digest, self.fingerprint, self.precision, self.device]
+        parts += [self.adapter.digest] * self.has_encoder
         return "probed-" + hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether the adapter's image features are not the base model's."""
+        return bool(self.adapter.layers.image)
 
     @property
     def in_rounds(self) -> bool:
@@ -117,7 +124,7 @@ def run_job(
     """Invert all classes. cache: a folder for all jobs.
 
     `clip` is the model in `job.base_folder`; other processes load it anew. probed: of this model and pool, from another
-    job. Raises Inconclusive where several cannot hand over what they found.
+    job, which serves where the adapter has no image features of its own. Raises Inconclusive where several cannot hand over what they found.
     """
     num_classes, shown = len(job.adapter.class_names), set()
 
@@ -162,8 +169,9 @@ def run_job(
                     "make room there, name another place with --cache, or use --num-processes 1",
                 )
         images = job.images.to(clip.device)
-        probed = probed or Probed(clip.image_features, images, shared)
         with job.model(clip, images) as model:
+            if job.has_encoder or not probed:
+                probed = Probed(model.image_features, images, shared)
             inversions = invert_all(job, model, images, probed, folder, show)
             far = distance(model.from_features, probed) if job.inverter.uses_reference else None
             return Done(inversions, cached, far)
@@ -277,6 +285,6 @@ def _worker(job: Job, images: np.ndarray, own: np.ndarray | None, folder: str, s
         replace(job, own=None if own is None else torch.from_numpy(own)),
     )
     with job.model(clip, pool) as model:
-        invert_all(job, model, pool, Probed(clip.image_features, pool, Path(shared)), Path(folder))
+        invert_all(job, model, pool, Probed(model.image_features, pool, Path(shared)), Path(folder))
     torch.distributed.destroy_process_group()
     os._exit(0)  # all is in files; on the usual way out a thread of the group's has been seen to abort the process

@@ -1,7 +1,8 @@
 """Prompt adapters on disk: stock PEFT (PROMPT_TUNING) with one `clip_prompt.json` beside it.
 
     adapter_config.json         PEFT's own: peft_type, num_virtual_tokens, token_dim, base_model_name_or_path, revision
-    adapter_model.safetensors   prompt_embeddings (n, d), or (C * n, d) when class-specific; base_model.meta_net.*
+    adapter_model.safetensors   prompt_embeddings (n, d), or (C * n, d) when class-specific; base_model.meta_net.*;
+                                base_model.deep_prompts.*, of methods with prompts in the encoders' layers
     clip_prompt.json            what PEFT has no field for: method, class names, class-token position, version
 
 Only safetensors are read. Weights of the base model, there or in a model.safetensors beside it, are no part of the
@@ -25,12 +26,12 @@ from hf_ci.errors import AdapterError
 from hf_ci.files import PROMPT, WEIGHTS, whole_folder
 from hf_ci.kind import POSITIONS, check_kind, read_json, read_whole
 from hf_ci.prompts.encoders import base_name, reading, some
-from hf_ci.prompts.learners import METHODS
+from hf_ci.prompts.methods import METHODS, Layers
 from hf_ci.visible import code_points, cut, invisible_in, lookalikes_in
 
 FORMAT, TEMPLATE = 1, "{context} {name}."
 MOST_CLASSES, LONGEST_NAME = 10_000, 400  # letters; a text tower reads 77 tokens
-META_NET = "base_model.meta_net."
+META_NET, DEEP = "base_model.meta_net.", "base_model.deep_prompts."
 META_NET_KEYS = {"linear1.weight", "linear1.bias", "linear2.weight", "linear2.bias"}
 
 
@@ -38,6 +39,7 @@ META_NET_KEYS = {"linear1.weight", "linear1.bias", "linear2.weight", "linear2.bi
 class Adapter:
     """A tuned prompt: context (n, d) or (C, n, d) fp32, meta-net tensors (empty without one), class names in order.
 
+    deep: what the method puts into the encoders' layers, by the names that it gives it (`hf_ci.prompts.methods`).
     repaired_from: sha256 of the weights that it is a repair of; None for an original. files: (path, sha256) of what it
     was read from, sorted; empty where it was made.
     """
@@ -51,11 +53,18 @@ class Adapter:
     class_token_position: str = "end"
     repaired_from: str | None = None
     files: tuple[tuple[str, str], ...] = ()
+    deep: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def layers(self) -> Layers:
+        """The vectors that stand in the encoders' layers."""
+        return METHODS[self.method].layers(self.context, self.deep)
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors under PEFT's names."""
         named = {"prompt_embeddings": self.context.detach().float().reshape(-1, self.context.shape[-1]).contiguous()}
-        return named | {META_NET + k: v.detach().float().contiguous() for k, v in self.meta_net.items()}
+        more = {META_NET + k: v for k, v in self.meta_net.items()} | {DEEP + k: v for k, v in self.deep.items()}
+        return named | {k: v.detach().float().contiguous() for k, v in more.items()}
 
     @property
     def digest(self) -> str:
@@ -100,7 +109,8 @@ def read_adapter(folder: Path, class_names: tuple[str, ...] | None = None) -> Ad
         raise AdapterError(f"{context.shape[-2]} context vectors, {PROMPT} says {cut(repr(extra['num_context']), 80)}")
 
     meta_net = {k.removeprefix(META_NET): v.float() for k, v in tensors.items() if k.startswith(META_NET)}
-    unknown = sorted(k for k in tensors if not k.startswith(META_NET))
+    deep = {k.removeprefix(DEEP): v.float() for k, v in tensors.items() if k.startswith(DEEP)}
+    unknown = sorted(k for k in tensors if not k.startswith((META_NET, DEEP)))
     if unknown or (meta_net and set(meta_net) != META_NET_KEYS):
         raise AdapterError(
             f"unexpected tensors: {some(unknown or sorted(meta_net))}",
@@ -108,20 +118,24 @@ def read_adapter(folder: Path, class_names: tuple[str, ...] | None = None) -> Ad
         )
     method = extra.get("method") or ("cocoop" if meta_net else "coop")
     position = extra.get("class_token_position", "end")
-    if method not in METHODS or position not in POSITIONS:
+    if method not in tuple(METHODS) or position not in POSITIONS:
         raise AdapterError(
             f"{PROMPT}: method {cut(repr(method), 80)} with the class token at {cut(repr(position), 80)} is not known",
             f"expected one of {', '.join(METHODS)}; position one of {', '.join(POSITIONS)}",
         )
     if (method == "cocoop") != bool(meta_net):
         raise AdapterError(f"method is {method!r}, but the weights hold {'a' if meta_net else 'no'} meta-net")
+    METHODS[method].check(context, deep)
+    if deep and position != "end":
+        found = f"{PROMPT}: the class name stands at the {position}"
+        raise AdapterError(found, f"expected at the end, as {METHODS[method].title} has it")
     base_model = config.get("base_model_name_or_path") or ""
     origin = extra.get("repaired_from")
     if origin is not None and not (isinstance(origin, str) and re.fullmatch("[0-9a-f]{64}", origin)):
         found = f"{PROMPT}: repaired_from is {cut(repr(origin), 80)}"
         raise AdapterError(found, "expected the sha256 of the original's weights")
     revision, files = config.get("revision"), tuple(sorted(digests.items()))
-    return Adapter(method, context.float(), names, base_model, revision, meta_net, position, origin, files)
+    return Adapter(method, context.float(), names, base_model, revision, meta_net, position, origin, files, deep)
 
 
 def read_tensors(folder: Path, read: Callable[[Path], bytes]) -> dict[str, Tensor]:
@@ -203,7 +217,7 @@ def write_adapter(adapter: Adapter, folder: Path, card: str | None = None) -> No
             num_virtual_tokens=len(tensors["prompt_embeddings"]),
             token_dim=adapter.context.shape[-1],
             num_transformer_submodules=1,
-            modules_to_save=["meta_net"] if adapter.meta_net else None,
+            modules_to_save=["meta_net"] * bool(adapter.meta_net) + ["deep_prompts"] * bool(adapter.deep) or None,
             base_model_name_or_path=adapter.base_model,
             revision=adapter.base_revision,
             inference_mode=True,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
@@ -13,12 +15,15 @@ from torch import Tensor, nn
 from hf_ci.errors import BaseModelError, first_line
 from hf_ci.prompts.text import ShortTree, TextTree
 
+NONE: Mapping[int, Tensor] = MappingProxyType({})  # no prompts in the layers
+
 
 class FrozenCLIP(nn.Module):
     """A `transformers.CLIPModel` and its tokenizer, in eval mode, no parameter trainable.
 
     Pixels are always in [0, 1], already resized and cropped; the processor's mean and deviation are applied here, so
-    that a perturbation lives in pixel space.
+    that a perturbation lives in pixel space. Prompts in the encoders' layers are given with each call: without them, the
+    features are the base model's own.
     """
 
     def __init__(self, model, tokenizer, mean: list[float], std: list[float]):
@@ -44,17 +49,35 @@ class FrozenCLIP(nn.Module):
     def logit_scale(self) -> Tensor:
         return self.model.logit_scale.float().exp()
 
-    def image_features(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] -> (B, D) fp32 of unit length."""
+    def image_features(self, pixels: Tensor, prompts: Mapping[int, Tensor] = NONE) -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> (B, D) fp32 of unit length. prompts: by layer (m, v), as in `Layers.image`."""
         x = ((pixels - self.mean) / self.std).to(self.dtype)
-        pooled = self.model.vision_model(pixel_values=x).pooler_output
+        vision = self.model.vision_model
+        if not prompts:
+            pooled = vision(pixel_values=x).pooler_output
+        else:
+            m = len(prompts[0])
+            hidden = vision.embeddings(x)  # (B, 1 + patches, v)
+            hidden = vision.pre_layrnorm(with_last(hidden, prompts[0]))
+            for i, layer in enumerate(vision.encoder.layers):
+                if i and i in prompts:
+                    hidden = with_last(hidden[:, :-m], prompts[i])
+                hidden = layer(hidden, attention_mask=None)
+            pooled = vision.post_layernorm(hidden[:, 0])
         return F.normalize(self.model.visual_projection(pooled).float(), dim=-1)
 
-    def text_features(self, embeds: Tensor, tree: TextTree | ShortTree) -> Tensor:
-        """Prompt embeddings (S, T, d) without positions, laid out as `tree` says -> (S, C, D) fp32 of unit length."""
+    def text_features(self, embeds: Tensor, tree: TextTree | ShortTree, prompts: Mapping[int, Tensor] = NONE) -> Tensor:
+        """Prompt embeddings (S, T, d) without positions, laid out as `tree` says -> (S, C, D) fp32 of unit length.
+        prompts: by layer (n, d), as in `Layers.text`; with them, a `TextTree`."""
         text = self.model.text_model
         hidden = embeds.to(self.dtype) + text.embeddings.position_embedding(tree.position)
-        hidden = text.encoder(inputs_embeds=hidden, attention_mask=tree.mask).last_hidden_state
+        if not prompts:
+            hidden = text.encoder(inputs_embeds=hidden, attention_mask=tree.mask).last_hidden_state
+        else:
+            for i, layer in enumerate(text.encoder.layers):
+                if i in prompts:
+                    hidden = tree.replace(hidden, prompts[i])
+                hidden = layer(hidden, attention_mask=tree.mask)
         pooled = text.final_layer_norm(tree.pool(hidden))
         return F.normalize(self.model.text_projection(pooled).float(), dim=-1)
 
@@ -64,6 +87,11 @@ class FrozenCLIP(nn.Module):
 
     def token_embeddings(self, ids: Tensor) -> Tensor:
         return self.model.text_model.embeddings.token_embedding(ids)
+
+
+def with_last(hidden: Tensor, vectors: Tensor) -> Tensor:
+    """(B, T, v) with `vectors` (m, v) behind each image's tokens: (B, T + m, v)."""
+    return torch.cat([hidden, vectors.to(hidden.dtype).expand(len(hidden), -1, -1)], dim=1)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
+from torch import Tensor
 
 from hf_ci.errors import AdapterError, EncoderModified, HfCiError
 from hf_ci.files import ENCODERS, WEIGHTS
@@ -78,15 +79,20 @@ def check_encoders(folder: Path, base: Path) -> int:
                 f"unexpected tensors: {some(unknown)}", "expected a prompt and, at most, tensors of the base model"
             )
         found = [(difference(file, name, theirs[known], known), name) for file, name, known in brought]
+    check_equal(found)
+    return len(brought)
+
+
+def check_equal(found: list[tuple[float, str]]) -> None:
+    """Raises EncoderModified where any of the (difference, name) of encoder tensors differs from the base model's."""
     if other := [name for size, name in found if size]:
         largest = max(found)[0]
         by = "shapes or types differ" if largest == math.inf else f"largest difference {largest:.2g}"
         raise EncoderModified(
-            f"encoder modified: {len(other)} of {len(brought)} tensors differ from the base model's, {by}: {some(other)}; "
+            f"encoder modified: {len(other)} of {len(found)} tensors differ from the base model's, {by}: {some(other)}; "
             "where the encoders are not frozen, a backdoor may lie in them, and a scan of the prompt says nothing of it",
             "if they belong to another base model, name it with --base",
         )
-    return len(brought)
 
 
 def weights_of(base: Path) -> list[Path]:
@@ -103,7 +109,11 @@ def difference(file: safe_open, name: str, base: safe_open, known: str) -> float
     types = {ours.get_dtype(), theirs.get_dtype()}
     if ours.get_shape() != theirs.get_shape() or (len(types) > 1 and not types <= FLOATS):
         return math.inf
-    tensor, other = file.get_tensor(name), base.get_tensor(known)
+    return gap(file.get_tensor(name), base.get_tensor(known))
+
+
+def gap(tensor: Tensor, other: Tensor) -> float:
+    """The largest difference of two tensors of one shape, in the first one's precision; infinite for what is no number."""
     other = other.to(tensor.dtype)
     if torch.equal(tensor, other):
         return 0.0

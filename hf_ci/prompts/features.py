@@ -10,9 +10,10 @@ from hf_ci.prompts.prompted import PromptedCLIP
 
 
 @torch.no_grad()
-def encode(clip: FrozenCLIP, images: Tensor, trigger=lambda x: x, batch: int = 256) -> Tensor:
-    """(N, 3, H, W) uint8 -> features (N, D) on the model's device."""
-    return torch.cat([clip.image_features(trigger(part.to(clip.device).float() / 255)) for part in images.split(batch)])
+def encode(clip: FrozenCLIP | PromptedCLIP, images: Tensor, trigger=lambda x: x, batch: int = 256) -> Tensor:
+    """(N, 3, H, W) uint8 -> features (N, D) on the model's device, the base model's or those that the prompt makes of it."""
+    device = (clip.clip if isinstance(clip, PromptedCLIP) else clip).device
+    return torch.cat([clip.image_features(trigger(part.to(device).float() / 255)) for part in images.split(batch)])
 
 
 @torch.no_grad()

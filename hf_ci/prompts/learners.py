@@ -1,4 +1,4 @@
-"""The prompt methods: what gives the context vectors.
+"""Prompt learners: what gives the context vectors.
 
 A prompt module maps image features (B, D) to context vectors (B or 1, C or 1, n, d); a leading 1 means that the
 context does not depend on the image, so that text features can be computed once.
@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from torch import Tensor, nn
-
-METHODS = ("coop", "cocoop", "kgcoop")
 
 
 class CoOp(nn.Module):

@@ -13,15 +13,29 @@ from hf_ci.errors import AdapterError
 from hf_ci.prompts.adapter import Adapter
 from hf_ci.prompts.clip import FrozenCLIP
 from hf_ci.prompts.learners import CoCoOp, CoOp, build_meta_net
+from hf_ci.prompts.methods import METHODS, Layers
+from hf_ci.prompts.methods.base import check_layers
 from hf_ci.prompts.text import ShortTrees, build_trees
 
 
 class PromptedCLIP(nn.Module):
-    """logits(pixels) = logit_scale * <image features, text features>, as CLIP's own, with the prompt in the text."""
+    """logits(pixels) = logit_scale * <image features, text features>, as CLIP's own, with the prompt in the text.
 
-    def __init__(self, clip: FrozenCLIP, prompt: nn.Module, class_names: tuple[str, ...], position: str = "end"):
+    layers: prompts in the encoders' layers, beside a prompt that does not depend on the image; with them, image features
+    are not the base model's.
+    """
+
+    def __init__(
+        self,
+        clip: FrozenCLIP,
+        prompt: nn.Module,
+        class_names: tuple[str, ...],
+        position: str = "end",
+        layers: Layers = Layers(),
+    ):
         super().__init__()
         self.clip, self.prompt, self.class_names, self.position = clip, prompt.to(clip.device), class_names, position
+        self.layers = layers.to(clip.device)
         try:
             self.trees = build_trees(clip, class_names, prompt.ctx.shape[-2], position, prompt.ctx.ndim == 3)
         except ValueError as error:
@@ -38,7 +52,8 @@ class PromptedCLIP(nn.Module):
             prompt = CoCoOp(adapter.context, meta_net)
         else:
             prompt = CoOp(adapter.context)
-        return cls(clip, prompt, adapter.class_names, adapter.class_token_position).requires_grad_(False)
+        names, position = adapter.class_names, adapter.class_token_position
+        return cls(clip, prompt, names, position, adapter.layers).requires_grad_(False)
 
     @cached_property
     def short_trees(self) -> ShortTrees:
@@ -52,7 +67,12 @@ class PromptedCLIP(nn.Module):
         if classes is not None:
             tree = self.short_trees.of(classes)
             return self.clip.text_features(tree.place(context), tree)
-        return torch.cat([self.clip.text_features(tree.place(context), tree) for tree in self.trees], dim=1)
+        deep = self.layers.text
+        return torch.cat([self.clip.text_features(tree.place(context), tree, deep) for tree in self.trees], dim=1)
+
+    def image_features(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> (B, D) of unit length, with the prompts in the image encoder."""
+        return self.clip.image_features(pixels, self.layers.image)
 
     def logits_from_features(self, image_features: Tensor, classes: Tensor | None = None) -> Tensor:
         """(B, D) of unit length -> (B, C), or with classes (B, R) those of each image's own (B, R)."""
@@ -61,7 +81,7 @@ class PromptedCLIP(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> logits (B, C) fp32."""
-        return self.logits_from_features(self.clip.image_features(pixels))
+        return self.logits_from_features(self.image_features(pixels))
 
     @contextmanager
     def frozen_prompt(self):
@@ -83,8 +103,9 @@ NEAREST_BATCH = 8  # images at a time, as the texts of all classes are encoded f
 
 
 class BesideReferences(nn.Module):
-    """A prompt and K clean ones for the same classes on the same image features: hand-written ones, and `tuned` ones, whose
-    contexts do not depend on the image.
+    """A prompt and K clean ones for the same classes on the same images: hand-written ones, and `tuned` ones, whose contexts
+    do not depend on the image. The clean ones' encoders are the base model's own: where the prompt reaches into the image
+    encoder, each image is encoded twice.
 
     pixels (B, 3, H, W) -> logits of the adapter (B, C), and of the references (B, K, C). With `classes` (B, R), those of
     the adapter are of each image's own classes (B, R).
@@ -115,12 +136,20 @@ class BesideReferences(nn.Module):
             return torch.cat([logits.topk(NEAREST).indices for logits in parts])
 
     def forward(self, pixels: Tensor, classes: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self.from_features(self.adapted.clip.image_features(pixels), classes)
+        return self.from_features(self.image_features(pixels), classes)
+
+    def image_features(self, pixels: Tensor) -> Tensor:
+        """(B, D), or where the adapter's differ from the references' (B, 2, D), the adapter's first."""
+        own = self.adapted.image_features(pixels)
+        if not self.adapted.layers.image:
+            return own
+        return torch.stack([own, self.adapted.clip.image_features(pixels)], dim=1)
 
     def from_features(self, features: Tensor, classes: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The same from image features (B, D)."""
-        references = self.adapted.clip.logit_scale * torch.einsum("bd,kcd->bkc", features, self.texts)
-        return self.adapted.logits_from_features(features, classes), references
+        """The same as `forward`, from what `image_features` gave."""
+        own, frozen = features.unbind(1) if features.ndim == 3 else (features, features)
+        references = self.adapted.clip.logit_scale * torch.einsum("bd,kcd->bkc", frozen, self.texts)
+        return self.adapted.logits_from_features(own, classes), references
 
 
 def hand_written(clip: FrozenCLIP, words: str = "a photo of a") -> Tensor:
@@ -142,6 +171,13 @@ def check_fits(adapter: Adapter, clip: FrozenCLIP) -> None:
             f"context vectors have {d} dimensions, the base model's text tower has {clip.token_dim}",
             "name the base model that the adapter was tuned on with --base",
         )
+    text, vision = (getattr(clip.model.config, f"{tower}_config") for tower in ("text", "vision"))
+    check_layers(
+        adapter.layers,
+        (text.num_hidden_layers, text.hidden_size),
+        (vision.num_hidden_layers, vision.hidden_size),
+        METHODS[adapter.method].title,
+    )
     if adapter.context.ndim == 3 and len(adapter.context) != len(adapter.class_names):
         raise AdapterError(
             f"the prompt holds {len(adapter.context)} class-specific contexts, {len(adapter.class_names)} class names "

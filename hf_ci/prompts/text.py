@@ -46,6 +46,10 @@ class TextTree:
         vectors = context[:, rows, self.slot.clamp(min=0)]  # (S, T, d)
         return torch.where(self.slot[None, :, None] >= 0, vectors, self.base[None].to(vectors.dtype))
 
+    def replace(self, hidden: Tensor, vectors: Tensor) -> Tensor:
+        """What a layer made of the texts (S, T, d), with `vectors` (n, d) in the context's places."""
+        return torch.where(self.slot[:, None] >= 0, vectors[self.slot.clamp(min=0)].to(hidden.dtype), hidden)
+
     def pool(self, hidden: Tensor) -> Tensor:
         """(S, T, d) -> (S, C, d), where the EOTs stand."""
         return hidden[:, self.eot]

@@ -15,6 +15,7 @@ from hf_ci.files import FILES
 from hf_ci.hub.target import sha256
 from hf_ci.photos import PROMPTS
 from hf_ci.prompts import Adapter, write_adapter
+from hf_ci.prompts.methods import METHODS
 from hf_ci.rates import wilson
 from hf_ci.repair.report import RepairReport, Round
 from hf_ci.repair.tuning import clean_prompt, triggers, tuned
@@ -74,6 +75,10 @@ def repair(text: str, run: Run, options: RepairOptions) -> Repaired:
 
     if before.verdict == "clean":
         return left("nothing to repair", EXIT_CLEAN, "the adapter scans as clean: there is nothing to repair")
+    if examined and not (method := METHODS[examined.adapter.method]).measured:
+        return left(
+            "inconclusive", EXIT_INCONCLUSIVE, f"{method.title} adapters cannot be repaired yet, nor called backdoored"
+        )
     if before.verdict != "backdoored":
         return left("inconclusive", before.exit_code or EXIT_INCONCLUSIVE, *before.reasons)
     witnesses = examined.witnesses

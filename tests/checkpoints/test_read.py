@@ -126,10 +126,7 @@ def test_a_vector_that_is_no_token_hides_no_class(read, clip, tmp_path):
 
 
 WHOLE_MODELS = {
-    "MaPLe": ["prompt_learner.ctx", "prompt_learner.compound_prompts_text.0", "image_encoder.conv1.weight"],
-    "PromptSRC": ["prompt_learner.ctx", "prompt_learner.ZS_image_encoder.conv1.weight", "image_encoder.VPT"],
-    "IVLP": ["prompt_learner.ctx", "image_encoder.VPT", "image_encoder.transformer.resblocks.1.VPT_shallow"],
-    "VPT": ["image_encoder.VPT", "image_encoder.conv1.weight"],
+    "a visual prompt": ["deep_prompt.embeddings", "image_encoder.conv1.weight"],
     "CLIP-LIT": ["module.embedding_prompt"],
     "a whole model": ["prompt_learner.ctx", "image_encoder.conv1.weight"],
 }
