@@ -3,11 +3,10 @@
 import shutil
 
 import pytest
-from test_safety import report_of
 
 from hf_ci.cards.safety import CARD
 from hf_ci.hub.target import DEMOS, hashes
-from hf_ci.report import Report, ScannedFile
+from hf_ci.report import ClassScore, NamedClass, Report, ScannedFile, ScanResult, Timing
 
 
 @pytest.fixture
@@ -17,8 +16,21 @@ def reported(tmp_path):
     for name, verdict in (("a", "clean"), ("b", "backdoored")):
         shutil.copytree(DEMOS / "clean", tmp_path / name)
         files = tuple(ScannedFile(path=path, sha256=digest) for path, digest in hashes(tmp_path / name))
-        (result,) = report_of(verdict).results
-        results.append(result.model_copy(update={"target": f"./{name}", "revision": None, "files": files}))
+        bad = verdict == "backdoored"
+        results.append(
+            ScanResult(
+                target=f"./{name}",
+                files=files,
+                method="coop",
+                num_classes=1,
+                verdict=verdict,
+                reasons=("because",),
+                classes=(ClassScore(index=0, name="frog", loss=-1.0, asr=0.9, score=0.9, flagged=bad),),
+                target_class=NamedClass(index=0, name="frog") if bad else None,
+                timing=Timing(date="2026-01-02", seconds=1.0, num_processes=1, classes_from_cache=0),
+                exit_code=int(bad),
+            )
+        )
     (tmp_path / "r.json").write_text(Report(results=tuple(results)).model_dump_json())
     return tmp_path
 
