@@ -102,7 +102,9 @@ def recognise(value: object, name: str) -> Checkpoint:
     if "ctx" not in tensors and not deep_method:
         raise NothingToScan(f"{name} holds no prompt of CLIP: there is no tensor ctx", "name a prompt's checkpoint")
 
-    context, prefix, suffix = (taken(tensors, key, name) for key in ("ctx", "token_prefix", "token_suffix"))
+    context = prefix = suffix = None
+    if "ctx" in tensors:  # without one there are no tokens either, or they are none that belong to it
+        context, prefix, suffix = (taken(tensors, key, name) for key in ("ctx", "token_prefix", "token_suffix"))
     method, position = ("coop", "end" if sequence else None)
     meta_net = {}
     if deep_method:
