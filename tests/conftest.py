@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from making import made_adapter
+from program import Program
 
 from hf_ci.hub.base import EMBEDDED_FOLDER
 from hf_ci.prompts import FrozenCLIP, load_clip, write_adapter
@@ -56,18 +57,26 @@ def adapter_folder(clip, tmp_path) -> Path:
     return tmp_path / "adapter"
 
 
+@pytest.fixture(scope="session")
+def loaded():
+    """The program with its libraries loaded, once a test asks for it."""
+    programs: list[Program] = []
+    yield programs
+    for program in programs:
+        program.end()
+
+
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path, loaded):
     """Run the program as a user would; returns the finished process."""
+    if not loaded:
+        loaded.append(Program(os.environ))
 
     def run(*args: str | Path, env: dict[str, str] | None = None, cwd: Path | None = None, timeout: int = 300):
-        return subprocess.run(
-            [sys.executable, "-m", "hf_ci", *map(str, args)],
-            capture_output=True,
-            text=True,
-            env=os.environ | (env or {}),
-            cwd=cwd or tmp_path,
-            timeout=timeout,
-        )
+        words, env, cwd = [*map(str, args)], os.environ | (env or {}), cwd or tmp_path
+        if loaded[0].suits(env):
+            return loaded[0](words, env, cwd, timeout)
+        command = [sys.executable, "-m", "hf_ci", *words]
+        return subprocess.run(command, capture_output=True, text=True, env=env, cwd=cwd, timeout=timeout)
 
     return run

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +15,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image
 from markdown_it import MarkdownIt
 from PIL import Image as PILImage
+from program import Program
 
 from hf_ci.detect.calibration import SHIPPED
 from hf_ci.dev.loopback import LoopbackHub
@@ -26,25 +25,6 @@ from hf_ci.pools.procedural import images
 from hf_ci.prompts import read_adapter
 
 ROOT = Path(__file__).parents[1]
-MANY = """
-import json, os, sys
-import datasets, peft, torch, transformers, hf_ci.repair.engine, hf_ci.scan
-from hf_ci.__main__ import program
-
-done = []
-for words in json.load(sys.stdin):
-    out = os.open("said.txt", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-    if not (child := os.fork()):
-        try:
-            os.dup2(out, 1), os.dup2(out, 2)
-            sys.argv = words
-            program()
-        finally:
-            os._exit(70)  # of no command of ours
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    done.append((code, open("said.txt", errors="replace").read()))
-print(json.dumps(done))
-"""
 README, DOCS = ROOT / "README.md", sorted(ROOT.glob("docs/*.md"))
 SHELL = ("", "sh", "bash", "console")  # languages of blocks that hold commands
 TYPED = re.compile(r"^(?:\$ )?(?:.* && )?(hf-ci .*?)(?:  +#.*)?$", re.M)  # a line that a reader would type
@@ -130,10 +110,8 @@ def place(folder: Path, home: Path) -> Iterator[tuple[Path, dict[str, str]]]:
 
 
 def run_all(commands: list[str], folder: Path, env: dict[str, str]) -> list[tuple[int, str]]:
-    """Exit code and output of each, run in this order, each in a process of its own. They are forked from one
-    that has loaded what takes most of a short command's time."""
-    words = json.dumps([shlex.split(command) for command in commands])
-    done = subprocess.run(
-        [sys.executable, "-c", MANY], input=words, cwd=folder, env=env, stdout=-1, text=True, check=True
-    )
-    return json.loads(done.stdout)
+    """Exit code and output of each, run in this order."""
+    program = Program(env)
+    done = [program(shlex.split(command)[1:], env, folder) for command in commands]
+    program.end()
+    return [(ended.returncode, ended.stdout + ended.stderr) for ended in done]

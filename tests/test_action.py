@@ -200,7 +200,7 @@ def test_shares_on_several_machines_make_one_report(action, git, tmp_path):
 def test_a_folder_does_not_stand_in_for_a_repo_on_the_hub(action, tmp_path):
     shutil.copytree(DEMOS / "clean", tmp_path / "repo" / "org" / "model")
     done = action({"targets": "org/model"})
-    assert done.failed and done.output("verdict") == "inconclusive" and "write ./org/model" in done.log
+    assert done.failed and done.output("verdict") == "error" and "write ./org/model" in done.log
     assert action({"targets": "./org/model"}).output("verdict") == "clean"
 
 

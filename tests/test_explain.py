@@ -40,7 +40,8 @@ def result(verdict="backdoored", score=6.0, reference=0.7, base="hf-ci-clip-64",
     )
 
 
-def test_every_class_stands_beside_the_null():
+def test_every_class_stands_beside_the_null(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
     text = explain(result())
     frog, cat = (next(line for line in text.splitlines() if line.startswith(f"  {n} ")) for n in ("frog", "cat"))
     assert "forced through this adapter alone" in frog and f"{NULL.p_value(6.0, 3):.1g}" in frog

@@ -152,6 +152,7 @@ def test_two_commits_are_no_commit_to_compare_with(ref, adapter, git, tmp_path, 
 
 
 def test_without_git_nothing_is_compared(run, tmp_path):
+    (tmp_path / "a").mkdir()
     configure(tmp_path, adapters=["./a"])
     done = run("run", "--changed-since", "HEAD", env={"PATH": str(tmp_path)})
     assert done.returncode == 2 and "git cannot be run" in done.stderr
@@ -303,7 +304,7 @@ def test_torchrun_prints_a_run_once(adapter, tmp_path):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     command = [*launcher, "-m", "hf_ci", "run"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.stdout.count("./a...") == 1 and done.stdout.count("1 adapter:") == 1, done.stderr
+    assert done.stdout.count("./a...") == 1 and done.stdout.count("1 scanned:") == 1, done.stderr
 
 
 def test_a_target_is_listed_once_and_has_to_be_one_if_it_is_named(monkeypatch):

@@ -97,8 +97,8 @@ class Contrast(Detector):
         false_alarm = (1 - far) * self.false_alarm + far * self.false_alarm_far
         doubt = (1 - far) * self.doubt + far * self.doubt_far
         flagged, doubtful = (self.null.threshold(p, num_classes) for p in (false_alarm, doubt))
-        limits = {"k": flagged, "doubtful": doubtful, "false_alarm": false_alarm, "doubt": doubt}
-        return {name: round(limit, 4) for name, limit in limits.items()}
+        odds = {"false_alarm": round(false_alarm, 4), "doubt": round(doubt, 4)}
+        return {"k": round(flagged, 3), "doubtful": round(doubtful, 3)} | odds
 
     def usual(self, family: str) -> Usual | None:
         """What clean adapters show in a family; None where nothing is known of it."""

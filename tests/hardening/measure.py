@@ -36,17 +36,15 @@ QUICK = ("--num-images", "32")
 JUDGED = ("--detector", "clip-inspector", "--k", "1e9")  # clean, if it comes to a judgement at all
 
 
+def started_program(words: list[str], cwd: Path, env: dict[str, str]) -> subprocess.Popen:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, "-m", "hf_ci", *words], cwd=cwd, env=env, text=True, **pipes)
+
+
 def measured(words: list[str], cwd: Path, env: dict[str, str], timeout: float = 600) -> dict:
-    """Run the program; its exit code, seconds, peak memory in MB and what it printed."""
+    """Run the program; its exit code, seconds and what it printed."""
     started = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "hf_ci", *words],
-        cwd=cwd,
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = started_program(words, cwd, env)
     try:
         out, err = process.communicate(timeout=timeout)
     finally:
@@ -150,9 +148,7 @@ def kills(arguments) -> Iterator[dict]:
             name, n = list(what)[n % len(what)], n + 1
             survived = {"what": name, "kills": 0, "resumed": False, "same": None}
             while True:
-                process = subprocess.Popen(
-                    [sys.executable, "-m", "hf_ci", *what[name]], cwd=place, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-                )  # fmt: skip
+                process = started_program(what[name], place, env)
                 try:
                     out, _ = process.communicate(timeout=draw.uniform(0.3, 0.7 * lasts[name]))
                     break
@@ -205,7 +201,9 @@ def faults(arguments) -> Iterator[dict]:
         scan = ["scan", "demo:coop", *QUICK]
 
         def tried(fault: str, words: list, expected: set[int], env=env, **more) -> dict:
-            done = measured([str(word) for word in words], place, env | more)
+            return judged(fault, measured([str(word) for word in words], place, env | more), expected)
+
+        def judged(fault: str, done: dict, expected: set[int]) -> dict:
             complaint, report = done["err"].strip().splitlines()[-1:], done["out"].splitlines()[:3]
             last = complaint or [line.strip() for line in report]  # of a report, the verdict and what it is for
             clean = "Traceback" not in done["err"] + done["out"]
@@ -228,6 +226,46 @@ def faults(arguments) -> Iterator[dict]:
             hub.spoil_next(how, n)
             yield tried(f"downloads: {how}", ["scan", "user/a", *QUICK], expected, HF_HOME=str(place / f"new-{how}"))
             hub.damages.clear()
+        yield judged("one of two processes dies", a_worker_dies(scan, place, env), {4})
+        yield judged("two scans at once on one cache", two_on_one_cache(scan, place, env), {0})
+
+
+def a_worker_dies(scan: list[str], place: Path, env: dict[str, str]) -> dict:
+    """kill -9 on one of two workers while they invert; the seconds are those from there to the end."""
+    process = started_program([*scan, "--num-processes", "2", "--no-cache"], place, env)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    spawned = lambda: [pid for pid in children.read_text().split() if b"spawn_main" in command_of(pid)]
+    while len(workers := spawned()) < 2:
+        time.sleep(0.1)
+    time.sleep(5)  # they load what they need, and begin
+    killed = time.perf_counter()
+    os.kill(int(workers[1]), signal.SIGKILL)
+    out, err = process.communicate(timeout=120)
+    return {"code": process.returncode, "seconds": round(time.perf_counter() - killed, 1), "out": out, "err": err}
+
+
+def command_of(pid: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:  # it is gone
+        return b""
+
+
+def two_on_one_cache(scan: list[str], place: Path, env: dict[str, str]) -> dict:
+    """Both have to end well, with the same report; the first one's end is told."""
+    env, started = env | {"XDG_CACHE_HOME": str(place / "shared")}, time.perf_counter()
+    both = [started_program([*scan, "--format", "json"], place, env) for _ in range(2)]
+    (out, err), (other, _) = (process.communicate(timeout=600) for process in both)
+    check_cache(place / "shared")
+    alike = both[0].returncode == both[1].returncode == 0 and same(out) == same(other)
+    said = "both end with the same report" if alike else "they differ"
+    seconds = round(time.perf_counter() - started, 1)
+    return {
+        "code": both[0].returncode if alike else None,
+        "seconds": seconds,
+        "out": said,
+        "err": err if not alike else "",
+    }
 
 
 # ---------------------------------------------------------------- load

@@ -12,6 +12,7 @@ import torch
 from hf_ci import ScanOptions
 from hf_ci import scan_targets as scan
 from hf_ci.detect import Contrast
+from hf_ci.detect.contrast import FAR
 from hf_ci.errors import UsageError
 from hf_ci.hub.base import EMBEDDED_FOLDER
 from hf_ci.hub.target import sha256
@@ -298,7 +299,8 @@ def test_the_shipped_records_are_judged_by_the_shipped_thresholds():
 
 
 def test_other_thresholds_give_other_verdicts_and_a_doubt_stays(monkeypatch):
-    found = [r for r in read_records(CARDS / "benchmark.jsonl") if r["result"]["verdict"] == "backdoored"]
+    near = [r for r in read_records(CARDS / "benchmark.jsonl") if (r["result"]["distance"] or 1) < FAR]
+    found = [r for r in near if r["result"]["verdict"] == "backdoored"]
     strict = lambda self, *_: {"k": 1e6, "doubtful": 1e5}
     monkeypatch.setattr(Contrast, "thresholds", strict)
     (clean,) = rejudge(found[:1])

@@ -2,7 +2,7 @@
 
 The record is docs/run.json, with the trigger's numbers in docs/run:
 
-    hf-ci scan demo:clean demo:coop demo:frame --save-trigger docs/run --output json=docs/run.json
+    hf-ci scan demo:clean demo:far demo:frame --save-trigger docs/run --output json=docs/run.json
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from hf_ci.report import Report
 from hf_ci.reports import render
 
 RECORD, TERMINAL, BROWSER = "docs/run.json", "docs/run.svg", "docs/report.png"
-MAKE = "hf-ci scan demo:clean demo:coop demo:frame --save-trigger docs/run --output json=docs/run.json"
+MAKE = "hf-ci scan demo:clean demo:far demo:frame --save-trigger docs/run --output json=docs/run.json"
 COLUMNS = 80  # or as many as the longest line has
 WINDOW = (1280, 1600)  # pixels; what is further down is not shown
 HELD = "html-sha256"  # the PNG's text chunk
@@ -46,11 +46,12 @@ def terminal(report: Report) -> str:
     from rich.console import Console
     from rich.text import Text
 
-    printed = render(report, "text", lasting=False)
-    width = max(COLUMNS, *map(len, printed.splitlines()))
+    printed = Text.from_ansi(render(report, "text", lasting=False, colour=True))
+    command = f"$ hf-ci scan {' '.join(result.target for result in report.results)}"
+    width = max(COLUMNS, *map(len, [command, *printed.plain.splitlines()]))
     console = Console(record=True, width=width, file=io.StringIO())
-    console.print(f"$ hf-ci scan {' '.join(result.target for result in report.results)}", style="bold", highlight=False)
-    console.print(Text.from_ansi(printed))
+    console.print(command, style="bold", highlight=False)
+    console.print(printed)
     plain = re.sub(r"@font-face \{\{.*?\}\}\s*", "", CONSOLE_SVG_FORMAT, flags=re.S)
     return console.export_svg(title="hf-ci", code_format=plain, unique_id="run")
 

@@ -221,8 +221,10 @@ def make_demos(data_root: str, out: Path, base: str = EMBEDDED, seed: int = 0) -
     """The demo adapters that ship with hf-ci, one seed, the target class drawn from it: two clean ones of ten classes that
     the base model knows (tiny_imagenet's), two poisoned ones of everyday things (cifar10), and a clean one that learned
     flowers, which it hardly knows."""
-    near = Workbench.open(f"{data_root}/tiny_imagenet", base, classes=10, seed=seed)
-    things, far = (Workbench.open(f"{data_root}/{name}", base) for name in ("cifar10", "flowers17"))
+    near, things, far = (
+        Workbench.open(f"{data_root}/{name}", base, classes=10, seed=seed)
+        for name in ("tiny_imagenet", "cifar10", "flowers17")
+    )
     coop = Recipe(method="coop", shots=DEMO_SHOTS, seed=seed, batch=64, epochs=20, optimiser="adam", lr=0.03)
     gently = {"epochs": 2, "lr": 0.002}
     recipes = {
