@@ -6,21 +6,30 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes share the cores; more threads would fight over them
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from making import made_adapter
-from program import Program
+from program import Programs
 
 from hf_ci.hub.base import EMBEDDED_FOLDER
 from hf_ci.prompts import FrozenCLIP, load_clip, write_adapter
 
+LONGEST = (
+    "test_docs",
+    "lab/test_bench",
+    "test_photos",
+    "test_evasions",
+    "test_readme",
+    "lab/test_calibrate",
+    "test_scan",
+)
+
 
 def pytest_collection_modifyitems(items):
-    """What takes longest goes first, so that no process waits for another at the end."""
-    items.sort(key=lambda item: not item.nodeid.startswith("tests/test_readme.py"))
+    """The files that take longest go first, so that no process waits for another at the end."""
+    first = {f"tests/{name}.py": rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: first.get(item.nodeid.partition("::")[0], len(first)))
 
 
 @pytest.fixture(autouse=True)
@@ -58,25 +67,17 @@ def adapter_folder(clip, tmp_path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def loaded():
-    """The program with its libraries loaded, once a test asks for it."""
-    programs: list[Program] = []
-    yield programs
-    for program in programs:
-        program.end()
+def programs():
+    made = Programs()
+    yield made
+    made.end()
 
 
 @pytest.fixture
-def run(tmp_path, loaded):
+def run(tmp_path, programs):
     """Run the program as a user would; returns the finished process."""
-    if not loaded:
-        loaded.append(Program(os.environ))
 
     def run(*args: str | Path, env: dict[str, str] | None = None, cwd: Path | None = None, timeout: int = 300):
-        words, env, cwd = [*map(str, args)], os.environ | (env or {}), cwd or tmp_path
-        if loaded[0].suits(env):
-            return loaded[0](words, env, cwd, timeout)
-        command = [sys.executable, "-m", "hf_ci", *words]
-        return subprocess.run(command, capture_output=True, text=True, env=env, cwd=cwd, timeout=timeout)
+        return programs([*map(str, args)], os.environ | (env or {}), cwd or tmp_path, timeout)
 
     return run

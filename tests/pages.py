@@ -109,9 +109,15 @@ def place(folder: Path, home: Path) -> Iterator[tuple[Path, dict[str, str]]]:
         yield folder, os.environ | hub.env(home) | {"HF_CI_NUM_IMAGES": "64"}
 
 
+def words(command: str) -> list[str]:
+    """As a shell has them, after the program's name; a repair takes its number of images from no environment."""
+    _, name, *rest = shlex.split(command)
+    return [name, *rest, *(["--num-images", "64"] if name == "repair" else [])]
+
+
 def run_all(commands: list[str], folder: Path, env: dict[str, str]) -> list[tuple[int, str]]:
     """Exit code and output of each, run in this order."""
     program = Program(env)
-    done = [program(shlex.split(command)[1:], env, folder) for command in commands]
+    done = [program(words(command), env, folder) for command in commands]
     program.end()
     return [(ended.returncode, ended.stdout + ended.stderr) for ended in done]

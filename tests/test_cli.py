@@ -150,7 +150,9 @@ def test_ctrl_c_says_so_and_the_next_run_goes_on_from_there(adapter_folder, tmp_
         "scan",
         str(adapter_folder),
         "--num-images",
-        "400",
+        "200",
+        "--detector",
+        "clip-inspector",
         "--cache",
         str(cache),
     ]

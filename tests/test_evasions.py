@@ -170,7 +170,7 @@ def test_two_weight_files_and_other_weights_beside_the_judged_ones(run, tmp_path
     for name in [*names, "training_args.bin", "notes.txt"]:
         (clean / name).write_bytes(b"x")
     assert set(fetch_text(str(clean)).others) == set(names)
-    done = run("scan", clean, *QUICK)
+    done = run("scan", clean, *QUICK, "--detector", "clip-inspector", "--k", "1e9")
     (result,) = json.loads(done.stdout)["results"]
     assert done.returncode == 4 and result["verdict"] == "inconclusive" and result["classes"]
     assert "weights that were not judged" in result["reasons"][0] and "'adapter_model.bin'" in result["reasons"][0]

@@ -1,6 +1,5 @@
 """The README's commands, run one after another as a reader would, and what holds its two screens together."""
 
-import shlex
 import subprocess
 import sys
 
@@ -19,8 +18,8 @@ def test_every_command_runs(tmp_path, tmp_path_factory):
     assert RUN.keys() == set(pages.typed(pages.README))
     with pages.place(tmp_path, tmp_path_factory.mktemp("home")) as (folder, env):
         for command, codes in RUN.items():
-            words = [sys.executable, "-m", *shlex.split(command.replace("hf-ci", "hf_ci", 1))]
-            done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True)
+            whole = [sys.executable, "-m", "hf_ci", *pages.words(command)]
+            done = subprocess.run(whole, cwd=folder, env=env, capture_output=True, text=True)
             assert done.returncode in codes, f"{command}: {done.returncode}\n{done.stdout}{done.stderr}"
 
 

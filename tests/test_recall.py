@@ -16,7 +16,7 @@ from hf_ci.hub.base import EMBEDDED_FOLDER
 from hf_ci.hub.target import sha256
 from hf_ci.prompts import read_adapter, write_adapter
 from hf_ci.recall import place_of, scan_each, setting_of
-from hf_ci.settings import ScanOptions
+from hf_ci.settings import ScanOptions, default_cache
 
 QUICK = {"num_images": 32, "precision": "fp32", "detector": "clip-inspector"}
 
@@ -122,8 +122,11 @@ def test_a_failure_is_not_kept_and_a_damaged_file_is_scanned_anew(adapter_folder
     assert again.verdict == first.verdict and json.loads(kept.read_text())["verdict"] == first.verdict
 
 
-def test_a_picture_that_is_asked_for_is_made(options, tmp_path):
-    settings = replace(options, detector="contrast", num_images=64, precision="auto")
+FOUND = ScanOptions(num_images=64)  # of the poisoned demo, which other tests scan so, too
+
+
+def test_a_picture_that_is_asked_for_is_made(tmp_path):
+    settings = replace(FOUND, k=4.1, cache=default_cache())  # its own threshold, so that the result is its own
     (without,) = scan_each(["demo:frame"], settings)
     (with_one,) = scan_each(["demo:frame"], replace(settings, save_trigger=tmp_path))
     assert without.trigger is None and with_one.verdict == without.verdict == "backdoored"
@@ -131,12 +134,12 @@ def test_a_picture_that_is_asked_for_is_made(options, tmp_path):
 
 
 def test_no_report_names_a_picture_that_is_gone(run, tmp_path):
-    command = ("scan", "demo:frame", "--num-images", "64", "--output", f"json={tmp_path / 'r.json'}")
-    done = run(*command, "--output", f"html={tmp_path / 'r.html'}", "--cache", tmp_path / "cache")
+    command = ("scan", "demo:frame", "--num-images", "64", "--k", "4.2", "--output", f"json={tmp_path / 'r.json'}")
+    done = run(*command, "--output", f"html={tmp_path / 'r.html'}")
     (result,) = json.loads((tmp_path / "r.json").read_text())["results"]
     assert result["trigger"]["path"] == "" and "Reconstructed trigger" not in done.stdout
     assert (tmp_path / "r.html").read_text().count("data:image/png") == 8
-    done = run(*command, "--save-trigger", tmp_path / "kept", "--cache", tmp_path / "cache")
+    done = run(*command, "--save-trigger", tmp_path / "kept")
     (result,) = json.loads((tmp_path / "r.json").read_text())["results"]
     assert Path(result["trigger"]["path"]).is_file() and "Reconstructed trigger" in done.stdout
 
@@ -181,9 +184,9 @@ def test_without_room_for_the_result_nothing_is_lost(adapter_folder, options, mo
     assert result.cost is not None and not list(options.cache.rglob("results/*.json"))
 
 
-def test_an_internal_error_after_the_inversions_is_not_kept(options, tmp_path, monkeypatch):
+def test_an_internal_error_after_the_inversions_is_not_kept(tmp_path, monkeypatch):
     monkeypatch.setattr("hf_ci.demonstration.save_trigger", lambda *_, **__: 1 / 0)
-    settings = replace(options, detector="contrast", num_images=64, precision="auto", save_trigger=tmp_path)
+    settings = replace(FOUND, k=4.3, cache=default_cache(), save_trigger=tmp_path)
     (result,) = scan_each(["demo:frame"], settings)
     assert result.exit_code == 5 and result.cost is not None
-    assert not list(options.cache.rglob("results/*.json"))
+    assert not place("demo:frame", settings).exists()

@@ -62,7 +62,7 @@ def test_a_loss_that_is_no_number_is_looked_at():
 
 
 def test_exact_inverts_every_class_and_agrees_on_those_that_a_scan_inverts(clip, tmp_path):
-    images = torch.randint(0, 256, (64, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.randint(0, 256, (32, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     jobs = [
         Job(made_adapter(clip, "coop", names=NAMES), EMBEDDED_FOLDER, "", images, "", ContrastInversion(), exact=exact)
         for exact in (False, True)

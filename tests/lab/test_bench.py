@@ -312,17 +312,17 @@ def test_other_thresholds_give_other_verdicts_and_a_doubt_stays(monkeypatch):
 
 def test_repairs_are_measured_with_controls_and_clean_adapters_are_tuned_all_the_same(bench_run, data, tmp_path):
     folder, spec, _ = bench_run
-    out = tmp_path / "repairs.jsonl"
-    found = list(run_repairs(spec, data.parent, out, folder / "zoo", ["table"], shots=4))
-    assert read_records(out) == found and not list(
-        run_repairs(spec, data.parent, out, folder / "zoo", ["table"], shots=4)
+    (group,) = spec.groups
+    unharmed = replace(spec, groups=(replace(group, models=tuple(m for m in group.models if m.attack == "clean")),))
+    repairs = lambda: list(
+        run_repairs(unharmed, data.parent, tmp_path / "out.jsonl", folder / "zoo", ["table"], shots=4)
     )
-    clean = [r for r in found if r["model"]["attack"] == "clean"]
+    clean = repairs()
+    assert read_records(tmp_path / "out.jsonl") == clean and not repairs()
     assert [r["mode"] for r in clean] == ["without labels", "with labels"]
     outcomes = ("nothing to repair", "inconclusive")  # by the built-in pool not every clean adapter is told from others
     assert all(r["outcome"] in outcomes and 0 <= r["after"]["accuracy"] <= 1 for r in clean)
 
-    group = spec.groups[0]
     model = next(m for m in group.models if m.attack == "blended")  # whether or not so short a tuning plants anything
     zoo = Zoo(folder / "zoo", data.parent)
     adapter, facts = zoo.get(model)
