@@ -46,7 +46,7 @@ RUN = {  # in this order, and the exit codes that they may end with; frame is th
     "hf-ci lab table records.jsonl --out benchmark.md": {0},
 }
 ELSEWHERE = {  # in which tests they run, with less of everything or with names that mean something
-    "hf-ci scan demo:clean demo:far demo:frame": "test_readme.py",
+    "hf-ci scan demo:coop demo:far demo:frame": "test_readme.py",
     "hf-ci scan ./output/seed1": "checkpoints/test_scan.py",
     "hf-ci scan org/model:seed1/prompt_learner/model.pth.tar-50": "checkpoints/test_scan.py",
     "hf-ci scan './output/**'": "checkpoints/test_scan.py",

@@ -6,7 +6,7 @@ import sys
 import pages
 
 RUN = {  # and the exit codes that they may end with
-    "hf-ci scan demo:clean demo:far demo:frame": {1},
+    "hf-ci scan demo:coop demo:far demo:frame": {1},
     "hf-ci scan ./my-adapter": {1},
     "hf-ci scan org/model --data DATA": {1, 4},  # so few images tell little
     "hf-ci scan org/model --push pr": {1},

@@ -2,7 +2,7 @@
 
 The record is docs/run.json, with the trigger's numbers in docs/run:
 
-    hf-ci scan demo:clean demo:far demo:frame --save-trigger docs/run --output json=docs/run.json
+    hf-ci scan demo:coop demo:far demo:frame --save-trigger docs/run --output json=docs/run.json
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from hf_ci.report import Report
 from hf_ci.reports import render
 
 RECORD, TERMINAL, BROWSER = "docs/run.json", "docs/run.svg", "docs/report.png"
-MAKE = "hf-ci scan demo:clean demo:far demo:frame --save-trigger docs/run --output json=docs/run.json"
+MAKE = "hf-ci scan demo:coop demo:far demo:frame --save-trigger docs/run --output json=docs/run.json"
 COLUMNS = 80  # or as many as the longest line has
 WINDOW = (1280, 1600)  # pixels; what is further down is not shown
 HELD = "html-sha256"  # the PNG's text chunk
