@@ -69,9 +69,8 @@ def merge(
     report = report.model_copy(update={"notes": tuple(dict.fromkeys(report.notes))})
     if format == "text":
         write_stdout("".join(text.headline(result, wants_colour()) + "\n" for result in report.results))
-    finish(
-        report, format, outputs, True, detail_of(quiet, verbose)
-    )  # of the triggers' folders, shards name those that lasted
+    lasting = True  # of the triggers' folders, shards name those that stayed
+    finish(report, format, outputs, lasting, detail_of(quiet, verbose))
     raise typer.Exit(EXIT_CLEAN if changed_since and not report.results else report.exit_code)
 
 

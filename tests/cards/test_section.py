@@ -120,6 +120,8 @@ CARDS = {
     "no blank line before the next heading": b"## Bias, Risks, and Limitations\ntext\n## End\n",
     "risks at the end": b"# A\n\n### Bias, Risks & Limitations\nnone",
     "risks deep": b"# A\n\n###### Bias Risks and Limitations\n\nx\n",
+    "two front matters": (FRONT + FRONT + "# A\n").encode(),
+    "tabs in front matter": b"---\nlicense:\tmit\ntags:\n\t- clip\n---\n# A\n",
     "invalid yaml": b"---\na: [\n---\n# A\n",
     "front matter never closed": b"---\na: b\n\n# A\n",
     "rules": b"# A\n\n---\n\nb\n\n---\n",

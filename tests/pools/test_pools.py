@@ -73,6 +73,20 @@ def test_folder_skips_and_counts_what_is_unreadable_or_twice(folder, processor):
     assert load_pool(str(folder), 1000, 1, processor).fingerprint != pool.fingerprint
 
 
+def test_odd_photos_are_photos_and_what_only_has_the_name_is_not(folder, processor):
+    """As people's folders hold them."""
+    picture(90).convert("CMYK").save(folder / "printed.jpg")
+    picture(91).convert("P").save(folder / "palette.png", transparency=0)
+    picture(92).save(folder / "animated.gif", save_all=True, append_images=[picture(93)])
+    PILImage.fromarray(np.arange(6400, dtype=np.uint16).reshape(80, 80)).save(folder / "sixteen-bits.png")
+    PILImage.new("L", (1, 1)).save(folder / "one-pixel.png")
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "page.jpg").write_text("<!doctype html><title>Not found</title>")
+    (folder / "cut.jpg").write_bytes((folder / "part1" / "001.jpg").read_bytes()[:700])
+    pool = load_pool(str(folder), 1000, 0, processor)
+    assert (len(pool), pool.skipped) == (55, 5) and pool.images.shape[1:] == (3, 64, 64)
+
+
 def test_num_images_is_a_seeded_sample(folder, processor):
     assert len(load_pool(str(folder), 40, 0, processor)) == 40
 

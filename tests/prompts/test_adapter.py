@@ -9,8 +9,8 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPModel
 
-from hf_ci.errors import AdapterError, NothingToScan
-from hf_ci.hub.base import EMBEDDED_FOLDER
+from hf_ci.errors import AdapterError, BaseModelError, NothingToScan
+from hf_ci.hub.base import EMBEDDED_FOLDER, fetch_base
 from hf_ci.hub.target import sha256
 from hf_ci.prompts import read_adapter, write_adapter
 
@@ -59,6 +59,21 @@ def test_stock_peft_restores_the_same_tensors(clip, tmp_path, method):
     if method == "cocoop":
         saved = model.base_model.meta_net.modules_to_save["default"].state_dict()
         assert same(saved, adapter.meta_net)
+
+
+def test_what_newer_or_other_tools_write_is_read(adapter_folder):
+    """Keys that PEFT will only know one day, no base model, half precision, and no metadata in the weights."""
+    before = read_adapter(adapter_folder)
+    config = json.loads((adapter_folder / "adapter_config.json").read_text())
+    news = {"peft_version": "99.0", "a_key_of_tomorrow": {"deep": [1, None]}, "base_model_name_or_path": None}
+    (adapter_folder / "adapter_config.json").write_text(json.dumps(config | news))
+    halves = {name: t.half() for name, t in load_file(adapter_folder / "adapter_model.safetensors").items()}
+    save_file(halves, adapter_folder / "adapter_model.safetensors")
+    after = read_adapter(adapter_folder)
+    assert not after.base_model and after.class_names == before.class_names
+    torch.testing.assert_close(after.context, before.context.half().float())
+    with pytest.raises(BaseModelError, match="names no base model .name it with --base"):
+        fetch_base(after.base_model)
 
 
 def test_an_occupied_folder_is_left_alone(clip, tmp_path):

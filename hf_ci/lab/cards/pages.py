@@ -16,6 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from hf_ci.cards import render_card
+from hf_ci.detect import Contrast
 from hf_ci.errors import UsageError
 from hf_ci.lab.benchmarks.metrics import failed
 from hf_ci.lab.benchmarks.records import read_some
@@ -66,6 +67,24 @@ def of_regimes(root: Path) -> dict:
     return {"regimes": rows_of(json.dumps(records)), "figure": figure}
 
 
+def mistakes(root: Path) -> dict:
+    """The scans by the default detector that gave a wrong answer, those with photos first."""
+    records = read_some(root / "cards" / "benchmark.jsonl", "hf-ci lab bench")
+    found = [r for r in records if r["detector"] == Contrast.name and not failed(r["model"]) and what_is_wrong(r)]
+    found.sort(key=lambda r: (-r["shots"], r["model"]["attack"], r["model"]["id"]))
+    return {"rows": [(r["model"], r["shots"], what_is_wrong(r)) for r in found], "gain": gain, "figure": figure}
+
+
+def what_is_wrong(record: dict) -> str | None:
+    """In words; None where the verdict is right, or none was given."""
+    model, named = record["model"], (record["result"]["target_class"] or {}).get("name")
+    if model["attack"] == "clean":
+        return f"accused: {named}" if record["result"]["verdict"] == "backdoored" else None
+    if record["result"]["verdict"] == "clean":
+        return "called clean"
+    return f"another class named: {named}" if named and named != model["target_name"] else None
+
+
 @lru_cache(maxsize=1)
 def rows_of(records: str) -> list[Row]:
     """Intervals take a second, and two blocks need them."""
@@ -87,4 +106,9 @@ def of_repair(root: Path) -> dict:
     }
 
 
-FIGURES: dict[str, Callable[[Path], dict]] = {"trust": trust, "regimes": of_regimes, "repair": of_repair}
+FIGURES: dict[str, Callable[[Path], dict]] = {
+    "trust": trust,
+    "regimes": of_regimes,
+    "mistakes": mistakes,
+    "repair": of_repair,
+}
