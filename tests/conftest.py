@@ -15,15 +15,10 @@ from program import Programs
 from hf_ci.hub.base import EMBEDDED_FOLDER
 from hf_ci.prompts import FrozenCLIP, load_clip, write_adapter
 
-LONGEST = (
-    "test_docs",
-    "lab/test_bench",
-    "test_photos",
-    "test_evasions",
-    "test_readme",
-    "lab/test_calibrate",
-    "test_scan",
-)
+LONGEST = """
+lab/test_bench test_evasions test_docs test_photos test_scan lab/test_attacks repair/test_repair test_cli
+hub/test_targets test_action test_readme lab/test_calibrate test_run lab/test_speed
+""".split()
 
 
 def pytest_collection_modifyitems(items):
