@@ -43,7 +43,7 @@ from hf_ci.report import ClassScore, NamedClass, Report, ScannedFile, ScanResult
 from hf_ci.reports import FORMATS, render
 from hf_ci.visible import is_invisible
 
-QUICK = ("--num-images", "32", "--format", "json")
+QUICK = ("--num-images", "64", "--format", "json")  # as other tests scan the demos
 
 
 @pytest.fixture

@@ -83,9 +83,9 @@ def test_unlearning_brings_the_answers_with_and_without_a_trigger_to_what_is_wan
 
 
 @pytest.fixture(scope="module")
-def repaired(tmp_path_factory):
+def repaired(shared_cache):
     """The poisoned demo, repaired without labels on the built-in pool, whatever it learned."""
-    run = Run(ScanOptions(num_images=64, cache=tmp_path_factory.mktemp("cache")), Quiet())
+    run = Run(ScanOptions(num_images=64, cache=shared_cache / "hf-ci"), Quiet())
     return repair("demo:frame", run, RepairOptions(rounds=2, forget=True)), run
 
 
