@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
-from datetime import UTC, datetime
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -120,13 +119,7 @@ def refused(text: str, fetch: Callable[[], Fetched], options: ScanOptions, start
     except UsageError:
         raise
     except HfCiError as error:
-        timing = Timing(
-            date=datetime.now(UTC).date().isoformat(),
-            seconds=round(time.perf_counter() - started, 2),
-            num_processes=options.num_processes,
-            classes_from_cache=0,
-        )
-        return failed(text, error, timing=timing, **found)
+        return failed(text, error, timing=Timing.since(started, options.num_processes), **found)
     except Exception:  # a defect: the scan meets it again and says what is wrong
         return None
 

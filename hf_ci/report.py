@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
@@ -199,6 +201,16 @@ class Timing(Value):
     seconds: float
     num_processes: int
     classes_from_cache: int
+
+    @classmethod
+    def since(cls, started: float, num_processes: int, classes_from_cache: int = 0) -> Timing:
+        """Of what began when time.perf_counter() was `started`, and ends now."""
+        return cls(
+            date=datetime.now(UTC).date().isoformat(),
+            seconds=round(time.perf_counter() - started, 2),
+            num_processes=num_processes,
+            classes_from_cache=classes_from_cache,
+        )
 
 
 class Suppression(Value):

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from functools import cache, lru_cache
 
 import torch
@@ -281,12 +280,7 @@ def examine(text: str, run: Run, fetch: Fetch = fetch_text) -> tuple[ScanResult,
         found |= {"verdict": "inconclusive", "reasons": (reason,), "about_weights": False, "exit_code": EXIT_INTERNAL}
     finally:
         progress.done()
-    timing = Timing(
-        date=datetime.now(UTC).date().isoformat(),
-        seconds=round(time.perf_counter() - started, 2),
-        num_processes=options.num_processes,
-        classes_from_cache=cached,
-    )
+    timing = Timing.since(started, options.num_processes, cached)
     return ScanResult(target=text, warnings=tuple(warnings), timing=timing, **found), examined
 
 
@@ -340,9 +334,8 @@ def cost_of(inversions: Sequence[Inversion], adapter: Adapter, num_images: int, 
     backward += sum(o.backward for i in inversions for o in i.others)
     if any(i.probe for i in inversions):
         forward += num_images + passes(num_photos) if num_photos else passes(num_images)
-    if (
-        adapter.layers.image and inversions[0].reference_asr is not None
-    ):  # once for the adapter, once for its references
+    compared = inversions[0].reference_asr is not None
+    if adapter.layers.image and compared:  # once for the adapter, once for its references
         forward, backward = 2 * forward, 2 * backward
     text = len(adapter.class_names) * (forward if adapter.meta_net else 1)
     return Cost(image_forward=forward, image_backward=backward, text_forward=text)

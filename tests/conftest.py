@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes share the co
 from pathlib import Path
 
 import pytest
+from deep import save_tiny_clip
 from making import made_adapter
 from program import Programs
 
@@ -53,6 +54,17 @@ def empty_cache(monkeypatch, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def clip() -> FrozenCLIP:
     return load_clip(EMBEDDED_FOLDER)
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory) -> Path:
+    """A CLIP of a few small layers and random weights."""
+    return save_tiny_clip(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def tiny(base) -> FrozenCLIP:
+    return load_clip(base)
 
 
 @pytest.fixture

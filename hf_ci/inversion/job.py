@@ -124,7 +124,8 @@ def run_job(
     """Invert all classes. cache: a folder for all jobs.
 
     `clip` is the model in `job.base_folder`; other processes load it anew. probed: of this model and pool, from another
-    job, which serves where the adapter has no image features of its own. Raises Inconclusive where several cannot hand over what they found.
+    job, which serves where the adapter has no image features of its own. Raises Inconclusive where several cannot hand over
+    what they found.
     """
     num_classes, shown = len(job.adapter.class_names), set()
 

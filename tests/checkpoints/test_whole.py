@@ -16,22 +16,12 @@ from hf_ci.detect.verdict import Verdict, unmeasured
 from hf_ci.errors import AdapterError, EncoderModified
 from hf_ci.hub import fetch_base
 from hf_ci.progress import Silent
-from hf_ci.prompts import PromptedCLIP, load_clip, read_adapter, write_adapter
+from hf_ci.prompts import PromptedCLIP, read_adapter, write_adapter
 from hf_ci.prompts.methods import METHODS
 from hf_ci.repair.engine import RepairOptions, repair
 from hf_ci.scan import Run, scan_target
 
 IN_PROJ = "image_encoder.transformer.resblocks.1.attn.in_proj_weight"
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return save_tiny_clip(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def tiny(base):
-    return load_clip(base)
 
 
 @pytest.fixture

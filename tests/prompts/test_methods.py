@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from deep import DEPTHS, made_state, save_tiny_clip
+from deep import DEPTHS, made_state
 from making import ANIMALS, made_adapter
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
@@ -21,16 +21,6 @@ from hf_ci.pools.photos import Photos
 from hf_ci.prompts import Adapter, BesideReferences, PromptedCLIP, hand_written, load_clip, read_adapter, write_adapter
 from hf_ci.prompts.methods import ALL, METHODS
 from hf_ci.prompts.methods.base import LONGEST, MOST_TOKENS
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return save_tiny_clip(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def tiny(base):
-    return load_clip(base)
 
 
 def deep_adapter(clip, method: str, seed: int = 0) -> Adapter:
