@@ -57,6 +57,9 @@ class Organisation(Section):
     org: str = Field(min_length=1)
     match: str = Field("*", description="shell pattern that a model's name has to match")
     exclude: tuple[str, ...] = Field((), description="shell patterns of names to leave out")
+    targets: tuple[str, ...] | None = Field(
+        None, description="what was found when the Hub was last asked: these are scanned, and it is not asked again"
+    )
 
 
 class Ignore(Section):

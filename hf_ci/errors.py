@@ -3,6 +3,7 @@
     HfCiError                  expected failures: one line, advice, an exit code
     ├── UsageError        2    a flag, a setting or a path of ours is wrong
     ├── NothingToScan     3    the target holds no prompt-tuned CLIP adapter, or does not exist
+    ├── Interrupted     130    Ctrl-C, where more is to be said than that
     └── Inconclusive      4    there is something to scan, and it could not be judged
         ├── AdapterError       the adapter's files do not fit together or do not fit the base model
         │   └── EncoderModified    it brings encoders that are not the base model's
@@ -41,6 +42,10 @@ class UsageError(HfCiError):
 
 class NothingToScan(HfCiError):
     exit_code = EXIT_NOTHING
+
+
+class Interrupted(HfCiError):
+    exit_code = EXIT_INTERRUPTED
 
 
 class Inconclusive(HfCiError):

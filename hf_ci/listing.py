@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from glob import glob
@@ -57,6 +58,25 @@ def folders(pattern: str) -> list[Listed]:
     return list({each.target: each for each in found}.values()) or [Listed(pattern)]
 
 
+def entries_of(targets: Sequence[str]) -> list[str | Organisation]:
+    """Words of a command line as entries of a configuration; an organisation is `org:NAME`. Raises UsageError for one that
+    can be neither, nor folder nor repo."""
+    entries = []
+    for text in targets:
+        name = text.removeprefix("org:")
+        if name == text:
+            found = expand([text])
+            for target in found:
+                with suppress(NothingToScan):  # its scan says so
+                    parse_target(target)
+            entries += found
+        elif re.fullmatch(r"[\w-][\w.-]*", name):
+            entries.append(Organisation(org=name))
+        else:
+            raise UsageError(f"{text}: no name of an organisation", "expected org:NAME")
+    return entries
+
+
 def expand(targets: Sequence[str]) -> list[str]:
     """Each target, and for a pattern of them (org/model:*, a folder's) every one that it fits, once."""
     found = []
@@ -81,6 +101,9 @@ def matching(pattern: str) -> list[str]:
 
 def organisation(entry: Organisation) -> Iterator[Listed]:
     """Every adapter and checkpoint of Dassl's in every model of `entry` whose name fits; or why there is none."""
+    if entry.targets is not None:
+        yield from map(on_the_hub, entry.targets)
+        return
     found = 0
     try:
         with in_our_words(entry.org, None):

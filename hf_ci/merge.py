@@ -74,14 +74,15 @@ def merge(
     raise typer.Exit(EXIT_CLEAN if changed_since and not report.results else report.exit_code)
 
 
-def merged(reports: Sequence[tuple[str, Report]]) -> Report:
+def merged(reports: Sequence[tuple[str, Report]], whole: Shard | None = None) -> Report:
     """One report of `reports`, each with the name of its file, in the order of the list.
 
-    Raises UsageError where they are not whole reports of different shards of one run.
+    whole: any shard of the run, where it is known without its reports, of which there may then be none. Raises UsageError
+    where they are not whole reports of different shards of one run.
     """
     from hf_ci.report import Report, failed
 
-    named, first = reports[0]
+    named, first = ("what was asked for", Report(results=(), shard=whole)) if whole else reports[0]
     given: dict[int, str] = {}
     for name, report in reports:
         check_covers(name, report)
@@ -91,7 +92,7 @@ def merged(reports: Sequence[tuple[str, Report]]) -> Report:
             raise UsageError(f"{name}: {numbered(report.shard)} was given already, as {there}", "leave one out")
         given[report.shard.index] = name
 
-    whole = first.shard
+    whole = whole or first.shard
     results = {result.target: result for _, report in reports for result in report.results}
     notes = [note for _, report in reports for note in report.notes if note != report.shard.note]
     for index in range(1, whole.count + 1):
@@ -150,7 +151,7 @@ def numbered(shard: Shard) -> str:
 
 def command_of(shard: Shard) -> str:
     """What scans this shard, where its configuration is."""
-    words = ["hf-ci", "run", "--shard", f"{shard.index}/{shard.count}"]
+    words = ["hf-ci", "run", *shard.asked, "--shard", f"{shard.index}/{shard.count}"]
     if shard.settings.get("changed_since"):
         words += ["--changed-since", str(shard.settings["changed_since"])]
     if shard.settings.get("baseline"):
@@ -177,6 +178,7 @@ def shard_of(
     ignores: Sequence[Ignore],
     baseline: frozenset[str],
     changed_since: str | None,
+    asked: Sequence[str] = (),
 ) -> Shard:
     """The index-th of `count` shares of `targets`, in whichever order these were found."""
     from hf_ci.recall import IRRELEVANT, READ
@@ -187,7 +189,8 @@ def shard_of(
         settings[name] = settings[name] and file_digest(f"--{name}", settings[name])
     ignored = sorted(json.dumps(ignore.model_dump(mode="json")) for ignore in ignores)
     accepted = {"ignore": digest(ignored), "baseline": digest(sorted(baseline)), "changed_since": changed_since}
-    return Shard(index=index, count=count, targets=tuple(sorted(targets)), settings=settings | accepted)
+    ordered = tuple(sorted(targets))
+    return Shard(index=index, count=count, targets=ordered, settings=settings | accepted, asked=tuple(asked))
 
 
 def digest(lines: Sequence[str]) -> str | None:

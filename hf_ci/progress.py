@@ -22,6 +22,9 @@ class Silent:
     def inverted(self, inversion) -> None:
         """One class is done, or screened."""
 
+    def count(self, text: str, done: int, total: int) -> None:
+        """So many of `total` are done, elsewhere."""
+
     def done(self) -> None:
         """The target is done, or has failed."""
 
@@ -67,6 +70,10 @@ class Bar(Silent):
     def inverted(self, inversion) -> None:
         found = f"{self.names[inversion.c]}: loss {inversion.loss:.2f}, ASR {inversion.asr:.0%}"
         self.live.update(self.task, advance=1, description=in_one_line(found))
+
+    def count(self, text: str, done: int, total: int) -> None:
+        self.step(text)
+        self.live.update(self.task, completed=done, total=total)
 
     def done(self) -> None:
         if self.live is not None:

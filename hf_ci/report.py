@@ -358,6 +358,7 @@ class Shard(Value):
         (), description="of this shard's, those that a note stands for: no prompts of CLIP"
     )
     settings: dict[str, JsonValue] = Field(description="what was asked for, as far as it decides what a report says")
+    asked: tuple[str, ...] = Field((), description="the command line's targets; empty: the configuration's")
 
     @computed_field
     @property

@@ -35,6 +35,14 @@ if TYPE_CHECKING:
 
 def run(
     ctx: typer.Context,
+    targets: Annotated[
+        Optional[list[str]],
+        typer.Argument(
+            metavar="TARGET",
+            show_default=False,
+            help="Instead of the configuration's adapters: as for hf-ci scan, or org:NAME for an organisation's.",
+        ),
+    ] = None,
     changed_since: Annotated[
         Optional[str],
         typer.Option(metavar="REF", help="Only local adapters, listed or not, whose files differ from this commit."),
@@ -46,7 +54,35 @@ def run(
             help="Only the I-th of N shares of the list; hf-ci merge makes one report of their JSON reports.",
         ),
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Adapters that are downloaded at a time.")] = 8,
+    jobs: Annotated[
+        Optional[int],
+        typer.Option(min=1, metavar="N", help="Scan N shares as Jobs on the Hub, for money, and make one report."),
+    ] = None,
+    flavor: Annotated[str, typer.Option(help="With --jobs: hardware of each, such as a10g-small.")] = "cpu-basic",
+    job_timeout: Annotated[
+        str, typer.Option("--timeout", metavar="TIME", help="With --jobs: the longest that each may run, as 30m or 6h.")
+    ] = "6h",
+    image: Annotated[
+        Optional[str], typer.Option(help="With --jobs: their Docker image.", show_default="python:3.12")
+    ] = None,
+    requirement: Annotated[
+        Optional[str],
+        typer.Option(
+            metavar="REQ",
+            help="With --jobs: where pip installs hf-ci from in each, such as git+https://…@SHA.",
+            show_default="the commit that this one was installed from; none with --image",
+        ),
+    ] = None,
+    namespace: Annotated[
+        Optional[str], typer.Option(help="With --jobs: who pays, if not you: an organisation.")
+    ] = None,
+    reports: Annotated[
+        Optional[Path], typer.Option(metavar="DIR", help="With --jobs: keep each share's report, for hf-ci merge.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="With --jobs: show what would be started and its price, start nothing.")
+    ] = False,
+    max_workers: Annotated[int, typer.Option(min=1, help="Adapters that are downloaded at a time.")] = 8,
     format: FormatOption = "text",
     output: OutputOption = None,
     baseline: BaselineOption = None,
@@ -57,8 +93,11 @@ def run(
 
     A line for each as it is done, then what was found. A failure of one does not stop the others, and the exit code is
     that of the worst. hf-ci init writes a sample of a configuration.
+
+    With --jobs the list is scanned on the Hub's machines. What that costs at most is said first; Ctrl-C cancels the Jobs.
     """
     from hf_ci import listing
+    from hf_ci.jobs import asked_jobs, on_jobs
     from hf_ci.merge import parse_shard, shard_of
     from hf_ci.progress import on_stderr
     from hf_ci.recall import scan_each
@@ -68,18 +107,22 @@ def run(
 
     config, detail = ctx.obj.config, detail_of(quiet, verbose)
     share = None if shard is None else parse_shard(shard)
-    if not config.adapters and not changed_since:  # what has changed is found without being listed
+    check_together(ctx, jobs, shard, changed_since)
+    asked = asked_jobs(jobs, flavor, job_timeout, image, requirement, namespace, reports, dry_run) if jobs else None
+    entries = listing.entries_of(targets or ()) or config.adapters
+    if not entries and not changed_since:  # what has changed is found without being listed
         where = ctx.obj.origin or ctx.obj.note or "no configuration"
         raise UsageError(f"{where}: no adapters to scan", "hf-ci init writes a sample; list them under adapters")
     outputs = [parse_output(text, FORMATS) for text in output or []]
     known = read_baseline(baseline) if baseline else frozenset()
-    check_entries(ctx.obj)
+    if not targets:
+        check_entries(ctx.obj)
     params = scan_context(ctx).params
     lasting = params["save_trigger"] is not None
-    if "html" in (format, *(name for name, _ in outputs)):
+    if not asked and "html" in (format, *(name for name, _ in outputs)):
         keep_trigger(ctx, params)
     options, part = scan_options(params), None
-    listed, notes = listing.list_targets(config.adapters), [ctx.obj.note] * bool(ctx.obj.note)
+    listed, notes = listing.list_targets(entries), [ctx.obj.note] * bool(ctx.obj.note)
     if changed_since:
         kept = listing.changed_since(listed, changed_since)
         notes += listing.left_out(listed, kept, changed_since)
@@ -87,30 +130,52 @@ def run(
         listed = kept
     if share:
         by_name = {found.target: found for found in listed}
-        part = shard_of(by_name, *share, options, config.ignore, known, changed_since)
+        part = shard_of(by_name, *share, options, config.ignore, known, changed_since, targets or ())
         listed = [by_name[target] for target in part.own]
         notes.append(part.note)
-    results = []
-    scanned = scan_each([f.target for f in listed if not f.failure], options, on_stderr(), jobs)
-    for found in listed:
-        result = failed(found.target, found.failure) if found.failure else next(scanned)
-        if found.optional and result.is_other_kind:
-            notes.append(result.left_out)
-            continue
-        (result,) = suppress(Report(results=(result,)), config.ignore, known).results
-        results.append(result)
-        if format == "text" and speaks():
-            write_stdout(text.headline(result, wants_colour()) + "\n")
-    if part:
-        reported = {result.target for result in results}
-        part = part.model_copy(update={"left_out": tuple(target for target in part.own if target not in reported)})
-    report = Report(results=tuple(results), notes=tuple(notes), shard=part)
-    report = suppress(report, config.ignore, known, whole=changed_since is None and part is None)
+    if asked:
+        report = on_jobs(asked, listed, config, options, targets or ())
+        if report is None:  # a dry run
+            return
+        report = report.model_copy(update={"notes": (*notes, *report.notes)})
+    else:
+        results = []
+        scanned = scan_each([f.target for f in listed if not f.failure], options, on_stderr(), max_workers)
+        for found in listed:
+            result = failed(found.target, found.failure) if found.failure else next(scanned)
+            if found.optional and result.is_other_kind:
+                notes.append(result.left_out)
+                continue
+            (result,) = suppress(Report(results=(result,)), config.ignore, known).results
+            results.append(result)
+            if format == "text" and speaks():
+                write_stdout(text.headline(result, wants_colour()) + "\n")
+        if part:
+            reported = {result.target for result in results}
+            part = part.model_copy(update={"left_out": tuple(target for target in part.own if target not in reported)})
+        report = Report(results=tuple(results), notes=tuple(notes), shard=part)
+    report = suppress(report, config.ignore, known, whole=changed_since is None and part is None and not targets)
     if not speaks():
         return
+    if asked and format == "text":
+        write_stdout("".join(text.headline(result, wants_colour()) + "\n" for result in report.results))
     finish(report, format, outputs, lasting, detail)
     may_be_empty = changed_since or (part and not part.own)  # more shares than targets
-    raise typer.Exit(EXIT_CLEAN if may_be_empty and not results else report.exit_code)
+    raise typer.Exit(EXIT_CLEAN if may_be_empty and not report.results else report.exit_code)
+
+
+JOBS_ALONE = ("flavor", "job_timeout", "image", "requirement", "namespace", "reports", "dry_run")
+
+
+def check_together(ctx: typer.Context, jobs: int | None, shard: str | None, changed_since: str | None) -> None:
+    """Raises UsageError for flags that say nothing without --jobs, or contradict it."""
+    flags = {param.name: param.opts[0] for param in ctx.command.params}
+    given = [flags[name] for name in JOBS_ALONE if ctx.get_parameter_source(name).name == "COMMANDLINE"]
+    if given and not jobs:
+        raise UsageError(f"{', '.join(given)} says nothing without --jobs")
+    if jobs and (shard or changed_since):
+        other = "--shard" if shard else "--changed-since"
+        raise UsageError(f"--jobs and {other} exclude each other", "Jobs see neither this folder nor each other")
 
 
 def finish(report: Report, format: str, outputs: list[tuple[str, Path]], lasting: bool, detail: str) -> None:

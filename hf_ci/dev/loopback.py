@@ -5,10 +5,10 @@
         subprocess.run([sys.executable, "client.py"], env={**os.environ, **hub.env(tmp_path)}, check=True)
         assert hub.repo("user/adapter").find("refs/pr/1").tree["README.md"] == b"# a better adapter"
 
-`Repo` keeps the history, `_Handler` answers a request. The owner's token may write everywhere; the stranger's reads
-what is public, discusses and opens pull requests. Shas repeat from run to run. Listings come in pages, the front matter
-of a card has to be a mapping in YAML, webhooks are delivered, and CI jobs get a token for their identity. What is not
-served at all answers 501. Faults come on demand: `fail_next` refuses, `spoil_next` damages a download.
+`Repo` keeps the history, `_Handler` answers a request, `Machines` run Jobs. The owner's token may write everywhere; the
+stranger's reads what is public, discusses and opens pull requests. Shas repeat from run to run. Listings come in pages,
+the front matter of a card has to be a mapping in YAML, webhooks are delivered, and CI jobs get a token for their
+identity. What is not served at all answers 501. Faults come on demand: `fail_next` refuses, `spoil_next` damages a download.
 """
 
 import base64
@@ -26,6 +26,8 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlencode, urlsplit
 
 import yaml
+
+from hf_ci.dev.machines import JobsAnswers, Machine, Machines
 
 OWNER_TOKEN, STRANGER_TOKEN = "hf_owner", "hf_stranger"
 USERS = {OWNER_TOKEN: "user", STRANGER_TOKEN: "stranger", "": None}
@@ -168,6 +170,8 @@ class LoopbackHub(ThreadingHTTPServer):
         self.webhooks: dict[str, dict] = {}  # id -> as it is served
         self.deliveries: list[tuple[str, dict]] = []  # (webhook's id, payload), in order
         self.jobs: dict[str, dict] = {}  # id -> what it was started with
+        self.machines: Machines | None = None  # on which they run; None: they do not
+        self.running: dict[str, Machine] = {}  # id -> its machine, also when it has ended
         self.runs_jobs = False  # whether a job that a webhook starts is run, as a process on this machine
         self.job_runs: list[subprocess.CompletedProcess] = []  # those that have ended
         self.job_tokens: dict[str, str] = {}  # short-lived token -> repo that it may write
@@ -181,6 +185,8 @@ class LoopbackHub(ThreadingHTTPServer):
         """Refuse every connection from now on. Repositories and the log stay readable."""
         self.shutdown()
         self.server_close()
+        for machine in self.running.values():
+            machine.kill()
 
     __enter__, __exit__ = start, stop
 
@@ -279,7 +285,7 @@ def _post(request: urllib.request.Request) -> None:
         pass  # a receiver that is gone misses the event, as with the real Hub
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(JobsAnswers, BaseHTTPRequestHandler):
     """One request. `post_commit(repo, rev)` answers POST /api/models/{id}/commit/{rev}, and so on, with a JSON value
     or (status, JSON value or bytes, headers). HTTP/1.0, the default, closes each connection: none outlives `stop()`."""
 
@@ -355,6 +361,8 @@ class _Handler(BaseHTTPRequestHandler):
         only_reads = verb != "post" or re.search("/(paths-info|validate-yaml)", path)
         if self.user is None and (path == "/whoami-v2" or not only_reads):
             raise Refusal(401, "Invalid username or password.", "RepoNotFound")  # as the client reads it over https
+        if path.startswith("/jobs/"):
+            return self.answer_jobs(verb, path)
         if answer := getattr(self, verb + re.sub(r"\W", "_", path), None):
             return answer()
         parts = re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)(?:/([a-z-]+))?(?:/(.+))?", path)
@@ -424,12 +432,6 @@ class _Handler(BaseHTTPRequestHandler):
         if found and not isinstance(data, dict | None):
             return 400, {"errors": [{"message": "the metadata is no mapping"}]}, {}
         return {"warnings": [] if data else [{"message": "empty or missing yaml metadata in repo card"}]}
-
-    def post_jobs_user(self) -> dict:
-        id = f"job{len(self.server.jobs) + 1}"
-        self.server.jobs[id] = self.json
-        owner = {"id": "user", "name": "user", "type": "user"}
-        return {"id": id, "createdAt": DATE, "owner": owner, "status": {"stage": "RUNNING"}} | self.json
 
     def post_settings_webhooks(self) -> dict:
         id = f"webhook{len(self.server.webhooks) + 1}"
