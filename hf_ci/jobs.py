@@ -243,10 +243,11 @@ def followed(
     run, started, reports, notes = secrets.token_hex(8), {}, [], []
     with cancelling(machine, run, started), TemporaryDirectory(prefix="hf-ci-") as folder:
         start_all(asked, machine, run, shards, token, started)
-        for shard, job, lines in ended(machine, run, started):
+        for shard, job in ended(machine, run, started):
             try:
+                lines = log_when_whole(machine, job)
                 report = read_log(shard, lines, Path(folder) / "report.json", shards[0])
-            except UsageError as error:
+            except HfCiError as error:
                 why = f" ({job.message})" if job.message else ""
                 notes.append(
                     f"{numbered(shard)}: Job {job.id} ended as {job.stage}{why}: {error.message}; its log: {job.url}"
@@ -274,8 +275,8 @@ def start_all(
         complain(f"{numbered(shard)}: Job {job.id}, {job.url}")
 
 
-def ended(machine: Machine, run: str, started: dict[str, Shard]) -> Iterator[tuple[Shard, Job, list[str]]]:
-    """Each shard whose Job has ended, with its log. It is taken out of `started` then."""
+def ended(machine: Machine, run: str, started: dict[str, Shard]) -> Iterator[tuple[Shard, Job]]:
+    """Each shard whose Job has ended. It is taken out of `started` then."""
     from hf_ci.hub.jobs import look
     from hf_ci.merge import numbered
 
@@ -294,27 +295,27 @@ def ended(machine: Machine, run: str, started: dict[str, Shard]) -> Iterator[tup
                 continue
             answered = time.monotonic()
             for id in [id for id in started if seen[id].has_ended]:
-                lines = log_when_whole(machine, seen[id])
                 shard = started.pop(id)
                 if not shows:
                     complain(f"{numbered(shard)}: {seen[id].stage}, {total - len(started)} of {total} ended")
-                yield shard, seen[id], lines
+                yield shard, seen[id]
     finally:
         progress.done()
 
 
 def log_when_whole(machine: Machine, job: Job) -> list[str]:
-    """Empty where it cannot be read."""
+    """Raises HfCiError where it cannot be read."""
     from hf_ci.hub.jobs import log_of
 
     lines: list[str] = []
     for again in range(LATE):
         try:
             lines = log_of(machine, job.id)
+            if END in lines or job.stage != "COMPLETED":
+                break
         except HfCiError:
-            lines = []
-        if END in lines or (lines and job.stage != "COMPLETED"):
-            break
+            if again == LATE - 1:
+                raise
         time.sleep(again)
     return lines
 

@@ -37,6 +37,10 @@ class Machine:
         self.lines: list[tuple[str, str]] = []  # (time, text)
         self.cancelled = self.late = False
         paths = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "HOME": str(machines.folder)}
+        paths |= {
+            "PIP_NO_INDEX": "1",
+            "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        }  # what it installs is here, or is not to be had
         paths |= {name: os.environ[name] for name in ("PYTHONPATH", "OMP_NUM_THREADS") if name in os.environ}
         self.process = subprocess.Popen(
             spec["command"],
@@ -58,7 +62,7 @@ class Machine:
 
     def read(self) -> None:
         for line in self.process.stdout:
-            self.lines.append((datetime.now(UTC).isoformat(), line.rstrip("\n")))
+            self.lines.append((f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ}", line.rstrip("\n")))
         self.process.wait()
         self.process.stdout.close()
         self.timer.cancel()
