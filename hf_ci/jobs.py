@@ -1,8 +1,9 @@
 """hf-ci run --jobs N: the shards of a list as Jobs on the Hub, followed to their end and merged into one report.
 
-A Job hands its report over in its log, packed between two markers. So the token that it is given need not write anything,
-although it lies where foreign checkpoints are read; nothing is left on the Hub that would have to be cleaned up; and only
-who may see the Job sees the report. A report packs to about a tenth: that of 100 adapters is some hundred lines of a log.
+A Job hands its report over in its log, packed between two markers. So the token that it is given, which lies where
+foreign checkpoints are read, need not write anything; nothing is left on the Hub that would have to be cleaned up; and
+only who may see the Job sees the report. A report packs to about a sixth: that of 100 adapters of 100 classes is some
+hundred lines of a log.
 """
 
 from __future__ import annotations
@@ -161,15 +162,15 @@ def packed_list(listed: Sequence[Listed], config: Config, options: ScanOptions) 
 
 
 def script(shard: Shard, requirement: str | None) -> str:
-    """What a Job runs. A step that fails ends it, so that a Job of the wrong version costs little. What pip runs to build a
-    package has no business with the token; the exit code of hf-ci is the verdict, which the report tells as well."""
+    """What a Job runs. A step that fails ends it, so that a Job of the wrong version costs little. What pip runs to build
+    a package has no business with the token; the exit code of hf-ci is the verdict, which the report tells as well."""
     version = f"hf-ci {__version__}"
     return "\n".join(
         [
             "set -e",
             'cd "$(mktemp -d)"',
             *[f"env -u HF_TOKEN python -m pip install --quiet {shlex.quote(requirement or '')}"] * bool(requirement),
-            f'test "$(hf-ci --version)" = {shlex.quote(version)}',
+            f"""test "$(hf-ci --version)" = '{version}' || {{ echo 'expected {version}' >&2; exit 1; }}""",
             f'printf %s "${LIST}" | base64 -d | gzip -d > run.yaml',
             f"hf-ci --config run.yaml run --shard {shard.index}/{shard.count} --output json=report.json || true",
             "gzip report.json",
@@ -203,8 +204,8 @@ def on_jobs(
 ) -> Report | None:
     """The report of `listed`, scanned by Jobs; None after a dry run, which says on stdout what would be started.
 
-    words: the command line's targets. Raises UsageError or HubError before any Job is started, HubError when the Hub was
-    away for too long, Interrupted after Ctrl-C, when all Jobs have been cancelled.
+    words: the command line's targets. Raises UsageError or HubError before any Job is started, HubError when the Hub
+    was away for too long, Interrupted after Ctrl-C, when all Jobs have been cancelled.
     """
     from huggingface_hub import get_token
 
@@ -321,7 +322,7 @@ def log_when_whole(machine: Machine, job: Job) -> list[str]:
 
 
 def read_log(shard: Shard, lines: Sequence[str], file: Path, asked: Shard) -> Report:
-    """The report between the last two markers. Raises UsageError where there is none, or not the one that was asked for."""
+    """The report between the last two markers. Raises UsageError where none is, or not the one that was asked for."""
     from hf_ci.merge import check_covers, check_same_run
     from hf_ci.report import Report, read_report
 
@@ -345,8 +346,8 @@ def read_log(shard: Shard, lines: Sequence[str], file: Path, asked: Shard) -> Re
 
 @contextmanager
 def cancelling(machine: Machine, run: str, started: dict[str, Shard]) -> Iterator[None]:
-    """No Job goes on costing money when this program does not wait for it any more: Ctrl-C, an order to terminate, or an
-    error on the way cancels all that have not ended, also one whose start was never answered."""
+    """No Job goes on costing money when this program does not wait for it any more: Ctrl-C, an order to terminate, or
+    an error on the way cancels all that have not ended, also one whose start was never answered."""
     with terminating_as_interrupted():
         try:
             yield

@@ -61,6 +61,7 @@ ELSEWHERE = {  # in which tests they run, with less of everything or with names 
     "hf-ci scan org/model --detector clip-inspector --num-images 1000": "test_scan.py",
     "hf-ci --install-completion": "test_cli.py",
     "hf-ci run --shard 3/64 --output json=shard-3.json": "test_merge.py",
+    "hf-ci run org:NAME --jobs 4 --flavor a10g-small --requirement SOURCE --dry-run": "test_jobs.py",
     "hf-ci merge shard-*.json --output html=report.html": "test_merge.py",
 }
 
