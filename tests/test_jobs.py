@@ -29,7 +29,7 @@ from hf_ci.settings import ScanOptions
 HERE = ("--requirement", "hf-ci", "--flavor", "a10g-small", "--timeout", "30m")
 LORA = {"adapter_config.json": b'{"peft_type": "LORA", "task_type": "CAUSAL_LM"}'}
 TARGETS = ["user/good", "user/half"]
-QUICK = ["user/half", "user/lora"]  # the second is judged without torch
+QUICK = ["user/half", "user/lora"]  # judged without torch
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def repos(clip, tmp_path_factory):
     folder = tmp_path_factory.mktemp("good")
     write_adapter(made_adapter(clip, method="coop", names=ANIMALS[:4]), folder)
     good = {path.name: path.read_bytes() for path in folder.iterdir()}
-    return {"good": good, "half": good | {"adapter_model.safetensors": b"no tensors"}, "lora": LORA}
+    return {"good": good, "half": good | {"clip_prompt.json": b"{"}, "lora": LORA}
 
 
 @pytest.fixture(scope="module")
