@@ -36,21 +36,17 @@ CLIPS = {
     "openai/clip-vit-large-patch14": ((768, 3072, 12), (1024, 4096, 16), 224, 14, 768, OPENAI),
     "openai/clip-vit-large-patch14-336": ((768, 3072, 12), (1024, 4096, 16), 336, 14, 768, OPENAI),
     "laion/CLIP-ViT-B-32-laion2B-s34B-b79K": ((512, 2048, 8), (768, 3072, 12), 224, 32, 512, LAION),
-    "laion/CLIP-ViT-L-14-laion2B-s32B-b82K": ((768, 3072, 12), (1024, 4096, 16), 224, 14, 768, LAION),
     "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": ((1024, 4096, 16), (1280, 5120, 16), 224, 14, 1024, LAION),
-    "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k": ((1280, 5120, 20), (1664, 8192, 16), 224, 14, 1280, LAION),
     "facebook/metaclip-b32-400m": ((512, 2048, 8), (768, 3072, 12), 224, 32, 512, META),
-    "facebook/metaclip-h14-fullcc2.5b": ((1024, 4096, 16), (1280, 5120, 16), 224, 14, 1024, META),
 }
 SIGLIPS = {
     "google/siglip-base-patch16-224": ((768, 3072, 12), (768, 3072, 12), 224, 16, 768, {}),
-    "google/siglip-large-patch16-256": ((1024, 4096, 16), (1024, 4096, 16), 256, 16, 1024, {}),
     "google/siglip-so400m-patch14-384": ((1152, 4304, 16), (1152, 4304, 16), 384, 14, 1152, {}),
     "google/siglip2-base-patch32-256": ((768, 3072, 12), (768, 3072, 12), 256, 32, 768, {"gemma": True}),
-    "google/siglip2-giant-opt-patch16-256": ((1152, 4304, 16), (1536, 6144, 16), 256, 16, 1536, {"gemma": True}),
 }
 TINY = ((32, 64, 4), (48, 96, 3), 32, 8, 40, {"act": "gelu"})
-TINY_SIGLIP = ((32, 64, 4), (48, 96, 3), 32, 8, 48, {})
+TINY_SIGLIP = ((32, 64, 4), (48, 96, 3), 32, 8, 48, {})  # as in SigLIP 2's largest, the towers' widths differ
+TINY_SIGLIP_2 = (*TINY_SIGLIP[:5], {"gemma": True})
 
 
 def towers(shape: tuple, layers: int, vocabulary: int) -> tuple[dict, dict]:
@@ -64,6 +60,20 @@ def towers(shape: tuple, layers: int, vocabulary: int) -> tuple[dict, dict]:
     )
 
 
+def filled(kind: type, config, dtype: torch.dtype):
+    """A model whose weights are drawn at once: what `transformers` draws for one of this size takes ten seconds."""
+    with torch.device("meta"):
+        model = kind(config)
+    model.to_empty(device="cpu")
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        size = math.sqrt(12 * parameter.shape[0] / parameter.numel()) if parameter.ndim > 1 else 0.05
+        values = size * (torch.rand(parameter.shape, generator=generator) - 0.5)
+        parameter.data = values + 1 if "norm" in name and name.endswith("weight") else values
+    model.logit_scale.data.fill_(math.log(100.0))
+    return model.half().to(dtype)  # the same numbers in either
+
+
 def save_clip(folder: Path, shape: tuple = TINY, layers: int = 1, dtype=torch.float32, **saving) -> Path:
     """The tokenizer is the embedded one; its ids stand for 49406 and 49407."""
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_FOLDER)
@@ -72,24 +82,21 @@ def save_clip(folder: Path, shape: tuple = TINY, layers: int = 1, dtype=torch.fl
     text |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": more.get("eos", tokenizer.eos_token_id)}
     for tower in (text, image):
         tower |= {"hidden_act": more["act"], "projection_dim": dim}
-    torch.manual_seed(0)
-    model = CLIPModel(CLIPConfig(text_config=text, vision_config=image, projection_dim=dim))
-    model.to(dtype).save_pretrained(folder, **saving)
+    model = filled(CLIPModel, CLIPConfig(text_config=text, vision_config=image, projection_dim=dim), dtype)
+    model.save_pretrained(folder, **saving)
     tokenizer.save_pretrained(folder)
     crop = {"height": size, "width": size}
     CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size=crop).save_pretrained(folder)
     return folder
 
 
-def save_siglip(folder: Path, shape: tuple = TINY_SIGLIP, layers: int = 1, **saving) -> Path:
+def save_siglip(folder: Path, shape: tuple = TINY_SIGLIP, layers: int = 1, dtype=torch.float32, **saving) -> Path:
     size, dim, more = shape[2], shape[4], shape[5]
     tokenizer = gemma() if more.get("gemma") else pieces(folder)
     text, image = towers(shape, layers, len(tokenizer))
-    torch.manual_seed(0)
-    model = SiglipModel(SiglipConfig(text_config=text | {"projection_size": dim}, vision_config=image))
-    with torch.no_grad():
-        model.logit_scale.fill_(math.log(117.0))  # about what training comes to
-        model.logit_bias.fill_(-12.9)
+    config = SiglipConfig(text_config=text | {"projection_size": dim}, vision_config=image)
+    model = filled(SiglipModel, config, dtype)
+    model.logit_bias.data.fill_(-12.9)  # about what training comes to
     model.save_pretrained(folder, **saving)
     tokenizer.save_pretrained(folder)
     square = {"height": size, "width": size}

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from bases import CLIPS, SIGLIPS, TINY, save_clip, save_siglip
+from bases import CLIPS, SIGLIPS, TINY_SIGLIP_2, save_clip, save_siglip
 from making import ANIMALS, made_adapter
 from safetensors.torch import load_file, save_file
 
@@ -51,11 +51,9 @@ def plain_siglip(clip, contexts, names, pixels, position="end"):
 @pytest.fixture(scope="module")
 def siglips(tmp_path_factory):
     """A tiny SigLIP, and one with the tokenizer of SigLIP 2."""
-    shape = SIGLIPS["google/siglip2-giant-opt-patch16-256"]
-    small = ((32, 64, 4), (48, 96, 3), 32, 8, 48, shape[5])
     return {
         "siglip": load_clip(save_siglip(tmp_path_factory.mktemp("siglip"), layers=2)),
-        "siglip2": load_clip(save_siglip(tmp_path_factory.mktemp("siglip2"), small, layers=2)),
+        "siglip2": load_clip(save_siglip(tmp_path_factory.mktemp("siglip2"), TINY_SIGLIP_2, layers=2)),
     }
 
 
@@ -66,14 +64,16 @@ def siglip(request, siglips):
 
 @pytest.mark.parametrize("name", [*CLIPS, *SIGLIPS])
 def test_published_configurations_answer_as_their_own_forward_pass(name, tmp_path):
-    """All widths are the published ones; there is one layer instead of many."""
+    """All widths are the published ones; there is one layer instead of many, in half precision on disk."""
     shape = {**CLIPS, **SIGLIPS}[name]
-    big = load_clip((save_clip if name in CLIPS else save_siglip)(tmp_path, shape))
+    big = load_clip((save_clip if name in CLIPS else save_siglip)(tmp_path, shape, dtype=torch.float16))
     assert (big.image_size, big.token_dim, big.feature_dim) == (shape[2], shape[0][0], shape[4])
     pixels = torch.rand(1, 3, big.image_size, big.image_size)
     with torch.no_grad():
         ours = PromptedCLIP(big, CoOp(hand_written(big)), NAMES)(pixels)
-    torch.testing.assert_close(ours, own_logits(big, NAMES, pixels), atol=1e-4, rtol=1e-4)
+    own = own_logits(big, NAMES, pixels)
+    torch.testing.assert_close(ours, own, atol=1e-4, rtol=1e-4)
+    assert own.std(1).min() > 0.01  # the classes are told apart
 
 
 @pytest.mark.parametrize("position", ["end", "middle", "front"])
@@ -91,6 +91,7 @@ def test_a_prompted_siglip_equals_a_plain_one(siglip, position, class_specific):
         found.append((logits.detach(), torch.autograd.grad(logits[:, 0].sum(), pixels)[0]))
     for ours, plain in zip(*found):
         torch.testing.assert_close(ours, plain, atol=1e-4, rtol=1e-4)
+    assert found[0][0].std(1).min() > 0.01  # the classes are told apart
 
 
 def test_a_meta_net_shifts_a_siglips_context(siglip):
@@ -154,15 +155,14 @@ def sharded(tmp_path_factory):
     return folder, whole
 
 
-@pytest.mark.parametrize("precision, near", [("fp32", 1e-2), ("bf16", 0.3)])
-def test_shards_in_half_precision_are_loaded_in_the_precision_that_is_asked_for(sharded, precision, near):
-    half, whole = load_clip(sharded[0], precision=precision), load_clip(sharded[1])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_shards_in_half_precision_are_loaded_in_the_precision_that_is_asked_for(sharded, precision):
+    half, whole = (load_clip(folder, precision=precision) for folder in sharded)
     assert half.dtype == {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     pixels = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         found = [PromptedCLIP(clip, CoOp(hand_written(clip)), NAMES)(pixels) for clip in (half, whole)]
-    assert found[0].dtype == torch.float32
-    torch.testing.assert_close(*found, atol=near, rtol=0)
+    assert found[0].dtype == torch.float32 and torch.equal(*found)
 
 
 def test_shards_have_one_revision_that_changes_with_them(sharded, tmp_path):
@@ -214,26 +214,26 @@ def test_a_siglip_without_its_head_is_refused(tmp_path):
 
 def test_a_scan_on_a_siglip_goes_all_the_way(siglips, run, tmp_path):
     base = save_siglip(tmp_path / "base", layers=2)
-    write_adapter(made_adapter(siglips["siglip"], "cocoop"), tmp_path / "a")
+    write_adapter(made_adapter(siglips["siglip"], "coop", ANIMALS[:4]), tmp_path / "a")
     done = run("scan", "a", "--base", "base", "--num-images", "32", "--format", "json", cwd=tmp_path)
     (result,) = json.loads(done.stdout)["results"]
-    assert done.returncode == result["exit_code"] in (0, 1, 4) and len(result["classes"]) == len(ANIMALS), done.stderr
+    assert done.returncode == result["exit_code"] in (0, 1, 4) and len(result["classes"]) == 4, done.stderr
     assert result["base_model"] == {"id": "base", "revision": fetch_base(str(base)).revision}
     assert result["detector"]["measured"] is False
     assert any("transferred to base@" in warning for warning in result["warnings"])
 
 
 def test_a_scan_on_shards_in_half_precision_goes_all_the_way(sharded, run, tmp_path):
-    write_adapter(made_adapter(load_clip(sharded[0]), "coop"), tmp_path / "a")
-    done = run("scan", "a", "--base", sharded[0], "--num-images", "32", "--format", "json", cwd=tmp_path)
+    write_adapter(made_adapter(load_clip(sharded[0]), "cocoop", ANIMALS[:4]), tmp_path / "a")
+    quick = ("--num-images", "32", "--detector", "clip-inspector", "--k", "1e9", "--format", "json")
+    done = run("scan", "a", "--base", sharded[0], *quick, cwd=tmp_path)
     (result,) = json.loads(done.stdout)["results"]
-    assert done.returncode == result["exit_code"] in (0, 1, 4) and len(result["classes"]) == len(ANIMALS), done.stderr
+    assert done.returncode == result["exit_code"] in (0, 4) and len(result["classes"]) == 4, done.stderr
     assert result["base_model"]["revision"] == fetch_base(str(sharded[0])).revision
-    assert result["detector"]["measured"] is False
 
 
 def test_a_scan_on_another_architecture_is_one_line(adapter_folder, run, tmp_path):
-    base = save_clip(tmp_path / "alt", TINY)
+    base = save_clip(tmp_path / "alt")
     config = json.loads((base / "config.json").read_text()) | {"model_type": "altclip"}
     (base / "config.json").write_text(json.dumps(config))
     done = run("scan", adapter_folder, "--base", base)
