@@ -66,6 +66,8 @@ def read_checkpoint(
         remarks.append(check_whole(checkpoint.encoders, found.base.folder, checkpoint.averaged))
     elif checkpoint.prefix is None:
         remarks.append(f"that it was tuned on {found.base.id} is taken on trust: nothing in {file} tells")
+        if not found.clip.start:
+            remarks.append(f"{found.base.id} has no start token, so the context was taken to come first, also on trust")
     names = names_for(checkpoint, class_names, found)
     placed = position_for(checkpoint, position, file)
     digest = hashlib.sha256(content).hexdigest()

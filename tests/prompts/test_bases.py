@@ -8,6 +8,7 @@ from bases import CLIPS, SIGLIPS, TINY_SIGLIP_2, save_clip, save_siglip
 from making import ANIMALS, made_adapter
 from safetensors.torch import load_file, save_file
 
+from hf_ci.checkpoints.read import read_checkpoint
 from hf_ci.errors import AdapterError, BaseModelError
 from hf_ci.files import weights_of
 from hf_ci.hub import fetch_base
@@ -144,6 +145,23 @@ def test_encoders_that_come_along_are_compared_with_a_siglips(siglips, tmp_path)
     save_file(tensors | {"logit_bias": tensors["logit_bias"] + 1}, tmp_path / "a" / "model.safetensors")
     with pytest.raises(AdapterError, match="1 of .* tensors differ .*'logit_bias'"):
         check_encoders(tmp_path / "a", base)
+
+
+@pytest.mark.parametrize("prefix", [False, True])
+def test_a_checkpoint_on_a_siglip_is_taken_on_trust_or_refused(siglips, prefix, tmp_path):
+    """A tensor by itself says nothing of where it stands; one beside a start token was tuned as a SigLIP's cannot be."""
+    base, tensors = save_siglip(tmp_path / "base"), {"ctx": torch.zeros(4, 32)}
+    if prefix:
+        tensors |= {"token_prefix": torch.zeros(4, 1, 32), "token_suffix": torch.zeros(4, 59, 32)}
+    torch.save(tensors, tmp_path / "prompt.pt")
+    load = lambda folder: siglips["siglip"]
+    told = {"base": str(base), "class_names": ANIMALS[:4], "position": "end"}
+    if prefix:
+        with pytest.raises(AdapterError, match="holds a start token .* has not"):
+            read_checkpoint(tmp_path, "prompt.pt", fetch_base, load, **told)
+    else:
+        adapter, remarks = read_checkpoint(tmp_path, "prompt.pt", fetch_base, load, **told)
+        assert adapter.context.shape == (4, 32) and "the context was taken to come first" in remarks[-1]
 
 
 @pytest.fixture(scope="module")
