@@ -89,6 +89,10 @@ def fetch_base(id: str, revision: str | None = None) -> BaseModel:
             f"base model {id}@{sha[:7]} has no safetensors weights",
             "name a revision that has them (org/model with --base and a revision such as refs/pr/N)",
         )
+    if "config.json" not in present:
+        raise BaseModelError(
+            f"base model {id}@{sha[:7]}: no config.json", "name the same model in the form of transformers with --base"
+        )
     base_kind(download(id, sha, ["config.json"]), f"base model {id}@{sha[:7]}")  # before gigabytes come
     return BaseModel(id, sha, download(id, sha, wanted))
 
