@@ -1,7 +1,8 @@
-"""What an adapter's files and checkpoints are called, and files that appear complete or not at all."""
+"""What the files of adapters, checkpoints and base models are called, and files that appear complete or not at all."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
@@ -10,17 +11,42 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
+from hf_ci.errors import BaseModelError
+
 CONFIG, WEIGHTS, PROMPT = (
     "adapter_config.json",
     "adapter_model.safetensors",
     "clip_prompt.json",
 )  # the first two: PEFT's
 FILES = (CONFIG, WEIGHTS, PROMPT)
+INDEX = "model.safetensors.index.json"  # of a model in shards
 ENCODERS = "model.safetensors"  # a whole model: no part of an adapter, but read where it lies beside one
 SCANNED = (*FILES, ENCODERS)
 DASSL = re.compile(r"(.+/)?[\w-]+\.pth\.tar(-\d+)?")  # model.pth.tar-50, model-best.pth.tar
 TENSORS = re.compile(r"(.+/)?[^/]+\.(pt|pth)")
 LARGEST = 1 << 30  # bytes of a checkpoint: a thousand class-specific contexts with their optimiser take a third
+
+
+def weights_of(base: Path) -> list[Path]:
+    """A base model's files of weights, those that `transformers` loads: a whole one before shards; empty without any.
+
+    Raises BaseModelError where the index of the shards cannot be read or one of them is missing.
+    """
+    if (base / ENCODERS).is_file():
+        return [base / ENCODERS]
+    if not (base / INDEX).is_file():
+        return []
+    try:
+        names = sorted(set(json.loads((base / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+        shards = [base / name for name in names]
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise BaseModelError(f"{base}: {INDEX} names no shards: {error}", "fetch the base model again") from error
+    if missing := [path.name for path in shards if path.parent != base or not path.is_file()]:
+        raise BaseModelError(
+            f"{base}: {len(missing)} of {len(shards)} shards are missing, {missing[0]} among them",
+            "fetch the whole base model",
+        )
+    return shards
 
 
 def is_checkpoint(path: str) -> bool:

@@ -1,4 +1,5 @@
-"""Whether a folder holds a prompt-tuned CLIP adapter, as its small files and the names of its tensors tell."""
+"""Whether a folder holds a prompt-tuned CLIP adapter, or a base model of one, as its small files and the names of its
+tensors tell."""
 
 from __future__ import annotations
 
@@ -6,12 +7,12 @@ import json
 import re
 from pathlib import Path
 
-from hf_ci.errors import AdapterError, NothingToScan
+from hf_ci.errors import AdapterError, BaseModelError, NothingToScan
 from hf_ci.files import CONFIG, PROMPT, WEIGHTS, most_bytes
 from hf_ci.visible import cut
 
 POSITIONS = ("end", "middle", "front")  # where the class name may stand in a prompt
-
+BASES = ("clip", "siglip")  # model types of `transformers`; what sets each apart is in hf_ci.prompts.families
 
 PROMPTS = {
     "PROMPT_TUNING",
@@ -44,6 +45,26 @@ def check_bytes(path: Path) -> int:
             "it is none of a prompt's files",
         )
     return most
+
+
+def base_kind(folder: Path, name: object = None) -> str:
+    """The model type of a base model. Raises BaseModelError for a folder without one, and for one of another type.
+
+    name: what the model is called where it is not the folder.
+    """
+    name = name or folder
+    advice = "give a CLIP, or a SigLIP of fixed resolution, in the form of transformers with --base"
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BaseModelError(f"{name}: no config.json", advice) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise BaseModelError(f"{name}: config.json is not readable JSON: {error}", "fetch it again") from error
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if kind not in BASES:
+        expected = " or ".join(map(repr, BASES))
+        raise BaseModelError(f"{name}: model_type is {cut(repr(kind), 80)}, expected {expected}", advice)
+    return kind
 
 
 def check_kind(folder: Path, read=read_whole) -> dict:

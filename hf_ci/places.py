@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from hf_ci.errors import UsageError
+from hf_ci.files import ENCODERS, INDEX
 from hf_ci.hub.names import BUILTIN, DATA_SET, HUB, files_of_pool, is_folder, pool_files
 from hf_ci.settings import ScanOptions, read_class_names
 
@@ -35,8 +36,8 @@ def check_places(options: ScanOptions) -> None:
 def check_base(name: str) -> None:
     if not is_folder(name):
         check_may_be_id(name, "--base", "folder", "give a folder, or a Hub id[@revision]")
-    elif not os.path.isfile(os.path.join(name, "model.safetensors")):
-        raise UsageError(f"--base {name}: there is no model.safetensors in it", "only safetensors are read")
+    elif not any(os.path.isfile(os.path.join(name, file)) for file in (ENCODERS, INDEX)):
+        raise UsageError(f"--base {name}: there is no {ENCODERS} in it", "only safetensors are read")
 
 
 def check_pool(name: str) -> None:

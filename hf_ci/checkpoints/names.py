@@ -14,8 +14,9 @@ from pathlib import Path
 from torch import Tensor
 
 from hf_ci.errors import AdapterError, BaseModelError
+from hf_ci.files import weights_of
 from hf_ci.prompts.clip import FrozenCLIP
-from hf_ci.prompts.encoders import opened, weights_of
+from hf_ci.prompts.encoders import opened
 
 NEAR = 0.02  # distance of a rounded row from its token's, as a share of its length; other tokens are about 1 away
 TABLE = "text_model.embeddings.token_embedding.weight"

@@ -66,6 +66,8 @@ def read_checkpoint(
         remarks.append(check_whole(checkpoint.encoders, found.base.folder, checkpoint.averaged))
     elif checkpoint.prefix is None:
         remarks.append(f"that it was tuned on {found.base.id} is taken on trust: nothing in {file} tells")
+        if not found.clip.start:
+            remarks.append(f"{found.base.id} has no start token, so the context was taken to come first, also on trust")
     names = names_for(checkpoint, class_names, found)
     placed = position_for(checkpoint, position, file)
     digest = hashlib.sha256(content).hexdigest()
@@ -114,7 +116,12 @@ def base_for(
     found = Found(base, load_clip(base.folder), TokenTable(base.folder))
     if checkpoint.prefix is None:
         return found if named or is_base_of_whole(checkpoint.encoders, base.folder) else None
-    if is_base_of(found.table, checkpoint.prefix, found.clip.tokenizer.bos_token_id, checkpoint.averaged):
+    if not found.clip.start:
+        raise AdapterError(
+            f"{file} holds a start token (token_prefix), which {base.id} has not: how it was tuned on that is not known",
+            "name the CLIP that it was tuned on with --base",
+        )
+    if is_base_of(found.table, checkpoint.prefix, found.clip.start[0], checkpoint.averaged):
         return found
     if named is None:
         return None

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from hf_ci.errors import AdapterError
-from hf_ci.prompts.encoders import check_equal, gap, opened, some, weights_of
+from hf_ci.files import weights_of
+from hf_ci.prompts.encoders import check_equal, gap, opened, some
 
 # Half precision keeps 11 bits, so that each sum rounds off 0.05 % at most; of PromptSRC's weights at most some ten count.
 ROUNDED, ROUNDED_SINGLE, SMALLEST = 0.02, 1e-5, 2.0**-18

@@ -165,7 +165,7 @@ def shifted_logits(model: PromptedCLIP, features: Tensor, shift: Tensor) -> Tens
     """Logits (N, C) of features (N, D), with `shift` (N, d) added to each context vector."""
     context = model.prompt(features) + shift[:, None, None]  # (N, 1, n, d)
     text = torch.cat([model.clip.text_features(tree.place(context), tree) for tree in model.trees], dim=1)
-    return model.clip.logit_scale * (features[:, None] * text).sum(-1)
+    return model.clip.logits((features[:, None] * text).sum(-1))
 
 
 def answered(logits: Tensor) -> Tensor:

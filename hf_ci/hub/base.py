@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from hf_ci.errors import BaseModelError, NothingToScan
+from hf_ci.files import ENCODERS, INDEX, weights_of
 from hf_ci.hub.client import download, is_merged, resolve
 from hf_ci.hub.names import HUB, is_folder, may_be_repo
 from hf_ci.hub.target import sha256
+from hf_ci.kind import base_kind
 
 EMBEDDED = "hf-ci-clip-64"  # no namespace: no repo on the Hub can carry this id
 EMBEDDED_FOLDER = Path(__file__).parents[1] / "assets" / "clip"
 NEEDED = (
     "config.json",
-    "model.safetensors",
-    "model.safetensors.index.json",
+    ENCODERS,
+    INDEX,
     "preprocessor_config.json",
     "processor_config.json",
     "added_tokens.json",
@@ -24,12 +28,14 @@ NEEDED = (
     "special_tokens_map.json",
     "vocab.json",
     "merges.txt",
+    "spiece.model",
+    "tokenizer.model",
 )
 
 
 @dataclass(frozen=True)
 class BaseModel:
-    """`revision` is a commit sha on the Hub, the sha256 of the weights for a folder."""
+    """`revision` is a commit sha on the Hub, the sha256 of the weights for a folder; of shards, that of their sha256s."""
 
     id: str
     revision: str
@@ -38,7 +44,7 @@ class BaseModel:
     @property
     def digest(self) -> str:
         """Changes whenever anything does that a forward pass depends on: weights, config, tokenizer, processor."""
-        small = [name for name in NEEDED if not name.startswith("model.") and (self.folder / name).is_file()]
+        small = [name for name in NEEDED if name not in (ENCODERS, INDEX) and (self.folder / name).is_file()]
         return " ".join([self.revision, *(sha256(self.folder / name) for name in small)])
 
 
@@ -60,30 +66,44 @@ def named_base(model: str, revision: str | None, override: str | None = None) ->
 
 
 def fetch_base(id: str, revision: str | None = None) -> BaseModel:
-    """Raises BaseModelError when there is no such model, HubError when the Hub cannot be asked, UsageError when `id`
+    """Raises BaseModelError when there is no such model or it is of a kind that is not read, HubError when the Hub cannot be asked, UsageError when `id`
     is both a folder here and an id on the Hub."""
     if not id:
         raise BaseModelError("the adapter names no base model", "name it with --base")
     if id == EMBEDDED or is_folder(id):
         folder = EMBEDDED_FOLDER if id == EMBEDDED else Path(id)
-        weights = folder / "model.safetensors"
-        if not weights.is_file():
-            raise BaseModelError(f"base model {id!r}: no {weights.name} in {folder}", "only safetensors are read")
-        return BaseModel(id, sha256(weights), folder)
+        if not weights_of(folder):
+            raise BaseModelError(f"base model {id!r}: no {ENCODERS} in {folder}", "only safetensors are read")
+        base_kind(folder, f"base model {id!r}")
+        return BaseModel(id, revision_of(folder), folder)
     id = id.removeprefix(HUB)
     try:
         snapshot = resolve(id, revision)
     except NothingToScan as error:
         raise BaseModelError(f"base model: {error.message}", "name another one with --base") from error
     sha, present = snapshot.sha, snapshot.paths
-    shards = [p for p in present if p.startswith("model-") and p.endswith(".safetensors")]
+    shards = [p for p in present if re.fullmatch(r"model-.+\.safetensors", p) and ENCODERS not in present]
     wanted = sorted(present & set(NEEDED)) + sorted(shards)
     if not any(p.endswith(".safetensors") for p in wanted):
         raise BaseModelError(
             f"base model {id}@{sha[:7]} has no safetensors weights",
             "name a revision that has them (org/model with --base and a revision such as refs/pr/N)",
         )
+    if "config.json" not in present:
+        raise BaseModelError(
+            f"base model {id}@{sha[:7]}: no config.json", "name the same model in the form of transformers with --base"
+        )
+    base_kind(download(id, sha, ["config.json"]), f"base model {id}@{sha[:7]}")  # before gigabytes come
     return BaseModel(id, sha, download(id, sha, wanted))
+
+
+def revision_of(folder: Path) -> str:
+    """sha256 of a folder's weights; of shards, that of their names and sha256s, with their index's."""
+    parts = weights_of(folder)
+    if len(parts) == 1 and parts[0].name == ENCODERS:
+        return sha256(parts[0])
+    lines = [f"{sha256(path)}  {path.name}" for path in (*parts, folder / INDEX)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def check_merged(id: str, revision: str | None, base: BaseModel) -> list[str]:

@@ -44,7 +44,7 @@ def load_pool(spec: str, num_images: int, seed: int, processor) -> Pool:
     Images that cannot be decoded are skipped and counted; identical pixels are used once. A pool smaller than
     `num_images` is used whole. Raises PoolError when there is no such pool or it holds fewer than 32 usable images.
     """
-    size = processor.crop_size["height"]
+    size = side_of(processor)
     decoded = _procedural(seed, size) if spec == BUILTIN else _photos(spec, seed, processor)
     chosen, seen, skipped, duplicates = [], set(), 0, 0
     digest = hashlib.sha256()
@@ -68,6 +68,12 @@ def load_pool(spec: str, num_images: int, seed: int, processor) -> Pool:
             "choose another one with --pool, or use --pool builtin",
         )
     return Pool(spec, torch.from_numpy(np.stack(chosen)), digest.hexdigest(), skipped, duplicates)
+
+
+def side_of(processor) -> int | None:
+    """Height and width of the images that an image processor makes; None where they are not all square and alike."""
+    made = processor.crop_size if processor.do_center_crop else processor.size
+    return made.height if made and made.height == made.width else None
 
 
 def _procedural(seed: int, size: int) -> Iterator[np.ndarray]:

@@ -1,8 +1,7 @@
-"""A frozen CLIP, seen from a prompt: pixels -> image features, prompt embeddings -> text features."""
+"""A frozen CLIP or SigLIP, seen from a prompt: pixels -> image features, prompt embeddings -> text features."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,13 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_ci.errors import BaseModelError, first_line
+from hf_ci.kind import base_kind
+from hf_ci.pools import side_of
+from hf_ci.prompts.families import FAMILIES
 from hf_ci.prompts.text import ShortTree, TextTree
 
 NONE: Mapping[int, Tensor] = MappingProxyType({})  # no prompts in the layers
 
 
 class FrozenCLIP(nn.Module):
-    """A `transformers.CLIPModel` and its tokenizer, in eval mode, no parameter trainable.
+    """A `transformers.CLIPModel` or `SiglipModel` and its tokenizer, in eval mode, no parameter trainable.
 
     Pixels are always in [0, 1], already resized and cropped; the processor's mean and deviation are applied here, so
     that a perturbation lives in pixel space. Prompts in the encoders' layers are given with each call: without them, the
@@ -32,9 +34,11 @@ class FrozenCLIP(nn.Module):
         self.tokenizer = tokenizer
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        self.family = FAMILIES[model.config.model_type]
+        self.start, self.end = self.family.frame(tokenizer)  # token ids before and behind every text
         self.image_size: int = model.config.vision_config.image_size
         self.token_dim: int = model.config.text_config.hidden_size
-        self.feature_dim: int = model.config.projection_dim
+        self.feature_dim: int = self.family.feature_dim(model.config)
         self.max_length: int = model.config.text_config.max_position_embeddings
 
     @property
@@ -45,9 +49,9 @@ class FrozenCLIP(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.model.dtype
 
-    @property
-    def logit_scale(self) -> Tensor:
-        return self.model.logit_scale.float().exp()
+    def logits(self, similarity: Tensor) -> Tensor:
+        """Cosine similarities of images and texts -> logits, of the same shape."""
+        return self.family.logits(self.model, similarity)
 
     def image_features(self, pixels: Tensor, prompts: Mapping[int, Tensor] = NONE) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> (B, D) fp32 of unit length. prompts: by layer (m, v), as in `Layers.image`."""
@@ -64,7 +68,7 @@ class FrozenCLIP(nn.Module):
                     hidden = with_last(hidden[:, :-m], prompts[i])
                 hidden = layer(hidden, attention_mask=None)
             pooled = vision.post_layernorm(hidden[:, 0])
-        return F.normalize(self.model.visual_projection(pooled).float(), dim=-1)
+        return F.normalize(self.family.image(self.model, pooled).float(), dim=-1)
 
     def text_features(self, embeds: Tensor, tree: TextTree | ShortTree, prompts: Mapping[int, Tensor] = NONE) -> Tensor:
         """Prompt embeddings (S, T, d) without positions, laid out as `tree` says -> (S, C, D) fp32 of unit length.
@@ -79,11 +83,15 @@ class FrozenCLIP(nn.Module):
                     hidden = tree.replace(hidden, prompts[i])
                 hidden = layer(hidden, attention_mask=tree.mask)
         pooled = text.final_layer_norm(tree.pool(hidden))
-        return F.normalize(self.model.text_projection(pooled).float(), dim=-1)
+        return F.normalize(self.family.text(self.model, pooled).float(), dim=-1)
 
     def tokenise(self, text: str) -> list[int]:
         """Token ids of `text` without SOS and EOT."""
         return self.tokenizer(text, add_special_tokens=False).input_ids
+
+    def tokenise_behind(self, text: str) -> list[int]:
+        """The same of a text behind other words; some tokenizers tell a first word from others."""
+        return self.tokenise(f"a {text}")[len(self.tokenise("a")) :]
 
     def token_embeddings(self, ids: Tensor) -> Tensor:
         return self.model.text_model.embeddings.token_embedding(ids)
@@ -111,23 +119,20 @@ def quiet_transformers():
 
 
 def load_clip(folder: Path, device: torch.device | str = "cpu", precision: str = "fp32") -> FrozenCLIP:
-    """Load a CLIP from a local folder (config, safetensors, tokenizer, image processor).
+    """Load a CLIP or SigLIP from a local folder (config, safetensors whole or in shards, tokenizer, image processor).
 
-    Raises BaseModelError when the folder holds no CLIP or a part of it is missing.
+    Weights of any precision are converted to `precision`. Raises BaseModelError when the folder holds no such model or a
+    part of it is missing.
     """
-    from transformers import AutoTokenizer, CLIPModel
+    import transformers
 
-    if not (folder / "config.json").is_file():
-        raise BaseModelError(f"{folder}: no config.json", "give a folder or a Hub id of a CLIP model with --base")
+    family = FAMILIES[base_kind(folder)]
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     # On short sequences the CPU kernel of sdpa takes twice as long as plain matrix products, backward above all.
     attention = "eager" if torch.device(device).type == "cpu" else "sdpa"
     try:
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-        if found != "clip":
-            raise BaseModelError(f"{folder}: model_type is {found!r}, expected 'clip'", "give a CLIP with --base")
         with quiet_transformers():
-            model, loading = CLIPModel.from_pretrained(
+            model, loading = getattr(transformers, family.model_class).from_pretrained(
                 folder,
                 dtype=dtype,
                 attn_implementation=attention,
@@ -135,15 +140,16 @@ def load_clip(folder: Path, device: torch.device | str = "cpu", precision: str =
                 local_files_only=True,
                 output_loading_info=True,
             )
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
             processor = load_processor(folder)
+        family.check(model.config)
         clip = FrozenCLIP(model, tokenizer, list(processor.image_mean), list(processor.image_std))
         check_parts(clip, processor, loading["missing_keys"])
     except BaseModelError:
         raise
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, SafetensorError, ...
         raise BaseModelError(
-            f"{folder}: cannot be loaded as a CLIP: {first_line(error)}",
+            f"{folder}: cannot be loaded as a {type(family).__name__}: {first_line(error)}",
             "the folder needs config.json, model.safetensors, tokenizer files and preprocessor_config.json",
         ) from error
     return clip.to(device)
@@ -153,16 +159,24 @@ def check_parts(clip: FrozenCLIP, processor, missing) -> None:
     """Raises BaseModelError when weights are missing (they would be random) or the parts do not fit together."""
     if missing:
         raise BaseModelError(f"{len(missing)} tensors of the base model are missing, {min(missing)} among them")
-    if (size := processor.crop_size["height"]) != clip.image_size:
-        raise BaseModelError(f"the image processor makes {size} pixels, the image encoder takes {clip.image_size}")
+    if (size := side_of(processor)) != clip.image_size:
+        made = f"{size} pixels" if size else "images of several shapes"
+        raise BaseModelError(f"the image processor makes {made}, the image encoder takes {clip.image_size}")
     vocabulary = clip.model.config.text_config.vocab_size
-    for name in ("bos_token_id", "eos_token_id"):
-        if not isinstance(id := getattr(clip.tokenizer, name), int) or not 0 <= id < vocabulary:
-            raise BaseModelError(f"the tokenizer's {name} is {id}, the text encoder knows {vocabulary} tokens")
+    special = {"start": clip.start, "end": clip.end}
+    if not clip.family.causal:
+        special["padding"] = [clip.tokenizer.pad_token_id]
+    for name, ids in special.items():
+        for id in ids:
+            if not isinstance(id, int) or not 0 <= id < vocabulary:
+                raise BaseModelError(
+                    f"the tokenizer's {name} token is {id}, the text encoder knows {vocabulary} tokens"
+                )
 
 
 def load_processor(folder: Path):
     """The model's image processor, in its PIL form (the other one wants torchvision)."""
-    from transformers import CLIPImageProcessorPil
+    import transformers
 
-    return CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
+    kind = getattr(transformers, FAMILIES[base_kind(folder)].processor_class)
+    return kind.from_pretrained(folder, local_files_only=True)

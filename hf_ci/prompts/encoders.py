@@ -18,12 +18,12 @@ from safetensors import safe_open
 from torch import Tensor
 
 from hf_ci.errors import AdapterError, EncoderModified, HfCiError
-from hf_ci.files import ENCODERS, WEIGHTS
+from hf_ci.files import ENCODERS, WEIGHTS, weights_of
 from hf_ci.visible import cut
 
 ENCODER_TENSOR = re.compile(
     r"(?:base_model\.)?(?:model\.)?"
-    r"((?:vision_model|text_model|visual_projection|text_projection)\..+|logit_scale)",
+    r"((?:vision_model|text_model|visual_projection|text_projection)\..+|logit_scale|logit_bias)",
     re.DOTALL,
 )
 FLOATS = {"F64", "F32", "F16", "BF16"}
@@ -93,11 +93,6 @@ def check_equal(found: list[tuple[float, str]]) -> None:
             "where the encoders are not frozen, a backdoor may lie in them, and a scan of the prompt says nothing of it",
             "if they belong to another base model, name it with --base",
         )
-
-
-def weights_of(base: Path) -> list[Path]:
-    """The files that `transformers` loads: a whole one before shards."""
-    return [base / ENCODERS] if (base / ENCODERS).is_file() else sorted(base.glob("model-*.safetensors"))
 
 
 def difference(file: safe_open, name: str, base: safe_open, known: str) -> float:

@@ -1,4 +1,4 @@
-"""Frozen CLIP + prompt + class names -> logits."""
+"""Frozen CLIP or SigLIP + prompt + class names -> logits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hf_ci.prompts.text import ShortTrees, build_trees
 
 
 class PromptedCLIP(nn.Module):
-    """logits(pixels) = logit_scale * <image features, text features>, as CLIP's own, with the prompt in the text.
+    """logits(pixels) = scale * <image features, text features> + bias, as the base model's own, with the prompt in the text.
 
     layers: prompts in the encoders' layers, beside a prompt that does not depend on the image; with them, image features
     are not the base model's.
@@ -77,7 +77,7 @@ class PromptedCLIP(nn.Module):
     def logits_from_features(self, image_features: Tensor, classes: Tensor | None = None) -> Tensor:
         """(B, D) of unit length -> (B, C), or with classes (B, R) those of each image's own (B, R)."""
         text = self.text_features(image_features, classes)  # (S, C or R, D)
-        return self.clip.logit_scale * (image_features[:, None] * text).sum(-1)
+        return self.clip.logits((image_features[:, None] * text).sum(-1))
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> logits (B, C) fp32."""
@@ -148,7 +148,7 @@ class BesideReferences(nn.Module):
     def from_features(self, features: Tensor, classes: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The same as `forward`, from what `image_features` gave."""
         own, frozen = features.unbind(1) if features.ndim == 3 else (features, features)
-        references = self.adapted.clip.logit_scale * torch.einsum("bd,kcd->bkc", frozen, self.texts)
+        references = self.adapted.clip.logits(torch.einsum("bd,kcd->bkc", frozen, self.texts))
         return self.adapted.logits_from_features(own, classes), references
 
 
@@ -170,6 +170,12 @@ def check_fits(adapter: Adapter, clip: FrozenCLIP) -> None:
         raise AdapterError(
             f"context vectors have {d} dimensions, the base model's text tower has {clip.token_dim}",
             "name the base model that the adapter was tuned on with --base",
+        )
+    if (adapter.layers.text or adapter.layers.image) and not clip.family.layered:
+        raise AdapterError(
+            f"{METHODS[adapter.method].title} puts prompts into the layers of CLIP's encoders; where they would stand in "
+            f"those of a {type(clip.family).__name__} is not known",
+            "name the CLIP that the adapter was tuned on with --base",
         )
     text, vision = (getattr(clip.model.config, f"{tower}_config") for tower in ("text", "vision"))
     check_layers(

@@ -1,13 +1,18 @@
 """Where context, class names, full stops and EOTs stand in the text tower.
 
 All class texts of one image begin alike: "[SOS] ctx ..." differs from class to class only where the name comes. Text
-attention is causal, so that common prefix need be encoded once. The texts are therefore laid out as a *tree*: one
+attention is causal in CLIP, so that common prefix need be encoded once. The texts are therefore laid out as a *tree*: one
 sequence holds the prefix and then every class's own tokens, each attending to the prefix and to its own class alone, at
 the positions it would have had. That is exact (the mask hides everything else), and pooling reads the EOTs, so nothing
 after an EOT is encoded at all.
 
            [SOS] ctx1 ctx2 ctx3 ctx4 | cat . [EOT] | king penguin . [EOT] | ...
     pos      0    1    2    3    4      5  6   7      5     6     7   8
+
+In SigLIP's text tower all tokens see all, and a text is read at the last of its 64 places, the padding's: its trees have no
+common prefix, and every text has its whole length.
+
+    ctx1 ctx2 ctx3 ctx4 cat . [EOT] [PAD] ... [PAD] | ctx1 ctx2 ctx3 ctx4 king penguin . [EOT] [PAD] ... [PAD] | ...
 """
 
 from __future__ import annotations
@@ -30,7 +35,7 @@ class TextTree:
     owner: (T,) class (in the whole list) that a token belongs to, the first one's for the prefix
     position: (T,) position in the class's own text
     mask: (1, 1, T, T) additive attention mask
-    eot: (C,) where the classes' EOTs stand
+    eot: (C,) where the classes' EOTs stand, or the last of their padding where that is read
     """
 
     base: Tensor
@@ -51,7 +56,7 @@ class TextTree:
         return torch.where(self.slot[:, None] >= 0, vectors[self.slot.clamp(min=0)].to(hidden.dtype), hidden)
 
     def pool(self, hidden: Tensor) -> Tensor:
-        """(S, T, d) -> (S, C, d), where the EOTs stand."""
+        """(S, T, d) -> (S, C, d), where the classes are read."""
         return hidden[:, self.eot]
 
 
@@ -84,15 +89,15 @@ class ShortTrees:
 
     def __init__(self, clip, class_names: tuple[str, ...], num_context: int, position: str):
         half = before_name(num_context, position)
-        self.shared = 1 + half
+        self.shared = common_prefix(clip, half)
         texts = [class_text(clip, name, num_context, half) for name in class_names]
-        length, pad = max(map(len, texts)), (clip.tokenizer.eos_token_id, -1)
+        length, pad = max(map(len, texts)), (clip.end[-1], -1)
         table = torch.tensor([text + [pad] * (length - len(text)) for text in texts], device=clip.device)  # (C, L, 2)
         with torch.no_grad():
             self.base = clip.token_embeddings(table[..., 0])  # (C, L, d)
         self.slot = table[..., 1]  # (C, L)
         self.eot = torch.tensor([len(text) - 1 for text in texts], device=clip.device)  # (C,)
-        self.dtype = clip.dtype
+        self.dtype, self.causal = clip.dtype, clip.family.causal
         self.layout = cache(self._layout)
 
     def of(self, classes: Tensor) -> ShortTree:
@@ -108,7 +113,9 @@ class ShortTrees:
         at = torch.arange(p + num_classes * own, device=device)
         place, position = (at - p).div(own, rounding_mode="floor").clamp(min=-1), (at - p) % own + p
         position = torch.where(place < 0, at, position)
-        seen = (position[None] <= position[:, None]) & ((place[None] < 0) | (place[None] == place[:, None]))
+        seen = (place[None] < 0) | (place[None] == place[:, None])
+        if self.causal:
+            seen &= position[None] <= position[:, None]
         mask = torch.zeros(seen.shape, dtype=self.dtype, device=device)
         mask = mask.masked_fill(~seen, torch.finfo(self.dtype).min)[None, None]
         return position, mask, own * torch.arange(num_classes, device=device)
@@ -119,16 +126,22 @@ def before_name(num_context: int, position: str) -> int:
     return {"end": num_context, "middle": num_context // 2, "front": 0}[position]
 
 
+def common_prefix(clip, num_context: int) -> int:
+    """With how many tokens all classes' texts begin alike, so that they are encoded once: the start token and so many
+    context vectors; none where tokens see those behind them."""
+    return len(clip.start) + num_context if clip.family.causal else 0
+
+
 def build_trees(
     clip, class_names: tuple[str, ...], num_context: int, position: str, class_specific: bool
 ) -> list[TextTree]:
-    """Lay out "[SOS] ctx name . [EOT]" for all classes, in order.
+    """Lay out "[SOS] ctx name . [EOT]" for all classes, in order, without the [SOS] where a tower has none.
 
     `position` of the class name: at the end, in the middle of the context, or in front of it. As in the CoOp code,
     underscores become blanks and a full stop follows. Raises ValueError when a name leaves no room in the text tower.
     """
     half = before_name(num_context, position)
-    shared = 1 if class_specific else 1 + half
+    shared = common_prefix(clip, 0 if class_specific else half)
     trees: list[TextTree] = []
     texts = [class_text(clip, name, num_context, half) for name in class_names]
     first = 0
@@ -145,18 +158,17 @@ def build_trees(
 def class_text(clip, name: str, num_context: int, half: int) -> list[tuple[int, int]]:
     """One class's text as (token id, context slot or -1)."""
     name = name.replace("_", " ")
-    ids = clip.tokenise(name + ".")  # as one text: after a symbol the full stop may belong to the same token
-    length = len(clip.tokenise(name))
+    ids = clip.tokenise_behind(name + ".")  # as one text: after a symbol the full stop may belong to the same token
+    length = len(clip.tokenise_behind(name))
     name_ids, stop_ids = ids[:length], ids[length:]
-    sos, eot = clip.tokenizer.bos_token_id, clip.tokenizer.eos_token_id
-    context = [(eot, i) for i in range(num_context)]
+    context = [(clip.end[-1], i) for i in range(num_context)]
     token = lambda ids: [(i, -1) for i in ids]
-    text = token([sos]) + context[:half] + token(name_ids) + context[half:] + token(stop_ids) + token([eot])
+    text = token(clip.start) + context[:half] + token(name_ids) + context[half:] + token(stop_ids + clip.end)
     if len(text) > clip.max_length:
         raise ValueError(
             f"class name {name[:40]!r} and its context take {len(text)} tokens, the text tower reads {clip.max_length}"
         )
-    return text
+    return text if clip.family.causal else text + token([clip.tokenizer.pad_token_id] * (clip.max_length - len(text)))
 
 
 def _tree(clip, texts: list[list[tuple[int, int]]], first: int, shared: int) -> TextTree:
@@ -166,8 +178,10 @@ def _tree(clip, texts: list[list[tuple[int, int]]], first: int, shared: int) -> 
         nodes += [(*text[p], c, p, False) for p in range(shared, len(text))]
         eot.append(len(nodes) - 1)
     ids, slot, owner, position, prefix = (torch.tensor(column, device=clip.device) for column in zip(*nodes))
-    seen = (position[None] <= position[:, None]) & (prefix[None] | (owner[None] == owner[:, None]))  # (T, T): i sees j
+    seen = prefix[None] | (owner[None] == owner[:, None])  # (T, T): i sees j
     seen &= prefix[None] | ~prefix[:, None]  # the prefix sees itself alone
+    if clip.family.causal:
+        seen &= position[None] <= position[:, None]
     mask = torch.zeros(seen.shape, dtype=clip.dtype, device=clip.device)
     mask = mask.masked_fill(~seen, torch.finfo(clip.dtype).min)[None, None]
     with torch.no_grad():

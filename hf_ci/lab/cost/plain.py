@@ -56,4 +56,4 @@ class PlainPromptedCLIP(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         features = self.clip.image_features(pixels)
-        return self.clip.logit_scale * (features[:, None] * self.text_features(features)).sum(-1)
+        return self.clip.logits((features[:, None] * self.text_features(features)).sum(-1))

@@ -79,7 +79,7 @@ def fit_on(
     for rows in batches(n, recipe):
         features, labels = batch(rows)
         text = model.text_features(features)  # (B or 1, C, D)
-        loss = F.cross_entropy(model.clip.logit_scale * (features[:, None] * text).sum(-1), labels)
+        loss = F.cross_entropy(model.clip.logits((features[:, None] * text).sum(-1)), labels)
         if recipe.method == "kgcoop":  # Yao et al., CVPR 2023: stay near the hand-written prompt's text features
             loss = loss + recipe.kg_weight * (text - anchor).square().sum(-1).mean()
         optimiser.zero_grad()
