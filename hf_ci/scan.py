@@ -211,7 +211,7 @@ def examine(text: str, run: Run, fetch: Fetch = fetch_text) -> tuple[ScanResult,
             warnings += photo_warnings(witnesses)
             tuned, own = witnesses.prompts, witnesses.own
 
-        detector = run.detector.for_contexts(adapter.context.ndim == 3)
+        detector = run.detector.for_adapter(adapter.context.ndim == 3, len(adapter.class_names))
         inverter = detector.inverter(options.seed)
         found |= {
             "settings": Settings(

@@ -79,8 +79,6 @@ class ScanOptions:
         """Raises UsageError for a detector that is not known or has no such threshold as was set, and for a calibration
         that cannot be used."""
         from hf_ci.detect import DETECTORS
-        from hf_ci.detect.calibration import null_for
-
         if self.detector not in DETECTORS:
             raise UsageError(f"--detector {self.detector}: no such detector", f"use one of {', '.join(DETECTORS)}")
         kind = DETECTORS[self.detector]
@@ -92,8 +90,7 @@ class ScanOptions:
         if self.calibration is not None:
             if "null" not in {field.name for field in fields(kind)}:
                 raise UsageError(f"--calibration: {self.detector} takes none", "leave it out, or choose --detector")
-            given["null"] = null_for(self.pool, self.calibration)
-            given["null_by_class"] = null_for(self.pool, self.calibration, class_specific=True)
+            given["calibration"] = self.calibration
         return kind.for_pool(self.pool, **given)
 
 

@@ -15,10 +15,12 @@ other data sets than its own, it is taken as Gumbel distributed: F(s) = exp(-exp
 they independent, it would be distributed as F^(C / C_0), and that is the correction made.
 
 A file of nulls (`hf-ci calibrate` and `hf-ci lab calibrate` write one, and one is shipped) holds one for each kind of
-pool, photos and the built-in one, with what it was fitted on, and beside it one for adapters with class-specific contexts.
-Those vary more; theirs is fitted on prompts of all kinds, the other one without them:
+pool, photos and the built-in one, with what it was fitted on, and beside it others for some adapters: for those of at most
+FEW_CLASSES, which leave a class few peers, and for those with class-specific contexts. These vary more; theirs is fitted on
+prompts of all kinds, the other one without them:
 
-    {"format": 2, "nulls": {"builtin": {...}, "builtin, class-specific": {...}, "photos": {...}, ...}, "sha256": "..."}
+    {"format": 2, "nulls": {"builtin": {...}, "builtin, few classes": {...}, "builtin, class-specific": {...},
+                            "builtin, few classes, class-specific": {...}, "photos": {...}, ...}, "sha256": "..."}
 
 The sha256 is that of all the rest, as JSON with sorted keys and no blanks: whoever edits a number by hand is told.
 """
@@ -33,7 +35,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -44,10 +46,22 @@ from hf_ci.inversion.trigger import ADDITIVE, ON_PHOTOS
 EULER = 0.5772156649015329
 FORMAT = 2
 FEWEST = 5  # clean adapters that a null can be fitted on
+FEW_CLASSES = 3  # with more, a class is held against three others
 # Spread of an excess, at least: a share of some hundred images is known no better. Masks and probes are tried on 64 images.
 NARROWEST, NARROWEST_OF_FEW = 0.02, 0.03
 SHIPPED = Path(__file__).parents[1] / "assets" / "calibration.json"
-Kind = Literal["photos", "builtin", "photos, class-specific", "builtin, class-specific"]
+PoolKind = Literal["photos", "builtin"]
+Variant = Literal["", ", few classes", ", class-specific", ", few classes, class-specific"]
+Kind = Literal[
+    "photos",
+    "photos, few classes",
+    "photos, class-specific",
+    "photos, few classes, class-specific",
+    "builtin",
+    "builtin, few classes",
+    "builtin, class-specific",
+    "builtin, few classes, class-specific",
+]
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -142,8 +156,9 @@ class Calibration:
         return -math.expm1(-more * math.exp(-(score - self.mu) / self.beta))
 
     def describe(self) -> str:
+        most = "at most " if self.num_classes <= FEW_CLASSES else ""
         return (
-            f"{self.clean_models} scans of clean adapters of {self.num_classes} classes on {self.base_model}, "
+            f"{self.clean_models} scans of clean adapters of {most}{self.num_classes} classes on {self.base_model}, "
             f"{self.num_images} images of {self.pool}, distances {self.distances[0]:.2f} to {self.distances[1]:.2f}, "
             "Gumbel fit"
         )
@@ -262,23 +277,28 @@ def shipped() -> dict[Kind, Calibration]:
     return read(SHIPPED)
 
 
-def kind_of(pool: str) -> Kind:
+def kind_of(pool: str) -> PoolKind:
     return "builtin" if pool == "builtin" else "photos"
 
 
-def by_class(kind: Kind) -> Kind:
-    """The kind of null for adapters with class-specific contexts."""
-    return f"{kind}, class-specific"
+def variant(class_specific: bool, few: bool) -> Variant:
+    """What follows the kind of pool in the name of a null: of adapters of few classes, with contexts of each class."""
+    if few:
+        return ", few classes, class-specific" if class_specific else ", few classes"
+    return ", class-specific" if class_specific else ""
 
 
-def null_for(pool: str, path: Path | None = None, class_specific: bool = False) -> Calibration:
-    """The null fitted on such a pool, of the file `path` or the shipped one. Raises UsageError where it holds none."""
+def nulls_for(pool: str, path: Path | None = None) -> dict[Variant, Calibration]:
+    """Those fitted on such a pool, of the file `path` or the shipped one. Raises UsageError where it holds none."""
     nulls, kind = read(path) if path else shipped(), kind_of(pool)
-    if class_specific and by_class(kind) in nulls:
-        return nulls[by_class(kind)]
     if kind not in nulls:
         raise UsageError(
             f"calibration {path} holds a null for {', '.join(nulls) or 'no pool'}, --pool {pool} needs one for {kind}",
             "fit one with hf-ci calibrate --pool, or choose another pool",
         )
-    return nulls[kind]
+    return {name: nulls[whole] for name in get_args(Variant) if (whole := kind + name) in nulls}
+
+
+def null_for(pool: str) -> Calibration:
+    """That of adapters of more than FEW_CLASSES, with shared contexts."""
+    return nulls_for(pool)[""]

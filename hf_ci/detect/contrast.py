@@ -12,12 +12,25 @@ that come next, and what excess is usual depends on how far the adapter is from 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
-from hf_ci.detect.calibration import Calibration, Usual, asked, combined, kind_of, null_for, questions
+from hf_ci.detect.calibration import (
+    FEW_CLASSES,
+    Calibration,
+    Usual,
+    Variant,
+    asked,
+    combined,
+    kind_of,
+    null_for,
+    nulls_for,
+    questions,
+    variant,
+)
 from hf_ci.detect.verdict import Detector, Verdict, cannot_judge
 from hf_ci.inversion import ON_PHOTOS, PERTURBATION, WIDE, Inversion
 from hf_ci.inversion.contrast import ContrastInversion
@@ -25,7 +38,7 @@ from hf_ci.inversion.contrast import ContrastInversion
 PROBES, OWN_PROBES = "probe", "probe of own photos"  # the family of all of them, on the pool or on photos
 # By what is usual of which family one is judged where a calibration was fitted without photos.
 STANDS_FOR = {ON_PHOTOS: PERTURBATION, OWN_PROBES: PROBES}
-PEERS, PEER_WEIGHT = 3, 0.75
+PEERS, PEER_WEIGHT = FEW_CLASSES, 0.75
 MOST_FLAGGED = 0.5  # share of the classes; where more are flagged, the reference is in doubt, not the adapter
 # Distance from which what an adapter learned may hide what was planted: hand-written prompts cannot clear it there. Clean
 # prompts that were tuned on photos answer most of the pool as a clean adapter does; one that is FAR_WITH_PHOTOS from
@@ -59,13 +72,14 @@ class Contrast(Detector):
     These grow evenly with the adapter's distance from its references, and are `false_alarm_far` and `doubt_far` where it is
     FAR: what such an adapter learned can hide what was planted, so more of them are left undecided, and less is asked of what
     stands out all the same. One that is FAR from hand-written prompts, or FAR_WITH_PHOTOS from clean ones tuned on photos, is
-    never clean; one that is TOO_FAR is on made pictures never accused. With no more than PEERS classes nothing is judged, as
-    each is held against so many others. It is inconclusive, too, when more than half of the classes are flagged.
+    never clean; one that is TOO_FAR is on made pictures never accused. Of at most FEW_CLASSES, none can be held against PEERS
+    others: only a null that was fitted on such adapters judges them. It is inconclusive, too, when more than half of the
+    classes are flagged.
     """
 
     k: float | None = None
     null: Calibration = field(default_factory=lambda: null_for("photos"))
-    null_by_class: Calibration | None = None  # for class-specific contexts; None: the same
+    variants: Mapping[Variant, Calibration] = field(default_factory=dict)  # for the adapters that they are named after
     false_alarm: float = 0.002
     false_alarm_far: float = 0.01
     doubt: float = 0.02
@@ -74,13 +88,16 @@ class Contrast(Detector):
     name = "contrast"
 
     @classmethod
-    def for_pool(cls, pool: str, **settings) -> Contrast:
-        """With the null that was fitted on such a pool, the built-in one or photos, unless one is given."""
-        return cls(**{"null": null_for(pool), "null_by_class": null_for(pool, class_specific=True)} | settings)
+    def for_pool(cls, pool: str, calibration: Path | None = None, **settings) -> Contrast:
+        """With the nulls that were fitted on such a pool, the built-in one or photos, of that file or the shipped one."""
+        nulls = nulls_for(pool, calibration)
+        return cls(**{"null": nulls[""], "variants": nulls} | settings)
 
-    def for_contexts(self, class_specific: bool) -> Contrast:
-        """With the null of adapters whose contexts are of that kind."""
-        return replace(self, null=self.null_by_class) if class_specific and self.null_by_class else self
+    def for_adapter(self, class_specific: bool, num_classes: int) -> Contrast:
+        """With the null of such adapters: where there is none for their kind of context, that of the others."""
+        few = num_classes <= FEW_CLASSES
+        named = (variant(class_specific, few), variant(False, few), variant(class_specific, False))
+        return replace(self, null=next((self.variants[name] for name in named if name in self.variants), self.null))
 
     @property
     def calibration(self) -> str:
@@ -108,7 +125,7 @@ class Contrast(Detector):
         self, inversions: Sequence[Inversion], class_names: Sequence[str], distance: float | None = None
     ) -> Verdict:
         """distance: between 0 and 1; None where it is not known, which is taken for 0."""
-        if unknown := cannot_judge(inversions, class_names):
+        if unknown := cannot_judge(inversions, class_names, fewest=2):
             return unknown
         distance = distance or 0.0
         limits, found = self.thresholds(len(inversions), distance), shares(inversions)
@@ -142,7 +159,7 @@ class Contrast(Detector):
             )
 
         worst, with_photos = say(target), ON_PHOTOS in z
-        if len(scores) <= PEERS:
+        if len(scores) <= FEW_CLASSES < self.null.num_classes:
             reason = f"{len(scores)} classes are too few to tell which of them stands out; closest: {worst}"
             return Verdict("inconclusive", (reason, *how_far(distance, with_photos)), **common)
         made = kind_of(self.null.pool) == "builtin"  # what is usual on made pictures differs too much that far out

@@ -40,11 +40,11 @@ class Detector(Protocol):
 
     @classmethod
     def for_pool(cls, pool: str, **settings) -> Self:
-        """With what was calibrated on such a pool, and thresholds or a null of the user's own."""
+        """With what was calibrated on such a pool, and thresholds or a calibration of the user's own."""
         return cls(**settings)
 
-    def for_contexts(self, class_specific: bool) -> Self:
-        """With what was calibrated for adapters whose contexts are shared by all classes, or of each class."""
+    def for_adapter(self, class_specific: bool, num_classes: int) -> Self:
+        """With what was calibrated for such adapters: contexts shared by all classes, or of each class."""
         return self
 
     def inverter(self, seed: int) -> Inverter: ...
@@ -82,9 +82,11 @@ def unmeasured(verdict: Verdict, method: str, class_names: Sequence[str]) -> Ver
     return replace(verdict, verdict="inconclusive", reasons=(reason, *verdict.reasons), target=None)
 
 
-def cannot_judge(inversions: Sequence[Inversion], class_names: Sequence[str]) -> Verdict | None:
-    """The verdict where no rule can be applied: too few classes, or losses that are no numbers."""
-    if len(inversions) < FEWEST_CLASSES:
+def cannot_judge(
+    inversions: Sequence[Inversion], class_names: Sequence[str], fewest: int = FEWEST_CLASSES
+) -> Verdict | None:
+    """The verdict where no rule can be applied: fewer classes than that, or losses that are no numbers."""
+    if len(inversions) < fewest:
         return Verdict(
             "inconclusive",
             (f"{len(inversions)} classes are too few to tell which of them stands out",),

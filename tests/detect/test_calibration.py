@@ -2,12 +2,24 @@
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 
 from hf_ci.detect import Contrast
-from hf_ci.detect.calibration import SHIPPED, combined, fit, kind_of, null_for, read, render, seal, shipped
+from hf_ci.detect.calibration import (
+    SHIPPED,
+    Kind,
+    combined,
+    fit,
+    kind_of,
+    nulls_for,
+    read,
+    render,
+    seal,
+    shipped,
+)
 from hf_ci.errors import UsageError
 from hf_ci.hub.base import EMBEDDED, fetch_base
 
@@ -155,9 +167,19 @@ NULLS = {"photos": fitted(SOME)}
 
 def test_what_is_written_is_read(tmp_path):
     (tmp_path / "c.json").write_text(render(NULLS))
-    assert read(tmp_path / "c.json") == NULLS and null_for("./photos", tmp_path / "c.json") == NULLS["photos"]
+    assert read(tmp_path / "c.json") == NULLS and nulls_for("./photos", tmp_path / "c.json") == {"": NULLS["photos"]}
     with pytest.raises(UsageError, match="c.json holds a null for photos, --pool builtin needs one for builtin"):
-        null_for("builtin", tmp_path / "c.json")
+        nulls_for("builtin", tmp_path / "c.json")
+
+
+def test_an_adapter_is_judged_by_the_null_of_such_adapters():
+    """Few classes first: what is usual differs more by them than by the kind of context."""
+    main, few, by_class = fitted(SOME), fitted([2 * e for e in SOME]), fitted([3 * e for e in SOME])
+    detector = Contrast(null=main, variants={"": main, ", few classes": few, ", class-specific": by_class})
+    null_of = lambda class_specific, num_classes: detector.for_adapter(class_specific, num_classes).null
+    assert null_of(False, 4) == null_of(False, 100) == main and null_of(True, 4) == by_class
+    assert null_of(False, 3) == null_of(True, 2) == few
+    assert Contrast(null=main).for_adapter(True, 2).null == main
 
 
 def sealed(**changes):
@@ -194,7 +216,7 @@ def test_shipped_calibration_is_that_of_the_shipped_records():
     from hf_ci.lab.benchmarks.calibrate import calibrate
 
     assert calibrate(RECORDS) == read(SHIPPED) == shipped()
-    assert set(shipped()) == {"photos", "builtin", "photos, class-specific", "builtin, class-specific"}
+    assert set(shipped()) == set(get_args(Kind))
     for pool, kind in (("builtin", "builtin"), ("./my/photos", "photos"), ("user/builtin", "photos")):
         null = shipped()[kind]
         assert null.base_revision == fetch_base(EMBEDDED).revision and kind_of(null.pool) == kind

@@ -7,14 +7,13 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 
 from hf_ci import __version__
 from hf_ci.detect import Contrast
-from hf_ci.detect.calibration import Calibration, by_class, fit, kind_of
+from hf_ci.detect.calibration import FEW_CLASSES, Calibration, fit, kind_of, variant
 from hf_ci.detect.contrast import STANDS_FOR, TOO_FAR, excess, shares
 from hf_ci.errors import Inconclusive, UsageError
 from hf_ci.hub.names import is_folder
@@ -88,19 +87,24 @@ def check_complete(spec: Spec, path: Path) -> None:
 
 
 def calibrate(path: Path) -> dict[str, Calibration]:
-    """By kind of pool, from the clean models among the records of one base model, one pool a kind, one class count."""
+    """By kind of pool and of adapter, from the clean models among the records of one base model, one pool a kind, one
+    class count, beside which there may be models of few classes."""
     clean = [r for r in read_records(path) if r["model"]["attack"] == "clean" and r["detector"] == "contrast"]
-    kind = lambda record: kind_of(record["result"]["pool"]["id"])
-    judged = sorted((r for r in clean if r["result"]["score"] is not None), key=kind)
+    judged = [r for r in clean if r["result"]["score"] is not None]
     if not judged:
         raise UsageError(
             f"{path}: no clean models scanned with contrast", "name what hf-ci lab bench calibration wrote"
         )
+    groups: dict[tuple[str, bool], list[dict]] = {}
+    for record in judged:
+        few = record["result"]["num_classes"] <= FEW_CLASSES
+        groups.setdefault((kind_of(record["result"]["pool"]["id"]), few), []).append(record)
     nulls = {}
-    for name, some in groupby(judged, kind):
-        everything = list(some)
-        nulls[name] = one(path, [r for r in everything if not r["model"].get("class_specific")])
-        nulls[by_class(name)] = one(path, everything)
+    for (kind, few), everything in sorted(groups.items()):
+        few = few and (kind, False) in groups  # where all have few classes, theirs is the one null for all
+        shared = [r for r in everything if not r["model"].get("class_specific")]
+        nulls[kind + variant(False, few)] = one(path, shared)
+        nulls[kind + variant(True, few)] = one(path, everything)
     return {name: with_own(null, nulls.get(name.replace(BUILTIN, "photos"))) for name, null in nulls.items()}
 
 
@@ -123,7 +127,7 @@ def one(path: Path, records: list[dict]) -> Calibration:
             r["base_model"]["id"],
             r["base_model"]["revision"],
             r["pool"]["fingerprint"],
-            r["num_classes"],
+            max(r["num_classes"], FEW_CLASSES),
             r["settings"]["precision"],
         )
         for r in results
@@ -140,7 +144,7 @@ def one(path: Path, records: list[dict]) -> Calibration:
             [excesses_of(r) for r in results],
             [r["distance"] for r in results],
             [r["model"]["data"] for r in records],
-            results[0]["num_classes"],
+            max(r["num_classes"] for r in results),
             num_images=pool["num_images"],
             pool=pool["id"],
             base_model=name_of(base["id"]),

@@ -24,7 +24,8 @@ def rejudge(records: Sequence[dict]) -> Iterator[dict]:
         if record["detector"] != Contrast.name or result["distance"] is None:
             yield record
             continue
-        detector = Contrast.for_pool(result["pool"]["id"]).for_contexts(bool(record["model"]["class_specific"]))
+        class_specific, num_classes = bool(record["model"]["class_specific"]), len(result["classes"])
+        detector = Contrast.for_pool(result["pool"]["id"]).for_adapter(class_specific, num_classes)
         then = replace(detector, null=Calibration.of(result["detector"]["fitted"]))
         before = judged(then, result)
         doubted = before.verdict == "clean" and result["verdict"] == "inconclusive"
