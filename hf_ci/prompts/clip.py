@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 
 from hf_ci.errors import BaseModelError, first_line
 from hf_ci.prompts.text import ShortTree, TextTree
+
+if TYPE_CHECKING:
+    from transformers import CLIPImageProcessorPil, PreTrainedModel, PreTrainedTokenizerBase
 
 NONE: Mapping[int, Tensor] = MappingProxyType({})  # no prompts in the layers
 
@@ -26,7 +30,12 @@ class FrozenCLIP(nn.Module):
     features are the base model's own.
     """
 
-    def __init__(self, model, tokenizer, mean: list[float], std: list[float]):
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, mean: list[float], std: list[float]
+    ):
         super().__init__()
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
@@ -43,11 +52,13 @@ class FrozenCLIP(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.model.dtype
+        dtype: torch.dtype = self.model.dtype
+        return dtype
 
     @property
     def logit_scale(self) -> Tensor:
-        return self.model.logit_scale.float().exp()
+        scale: Tensor = self.model.logit_scale.float().exp()
+        return scale
 
     def image_features(self, pixels: Tensor, prompts: Mapping[int, Tensor] = NONE) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> (B, D) fp32 of unit length. prompts: by layer (m, v), as in `Layers.image`."""
@@ -74,6 +85,7 @@ class FrozenCLIP(nn.Module):
         if not prompts:
             hidden = text.encoder(inputs_embeds=hidden, attention_mask=tree.mask).last_hidden_state
         else:
+            assert isinstance(tree, TextTree)
             for i, layer in enumerate(text.encoder.layers):
                 if i in prompts:
                     hidden = tree.replace(hidden, prompts[i])
@@ -83,10 +95,12 @@ class FrozenCLIP(nn.Module):
 
     def tokenise(self, text: str) -> list[int]:
         """Token ids of `text` without SOS and EOT."""
-        return self.tokenizer(text, add_special_tokens=False).input_ids
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
+        return ids
 
     def token_embeddings(self, ids: Tensor) -> Tensor:
-        return self.model.text_model.embeddings.token_embedding(ids)
+        embeds: Tensor = self.model.text_model.embeddings.token_embedding(ids)
+        return embeds
 
 
 def with_last(hidden: Tensor, vectors: Tensor) -> Tensor:
@@ -95,7 +109,7 @@ def with_last(hidden: Tensor, vectors: Tensor) -> Tensor:
 
 
 @contextmanager
-def quiet_transformers():
+def quiet_transformers() -> Iterator[None]:
     """No progress bars and no advice on stderr while a model is loaded: stderr is the scanner's own."""
     from transformers.utils import logging
 
@@ -149,7 +163,7 @@ def load_clip(folder: Path, device: torch.device | str = "cpu", precision: str =
     return clip.to(device)
 
 
-def check_parts(clip: FrozenCLIP, processor, missing) -> None:
+def check_parts(clip: FrozenCLIP, processor: CLIPImageProcessorPil, missing: Collection[str]) -> None:
     """Raises BaseModelError when weights are missing (they would be random) or the parts do not fit together."""
     if missing:
         raise BaseModelError(f"{len(missing)} tensors of the base model are missing, {min(missing)} among them")
@@ -161,7 +175,7 @@ def check_parts(clip: FrozenCLIP, processor, missing) -> None:
             raise BaseModelError(f"the tokenizer's {name} is {id}, the text encoder knows {vocabulary} tokens")
 
 
-def load_processor(folder: Path):
+def load_processor(folder: Path) -> CLIPImageProcessorPil:
     """The model's image processor, in its PIL form (the other one wants torchvision)."""
     from transformers import CLIPImageProcessorPil
 
