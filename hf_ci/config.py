@@ -21,7 +21,7 @@ from datetime import date
 from difflib import get_close_matches
 from itertools import dropwhile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
@@ -162,7 +162,7 @@ def line_of(origin: str | None, entry: str) -> str:
     return f"{origin}, line {number}" if number else f"{origin}: adapters"
 
 
-def explain(fault: dict) -> str:
+def explain(fault: dict[str, Any]) -> str:
     where = [str(part) for part in fault["loc"] if part not in ("str", "Organisation")]
     at = ".".join(where) or "the file"
     if fault["type"] != "extra_forbidden":
@@ -173,7 +173,7 @@ def explain(fault: dict) -> str:
     return f"{at}: unknown key" + (f", did you mean {close[0]!r}?" if close else f", known are {', '.join(known)}")
 
 
-def schema() -> dict:
+def schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | Config.model_json_schema()
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +35,7 @@ def demonstrated(
     target: int,
     name: str,
     folder: Path | None,
-) -> dict:
+) -> dict[str, Any]:
     """Two fields of a result: `triggers`, of the flagged classes, that of class `target` first; and `trigger`, this one
     again where it was reconstructed and kept.
 

@@ -20,6 +20,7 @@ from dataclasses import asdict
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -133,7 +134,7 @@ def remember(place: Path, result: ScanResult) -> None:
             write_whole(place, kept.model_copy(update={"trigger": None}).model_dump_json().encode())
 
 
-def setting_of(options: ScanOptions) -> list | None:
+def setting_of(options: ScanOptions) -> list[Any] | None:
     """What the results of a whole run depend on beside adapter and base model; None where that is not known cheaply."""
     if options.cache is None or "LOCAL_RANK" in os.environ:  # the processes of a launcher have to work in step
         return None
@@ -151,7 +152,7 @@ def place_of(
     fetch: Callable[[], Fetched],
     base_of: Callable[[str, str | None], BaseModel],
     options: ScanOptions,
-    setting: list | None,
+    setting: list[Any] | None,
 ) -> Path | None:
     """Where this scan's result is kept; None where that cannot be known without scanning."""
     if setting is None:
@@ -170,7 +171,7 @@ def place_of(
     return options.cache / "results" / f"{digest[:32]}.json"
 
 
-def stamp(pool: str) -> list | None:
+def stamp(pool: str) -> list[Any] | None:
     """Changes whenever a local pool's files do; None for a pool on the Hub."""
     if pool == BUILTIN:
         return []

@@ -6,7 +6,7 @@ import json
 from dataclasses import fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
@@ -197,12 +197,12 @@ def scan_context(ctx: typer.Context):
     return root.command.commands["scan"].make_context("scan", ["."], parent=root)
 
 
-def keep_trigger(ctx: typer.Context, params: dict) -> None:
+def keep_trigger(ctx: typer.Context, params: dict[str, Any]) -> None:
     """Where no folder was named for it, the trigger is kept for as long as the command runs."""
     params["save_trigger"] = params["save_trigger"] or Path(ctx.with_resource(TemporaryDirectory(prefix="hf-ci-")))
 
 
-def scan_options(params: dict) -> ScanOptions:
+def scan_options(params: dict[str, Any]) -> ScanOptions:
     """From the parameters of `hf-ci scan`. Raises UsageError for those that cannot be met, as far as is known without torch."""
     from hf_ci.places import check_places
     from hf_ci.settings import ScanOptions, default_cache

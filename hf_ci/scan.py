@@ -287,8 +287,8 @@ def examine(text: str, run: Run, fetch: Fetch = fetch_text) -> tuple[ScanResult,
 # ---------------------------------------------------------------- steps
 
 
-def findings(verdict: Verdict, inversions: Sequence[Inversion], class_names: Sequence[str]) -> dict:
-    families = verdict.families or [None] * len(inversions)
+def findings(verdict: Verdict, inversions: Sequence[Inversion], class_names: Sequence[str]) -> dict[str, Any]:
+    families: Sequence[str | None] = verdict.families or [None] * len(inversions)
     classes = tuple(
         ClassScore(
             index=i.c,
@@ -304,7 +304,7 @@ def findings(verdict: Verdict, inversions: Sequence[Inversion], class_names: Seq
             probe_asr=i.probe_asr,
             screened=i.screened,
             family=family,
-            others={o.family: round(o.exclusive_asr, 6) for o in i.others if not o.screened},
+            others={o.family: round(certain(o.exclusive_asr), 6) for o in i.others if not o.screened},
         )
         for i, score, flag, family in zip(inversions, verdict.scores, verdict.flagged, families)
     )

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal, Optional
+from typing import Annotated, Any, Literal, Optional
 
 import typer
 
@@ -138,7 +138,7 @@ def standing_report(fetched):
     return check(fetched.read, fetched.files)
 
 
-def confirmed(ctx: typer.Context, standing: dict) -> Iterator[tuple[str, HfCiError | None]]:
+def confirmed(ctx: typer.Context, standing: dict[str, Any]) -> Iterator[tuple[str, HfCiError | None]]:
     """Each target with why its report (target -> report) is not to be believed, None where it is: it came along with the
     adapter, so that it is held against a scan of ours, with our settings; one that was made before is recalled."""
     from hf_ci.cards.safety import confirm

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from markdown_it import MarkdownIt
 
@@ -121,7 +122,7 @@ def current(card: bytes) -> str | None:
 # ---------------------------------------------------------------- structure
 
 
-def parse(card: bytes) -> list:
+def parse(card: bytes) -> list[Any]:
     """Block tokens with line numbers of the whole card. Latin-1 maps bytes to letters one to one."""
     front = front_matter_lines(card)
     lines = split_lines(card)

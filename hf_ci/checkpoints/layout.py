@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -194,7 +195,7 @@ def tensors_in(value: object, key: str = "") -> Iterator[tuple[str, Tensor]]:
         yield from tensors_in(item, f"{key}.{inner}" if key else str(inner))
 
 
-def stored_position(values: dict) -> str | None:
+def stored_position(values: dict[str, Any]) -> str | None:
     """As home-made dicts may say it."""
     found = values.get("class_token_position")
     return found if isinstance(found, str) else None

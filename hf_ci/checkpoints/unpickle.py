@@ -13,6 +13,7 @@ import warnings
 import zipfile
 from contextlib import suppress
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals, safe_globals
@@ -27,7 +28,7 @@ class Inert:
         pass
 
 
-def plain_dict(*_: object) -> dict:
+def plain_dict(*_: object) -> dict[str, Any]:
     """Stands in for a defaultdict, which the unpickler does not fill."""
     return {}
 

@@ -14,6 +14,7 @@ import math
 import re
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -106,7 +107,7 @@ def is_base_of_whole(encoders: dict[str, Tensor], base: Path) -> bool:
         return file is not None and plain_gap(encoders[TEXT_POSITIONS], file.get_tensor(name)) == 0
 
 
-def files_by_name(base: Path, stack: ExitStack) -> dict:
+def files_by_name(base: Path, stack: ExitStack) -> dict[str, Any]:
     files = [stack.enter_context(opened(path)) for path in weights_of(base)]
     return {name: file for file in files for name in file.keys()}
 

@@ -13,6 +13,7 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -89,7 +90,7 @@ def _photos(spec: str, seed: int, processor) -> Iterator[np.ndarray | None]:
         yield np.asarray(batch["pixel_values"][0]).round().clip(0, 255).astype(np.uint8)
 
 
-def _bytes(raw: dict) -> bytes:
+def _bytes(raw: dict[str, Any]) -> bytes:
     if raw.get("bytes"):
         return raw["bytes"]
     from datasets.utils.file_utils import xopen  # streamed image folders give paths such as hf:// or zip://
@@ -98,7 +99,7 @@ def _bytes(raw: dict) -> bytes:
         return file.read()
 
 
-def _encoded(spec: str, seed: int) -> Iterator[dict]:
+def _encoded(spec: str, seed: int) -> Iterator[dict[str, Any]]:
     """Undecoded images, {"bytes": ..., "path": ...}, in seeded order."""
     from datasets import Dataset, Image, disable_progress_bars, load_dataset
 

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 from hf_ci.report import FoundTrigger, Report, ScanResult
 from hf_ci.reports.reproduce import reproduce
@@ -52,7 +53,7 @@ def visible(value):
     return in_one_line(value) if type(value) is str else value
 
 
-def chart(result: ScanResult) -> dict:
+def chart(result: ScanResult) -> dict[str, Any]:
     """The worst classes, and where bars, marks and limits lie in percent of the axis."""
     limits = result.detector.thresholds if result.detector else {}
     flag = limits.get("k")
@@ -79,7 +80,7 @@ def chart(result: ScanResult) -> dict:
     }
 
 
-def triggers(result: ScanResult) -> list[dict]:
+def triggers(result: ScanResult) -> list[dict[str, Any]]:
     """What was found for each flagged class: its pictures, None where the file that holds them is missing or damaged; and
     of each image the pictures and the answers without and with it, each None where there are none. A report of an earlier
     release tells of the target's alone, and not what is answered."""
@@ -123,7 +124,7 @@ def described(found: FoundTrigger) -> str:
     return kind
 
 
-def pictures(path: str) -> dict[str, list] | None:
+def pictures(path: str) -> dict[str, list[Any]] | None:
     """trigger: (caption, data URI) of each picture of it; pairs: data URIs of each image, without and with it."""
     import numpy as np
 

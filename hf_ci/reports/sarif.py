@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Any
 from urllib.parse import quote
 
 from hf_ci.hub.names import HUB
@@ -42,7 +43,7 @@ def render(report: Report) -> str:
     return json.dumps({"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}, indent=2, ensure_ascii=False) + "\n"
 
 
-def finding(result: ScanResult) -> dict:
+def finding(result: ScanResult) -> dict[str, Any]:
     accepted = {"kind": "external", "status": "accepted", "justification": visible(str(result.suppressed))}
     uri = quote(weights_path(result), safe="/", errors="surrogatepass")  # a folder's name may be no UTF-8
     return {

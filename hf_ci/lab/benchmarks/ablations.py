@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -45,7 +46,7 @@ SETTINGS = {
 
 def run_ablations(
     spec: Spec, data_root: Path, out: Path, zoo: Path, group: str, attack: str, device: str = "cpu"
-) -> Iterator[dict]:
+) -> Iterator[dict[str, Any]]:
     """Yields each new record after it was written to `out`; what is in the file already is not done again."""
     known = Zoo(zoo, data_root, device)
     done = {(record["model"]["id"], record["setting"]) for record in read_records(out)}

@@ -18,6 +18,7 @@ from functools import lru_cache
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -92,7 +93,7 @@ def read_spec(path: Path) -> Spec:
         ) from error
 
 
-def models_of(table: dict, entry: dict, base: str) -> Iterator[ModelSpec]:
+def models_of(table: dict[str, Any], entry: dict[str, Any], base: str) -> Iterator[ModelSpec]:
     """Every attack of a group with every method, seed and data set. `prompts` are not multiplied, they take turns, so
     that an attack meets all of them over the sets, and a set over the attacks. Each is a Recipe's fields, and
     anonymous_names.
@@ -139,7 +140,7 @@ def run_bench(
     groups: list[str] | None = None,
     num_processes: int = 2,
     device: str = "cpu",
-) -> Iterator[dict]:
+) -> Iterator[dict[str, Any]]:
     """Yields each new record after it was written to `out`."""
     from accelerate.utils import patch_environment
 
@@ -170,7 +171,7 @@ def in_turn(model: ModelSpec) -> str:
     return model.id[-8:]
 
 
-def work(task: Task, data_root: Path, zoo: Path) -> list[dict]:
+def work(task: Task, data_root: Path, zoo: Path) -> list[dict[str, Any]]:
     """Build one model if it is missing, and scan it."""
     from hf_ci.scan import scan_target
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -110,12 +111,12 @@ def with_own(null: Calibration, photos: Calibration | None) -> Calibration:
     return replace(null, usual=own | null.usual)
 
 
-def excesses_of(result: dict) -> dict[str, np.ndarray]:
+def excesses_of(result: dict[str, Any]) -> dict[str, np.ndarray]:
     """By family of triggers that a verdict knows, the excesses (C,) of the classes in a report."""
     return {family: excess(share) for family, share in shares(inversions_of(result)).items()}
 
 
-def one(path: Path, records: list[dict]) -> Calibration:
+def one(path: Path, records: list[dict[str, Any]]) -> Calibration:
     results = [r["result"] for r in records]
     base, pool, precision = results[0]["base_model"], results[0]["pool"], results[0]["settings"]["precision"]
     grounds = {

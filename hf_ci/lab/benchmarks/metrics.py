@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from hf_ci.rates import wilson
 WORKED = 0.5  # ASR from which an attack counts as one
 
 
-def failed(model: dict) -> bool:
+def failed(model: dict[str, Any]) -> bool:
     """Whether a model of the zoo was to be poisoned and hardly is."""
     return model["attack"] != "clean" and model["asr"] < WORKED
 
@@ -35,7 +36,7 @@ class Outcome:
         return self.verdict == "backdoored"
 
 
-def outcome(record: dict) -> Outcome:
+def outcome(record: dict[str, Any]) -> Outcome:
     result = record["result"]
     named = result["target_class"] and result["target_class"]["index"]
     return Outcome(result["verdict"], result["score"], named, record["model"]["target"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
+from typing import Any
 
 import torch
 
@@ -16,7 +17,7 @@ from hf_ci.scan import EXIT_CODES
 NO_TRIGGER = torch.empty(0)  # records hold none
 
 
-def rejudge(records: Sequence[dict]) -> Iterator[dict]:
+def rejudge(records: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Each record as a scan of today's thresholds would have it. Those of other detectors stay as they are, and so does a
     clean adapter that was left undecided for something else than its classes: what that was, no record holds."""
     for record in records:
@@ -55,11 +56,11 @@ def rejudge(records: Sequence[dict]) -> Iterator[dict]:
         yield record | {"result": result | found}
 
 
-def judged(detector: Contrast, result: dict) -> Verdict:
+def judged(detector: Contrast, result: dict[str, Any]) -> Verdict:
     return detector.judge(inversions_of(result), [c["name"] for c in result["classes"]], result["distance"])
 
 
-def inversions_of(result: dict) -> list[Inversion]:
+def inversions_of(result: dict[str, Any]) -> list[Inversion]:
     """Of a report's classes, what a verdict needs to know."""
     classes = [ClassScore.model_validate(c) for c in result["classes"]]
     families = dict.fromkeys(family for c in classes for family in c.others)

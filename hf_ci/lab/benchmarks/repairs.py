@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -44,7 +45,7 @@ def run_repairs(
     controls: bool = True,
     shots: int = 16,
     device: str = "cpu",
-) -> Iterator[dict]:
+) -> Iterator[dict[str, Any]]:
     """Yields each new record after it was written to `out`; what is in the file already is not done again.
 
     Models whose attack does not work are left out: nothing is planted in them that could be taken out.
@@ -86,8 +87,8 @@ def truth(adapter: Adapter, bench: Workbench, trigger: nn.Module | None, target:
 
 
 def measured(
-    folder: Path, facts: dict, bench: Workbench, run: Run, options: RepairOptions, modes: Sequence[str]
-) -> Iterator[dict]:
+    folder: Path, facts: dict[str, Any], bench: Workbench, run: Run, options: RepairOptions, modes: Sequence[str]
+) -> Iterator[dict[str, Any]]:
     """One poisoned model. options: of a repair with labels."""
     target, trigger = facts["target"], read_trigger(folder).to(bench.clip.device)
     before = truth(read_adapter(folder), bench, trigger, target)
@@ -123,8 +124,8 @@ def measured(
 
 
 def unharmed(
-    folder: Path, facts: dict, bench: Workbench, run: Run, options: RepairOptions, modes: Sequence[str]
-) -> Iterator[dict]:
+    folder: Path, facts: dict[str, Any], bench: Workbench, run: Run, options: RepairOptions, modes: Sequence[str]
+) -> Iterator[dict[str, Any]]:
     """One clean model, tuned all the same. outcome: the product's."""
     before = truth(read_adapter(folder), bench, None, None)
     for mode in modes:

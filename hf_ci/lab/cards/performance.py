@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from hf_ci.cards import render_card
 from hf_ci.inversion.job import VERSION
@@ -46,7 +47,7 @@ class Target:
         return WHY[self.name]
 
 
-def performance(records: list[dict]) -> str:
+def performance(records: list[dict[str, Any]]) -> str:
     parts = {part: [r for r in records if r["part"] == part] for part in PARTS}
     before = sum(r.get("version") != VERSION for r in records)
     measured = next((r for r in records if r["part"] != "scale"), None)
@@ -55,10 +56,10 @@ def performance(records: list[dict]) -> str:
     )
 
 
-def targets(parts: dict[str, list[dict]]) -> Iterable[Target]:
+def targets(parts: dict[str, list[dict[str, Any]]]) -> Iterable[Target]:
     """Those that something was measured for."""
 
-    def of(part: str, **wanted) -> list[dict]:
+    def of(part: str, **wanted) -> list[dict[str, Any]]:
         return [r for r in parts[part] if wanted.items() <= r.items()]
 
     for classes, least in ((50, 30), (200, 100)):

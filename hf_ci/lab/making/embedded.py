@@ -14,6 +14,7 @@ import dataclasses
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -115,7 +116,7 @@ def main() -> None:
     write(record, clip, args.clip, args.out)
 
 
-def write(record: dict, clip, folder: Path, out: Path) -> None:
+def write(record: dict[str, Any], clip, folder: Path, out: Path) -> None:
     """`accuracy.json`, and the card."""
     (out / "accuracy.json").write_text(json.dumps(record, indent=2) + "\n")
     card = render_card(

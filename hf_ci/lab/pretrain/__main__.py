@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,7 +74,7 @@ def main() -> None:
         steps=args.text_steps, minutes=args.text_minutes, **common,
     )  # fmt: skip
 
-    def watch() -> dict:
+    def watch() -> dict[str, Any]:
         export(model, args.out)
         return {"zero_shot": zero_shot(model, tokenizer, args.watch)} if args.watch else {}
 

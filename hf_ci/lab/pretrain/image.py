@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,16 @@ WATCH = 400  # steps from one checkpoint to the next
 
 
 def train_image_tower(
-    model, tokenizer, photos: Photos, teacher: tuple, work: Path, *, steps, minutes, seed, watch: Callable[[], dict]
+    model,
+    tokenizer,
+    photos: Photos,
+    teacher: tuple,
+    work: Path,
+    *,
+    steps,
+    minutes,
+    seed,
+    watch: Callable[[], dict[str, Any]],
 ) -> None:
     """Fit `model`'s image tower and visual projection; the text tower stays as it is.
 
@@ -63,7 +73,7 @@ def train_image_tower(
     run.save(**watch())
 
 
-def watched(run: Run, watch: Callable[[], dict]) -> dict:
+def watched(run: Run, watch: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What `watch` says of the average, which stands in for the master weights while it looks."""
     kept = {name: value.clone() for name, value in run.master.state_dict().items()}
     run.master.load_state_dict(run.average.state_dict())
