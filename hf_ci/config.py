@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from datetime import date
 from difflib import get_close_matches
@@ -42,11 +42,14 @@ class Section(BaseModel):
 
 
 NOT_HERE = ("cache", "save_trigger")  # places on a machine; a cache that comes with the files could hold forged results
+settings: dict[str, Any] = {
+    field.name: (field.type, None) for field in fields(ScanOptions) if field.name not in NOT_HERE
+}
 ScanSection = create_model(
     "ScanSection",
     __base__=Section,
     __doc__="Settings of every scan, by the names of its flags; see hf-ci scan --help.",
-    **{field.name: (field.type, None) for field in fields(ScanOptions) if field.name not in NOT_HERE},
+    **settings,
 )
 ScanSection.model_rebuild(_types_namespace={"Path": Path})
 
@@ -78,8 +81,8 @@ class Config(Section):
 class Distinct(yaml.SafeLoader):
     """Refuses a key that a mapping has already, which YAML forbids and PyYAML takes for the last word."""
 
-    def construct_mapping(self, node, deep=False):
-        known = []
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        known: list[Any] = []
         for key, _ in node.value:
             if key.value in known:
                 raise yaml.constructor.ConstructorError(None, None, f"a second key {key.value!r}", key.start_mark)
@@ -162,7 +165,7 @@ def line_of(origin: str | None, entry: str) -> str:
     return f"{origin}, line {number}" if number else f"{origin}: adapters"
 
 
-def explain(fault: dict[str, Any]) -> str:
+def explain(fault: Mapping[str, Any]) -> str:
     where = [str(part) for part in fault["loc"] if part not in ("str", "Organisation")]
     at = ".".join(where) or "the file"
     if fault["type"] != "extra_forbidden":

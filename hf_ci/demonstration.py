@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_ci.certain import certain
 from hf_ci.errors import AdapterError
 from hf_ci.inversion import Inversion
 from hf_ci.inversion.job import prepared
@@ -47,7 +48,8 @@ def demonstrated(
         untouched = Untouched(pool[:SEARCHED], ask)
         for c in flagged:
             found = reconstructed(inversions[c.index], c)
-            apply, examples, arrays = change(found, c, pool.shape[-1]), (), {"delta": found and found.delta.numpy()}
+            apply, examples = change(found, c, pool.shape[-1]), ()
+            arrays: dict[str, Any] = {"delta": found and found.delta.numpy()}
             if apply:
                 examples, images, changed = moved(c, apply, untouched)
                 on_grey = apply(torch.full_like(pool[:1], 0.5, dtype=torch.float32))[0]
@@ -82,7 +84,7 @@ def change(found: Inversion | None, c: ClassScore, size: int) -> Callable[[Tenso
     """Pixels (B, 3, H, W) in [0, 1] -> the same with the trigger; None where the method's is nothing that is put on an
     image."""
     if found is None:
-        return probes(size)[c.probe]
+        return probes(size)[certain(c.probe)]
     return found.trigger() if found.family in (*ADDITIVE, *MASKS) else None
 
 
@@ -99,11 +101,11 @@ def moved(
 ) -> tuple[tuple[Example, ...], Tensor, Tensor]:
     """SHOWN examples, and their images without and with the trigger, uint8: the first that it moves into the class through
     the adapter and not through the hand-written prompt; where there are fewer, the first of the others follow."""
-    rows = []
+    rows: list[tuple[Example, Tensor, Tensor]] = []
     for i, part in enumerate(untouched.parts):
-        changed = (apply(part.float() / 255) * 255).round().byte()
-        pairs = zip(untouched.answers(i), untouched.ask(changed), strict=True)
-        rows += zip((Example(before=b, after=a) for b, a in pairs), part, changed, strict=True)
+        those = (apply(part.float() / 255) * 255).round().byte()
+        pairs = zip(untouched.answers(i), untouched.ask(those), strict=True)
+        rows += zip((Example(before=b, after=a) for b, a in pairs), part, those, strict=True)
         rows.sort(key=lambda row: not moves(row[0], c.index))  # stable: in the pool's order otherwise
         if len(rows) >= SHOWN and moves(rows[SHOWN - 1][0], c.index):
             break

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def check_bytes(path: Path) -> int:
     return most
 
 
-def check_kind(folder: Path, read=read_whole) -> dict[str, Any]:
+def check_kind(folder: Path, read: Callable[[Path], bytes] = read_whole) -> dict[str, Any]:
     """The PEFT config of a prompt-tuned adapter.
 
     Raises NothingToScan where the folder holds none, or one of another kind. What says anywhere that it is a prompt, says
@@ -93,7 +94,7 @@ def holds_prompt(weights: Path) -> bool:
         return True
 
 
-def read_json(path: Path, read=read_whole) -> dict[str, Any]:
+def read_json(path: Path, read: Callable[[Path], bytes] = read_whole) -> dict[str, Any]:
     """read: for whoever wants to know what was read."""
     try:
         value = json.loads(read(path))

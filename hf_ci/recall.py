@@ -24,6 +24,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from hf_ci.certain import certain
 from hf_ci.errors import EXIT_INTERNAL, HfCiError, UsageError
 from hf_ci.files import PROMPT, WEIGHTS, write_whole
 from hf_ci.hub import BaseModel, Fetched, fetch_base, fetch_target, fetch_text, named_base, parse_target
@@ -39,7 +40,7 @@ IRRELEVANT = ("num_processes", "timeout", "cache", "save_trigger")  # to the num
 
 
 def scan_each(
-    targets: Sequence[str], options: ScanOptions = ScanOptions(), progress=Silent(), jobs: int = 1
+    targets: Sequence[str], options: ScanOptions = ScanOptions(), progress: Silent = Silent(), jobs: int = 1
 ) -> Iterator[ScanResult]:
     """Each target's result as soon as there is one, recalled or scanned; `jobs` adapters are downloaded at a time.
 
@@ -91,7 +92,7 @@ def recall(place: Path, text: str, fetched: Fetched, options: ScanOptions, start
         return None
     if options.save_trigger and kept.target_class:
         return None
-    timing = kept.timing.model_copy(
+    timing = certain(kept.timing).model_copy(
         update={
             "seconds": round(time.perf_counter() - started, 2),
             "num_processes": options.num_processes,
@@ -107,7 +108,7 @@ def refused(text: str, fetch: Callable[[], Fetched], options: ScanOptions, start
     not be loaded for that. None where there is something to scan."""
     if "LOCAL_RANK" in os.environ:  # the processes of a launcher have to work in step
         return None
-    found = {}
+    found: dict[str, Any] = {}
     try:
         fetched = fetch()
         files = tuple(ScannedFile(path=path, sha256=digest) for path, digest in fetched.files)
@@ -168,7 +169,7 @@ def place_of(
     except Exception:  # whatever it is, the scan meets it again and says what is wrong
         return None
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    return options.cache / "results" / f"{digest[:32]}.json"
+    return certain(options.cache) / "results" / f"{digest[:32]}.json"
 
 
 def stamp(pool: str) -> list[Any] | None:

@@ -6,9 +6,10 @@ import json
 from dataclasses import fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional, cast
 
 import typer
+from typer.core import TyperGroup
 
 from hf_ci.console import (
     BaselineOption,
@@ -30,6 +31,7 @@ from hf_ci.errors import EXIT_CLEAN, NothingToScan, UsageError
 if TYPE_CHECKING:
     from hf_ci.config import Found
     from hf_ci.report import Report
+    from hf_ci.reports.text import Detail
     from hf_ci.settings import ScanOptions
 
 
@@ -113,7 +115,7 @@ def run(
     raise typer.Exit(EXIT_CLEAN if may_be_empty and not results else report.exit_code)
 
 
-def finish(report: Report, format: str, outputs: list[tuple[str, Path]], lasting: bool, detail: str) -> None:
+def finish(report: Report, format: str, outputs: list[tuple[str, Path]], lasting: bool, detail: Detail) -> None:
     """Print and write the report of many; of text what comes after a line for each. lasting: as for `render`; detail: how much a
     text says."""
     from hf_ci.report import without_pictures
@@ -142,7 +144,7 @@ def check_entries(found: Found) -> None:
             if isinstance(entry, str):
                 parse_target(entry)
         except UsageError as error:
-            raise UsageError(f"{line_of(found.origin, entry)}: {error.message}", error.advice) from error
+            raise UsageError(f"{line_of(found.origin, str(entry))}: {error.message}", error.advice) from error
         except NothingToScan:
             pass
 
@@ -191,10 +193,11 @@ def option_names() -> list[str]:
     return [field.name for field in fields(ScanOptions)]
 
 
-def scan_context(ctx: typer.Context):
+def scan_context(ctx: typer.Context) -> typer.Context:
     """What `hf-ci scan` would be asked for here without any flag: environment, configuration, defaults."""
-    root = ctx.find_root()
-    return root.command.commands["scan"].make_context("scan", ["."], parent=root)
+    root = cast(typer.Context, ctx.find_root())
+    scan = cast(TyperGroup, root.command).commands["scan"]
+    return cast(typer.Context, scan.make_context("scan", ["."], parent=root))
 
 
 def keep_trigger(ctx: typer.Context, params: dict[str, Any]) -> None:

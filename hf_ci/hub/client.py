@@ -12,9 +12,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from hf_ci import __version__
 from hf_ci.errors import HfCiError, HubError, NothingToScan, first_line
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi, ModelInfo
 
 
 @dataclass(frozen=True)
@@ -42,14 +46,14 @@ def resolve(repo: str, revision: str | None) -> Snapshot:
         return Snapshot(sha, frozenset(s.rfilename for s in info.siblings or ()), security_of(info))
 
 
-def api():
+def api() -> HfApi:
     """The Hub's client, which names us to the Hub."""
     from huggingface_hub import HfApi
 
     return HfApi(library_name="hf-ci", library_version=__version__)
 
 
-def security_of(info) -> str | None:
+def security_of(info: ModelInfo) -> str | None:
     """The repo's security status in one line. Unknown is not safe."""
     status = info.security_repo_status
     if not isinstance(status, dict):
@@ -115,10 +119,10 @@ def download(repo: str, sha: str, paths: list[str]) -> Path:
 @cache
 def no_bar() -> type:
     """A progress bar that shows nothing; huggingface_hub's own switch is the whole process's, and we have threads."""
-    from huggingface_hub.utils import tqdm
+    from huggingface_hub.utils.tqdm import tqdm
 
     class NoBar(tqdm):
-        def __init__(self, *args, **kwargs):
+        def __init__(self, *args: Any, **kwargs: Any):
             super().__init__(*args, **kwargs | {"disable": True})
 
     return NoBar

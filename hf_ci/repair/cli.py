@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Optional
+from typing import TYPE_CHECKING, Annotated, Literal, Optional
 
 import typer
 
-from hf_ci.console import show, write_stdout
+from hf_ci.certain import certain
+from hf_ci.console import printable, show, write_stdout
 from hf_ci.errors import UsageError
+
+if TYPE_CHECKING:
+    from hf_ci.hub import Fetched
+    from hf_ci.repair.engine import Repaired
+    from hf_ci.repair.report import RepairReport
 
 TITLES = {
     "repaired": "Repaired weights: no backdoor found any more",
@@ -114,7 +120,6 @@ def repair(
 
 def render(report: RepairReport, out: Path | None) -> str:
     from hf_ci.reports.text import dotted, paragraph
-    from hf_ci.visible import printable
 
     lines = [dotted(report.target, report.outcome)]
     lines += [paragraph(reason) for reason in report.reasons]

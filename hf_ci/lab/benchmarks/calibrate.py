@@ -18,7 +18,7 @@ from hf_ci.detect import Contrast
 from hf_ci.detect.calibration import Calibration, by_class, fit, kind_of
 from hf_ci.detect.contrast import STANDS_FOR, TOO_FAR, excess, shares
 from hf_ci.errors import Inconclusive, UsageError
-from hf_ci.hub.names import is_folder
+from hf_ci.hub.names import BUILTIN, is_folder
 from hf_ci.hub.target import sha256
 from hf_ci.inversion.job import VERSION
 from hf_ci.lab.benchmarks.bench import Group, Spec
@@ -26,7 +26,6 @@ from hf_ci.lab.benchmarks.records import read_records
 from hf_ci.lab.benchmarks.rejudge import inversions_of
 from hf_ci.lab.making.tune import Recipe
 from hf_ci.lab.making.zoo import ModelSpec, name_of
-from hf_ci.pools import BUILTIN
 from hf_ci.pools.photos import class_names_of
 
 FIRST_SEED = 401  # as in specs/calibration.toml: no benchmark's
