@@ -170,7 +170,8 @@ def explain(fault: Mapping[str, Any]) -> str:
     at = ".".join(where) or "the file"
     if fault["type"] != "extra_forbidden":
         return f"{at}: {fault['msg']}"
-    section = {"scan": ScanSection, "adapters": Organisation, "ignore": Ignore}.get(where[0], Config)
+    sections: dict[str, type[Section]] = {"scan": ScanSection, "adapters": Organisation, "ignore": Ignore}
+    section = sections.get(where[0], Config)
     known = [flag_name(name) for name in (section if len(where) > 1 else Config).model_fields]
     close = get_close_matches(flag_name(where[-1]), known, n=1)
     return f"{at}: unknown key" + (f", did you mean {close[0]!r}?" if close else f", known are {', '.join(known)}")

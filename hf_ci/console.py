@@ -33,7 +33,7 @@ VerboseOption = Annotated[
 ]
 
 
-def detail_of(quiet: bool, verbose: bool) -> str:
+def detail_of(quiet: bool, verbose: bool) -> Literal["quiet", "normal", "verbose"]:
     """How much a text says. Raises UsageError."""
     if quiet and verbose:
         raise UsageError("--quiet and --verbose exclude each other")

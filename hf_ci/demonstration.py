@@ -14,10 +14,9 @@ from torch import Tensor
 from hf_ci.certain import certain
 from hf_ci.errors import AdapterError
 from hf_ci.inversion import Inversion
-from hf_ci.inversion.job import prepared
 from hf_ci.inversion.probes import probes
 from hf_ci.inversion.trigger import ADDITIVE, MASKS
-from hf_ci.prompts import Adapter, FrozenCLIP
+from hf_ci.prompts import Adapter, FrozenCLIP, PromptedCLIP
 from hf_ci.prompts.prompted import NEAREST_BATCH, reference_adapter
 from hf_ci.report import Answers, ClassScore, Example, FoundTrigger, NamedClass, Trigger
 from hf_ci.reports.trigger import save_trigger
@@ -48,13 +47,15 @@ def demonstrated(
         untouched = Untouched(pool[:SEARCHED], ask)
         for c in flagged:
             found = reconstructed(inversions[c.index], c)
-            apply, examples = change(found, c, pool.shape[-1]), ()
+            apply = change(found, c, pool.shape[-1])
+            examples: tuple[Example, ...] = ()
             arrays: dict[str, Any] = {"delta": found and found.delta.numpy()}
             if apply:
                 examples, images, changed = moved(c, apply, untouched)
                 on_grey = apply(torch.full_like(pool[:1], 0.5, dtype=torch.float32))[0]
                 arrays |= {"images": images.numpy(), "changed": changed.numpy(), "on_grey": on_grey.numpy()}
-            path, linf = "", float(found.delta.abs().max()) if found else None
+            path: Path | str = ""
+            linf = float(found.delta.abs().max()) if found else None
             if folder:
                 facts = {"loss": found.loss, "asr": found.asr} if found else {"asr": c.probe_asr}
                 path = save_trigger(folder, f"{name}-{c.index}-{c.name}", **arrays, class_index=c.index, **facts)
@@ -124,9 +125,10 @@ def asking(adapter: Adapter, clip: FrozenCLIP) -> Iterator[Callable[[Tensor], li
     """Within this block: images (N, 3, H, W) uint8 -> what the adapter and a hand-written prompt answer on each."""
     names = adapter.class_names
     with ExitStack() as stack:
-        adapted, by_hand = stack.enter_context(prepared(adapter, clip, uses_reference=False)), None
+        adapted, by_hand = stack.enter_context(PromptedCLIP.from_adapter(adapter, clip).frozen_prompt()), None
         try:
-            by_hand = stack.enter_context(prepared(reference_adapter(clip, names), clip, uses_reference=False))
+            plain = PromptedCLIP.from_adapter(reference_adapter(clip, names), clip)
+            by_hand = stack.enter_context(plain.frozen_prompt())
         except AdapterError:  # its words take more tokens than the adapter's context, and the names leave it fewer
             pass
 

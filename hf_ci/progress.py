@@ -38,7 +38,8 @@ class Bar(Silent):
     """A bar on stderr that names class, loss and ASR as they come."""
 
     def __init__(self, console: Console):
-        self.console, self.live = console, None
+        self.console = console
+        self.live: Progress | None = None
         self.names: Sequence[str] = ()
 
     def _start(self) -> Progress:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional, cast
 import typer
 from typer.core import TyperGroup
 
+from hf_ci.certain import certain
 from hf_ci.console import (
     BaselineOption,
     FormatOption,
@@ -173,7 +174,7 @@ def config(ctx: typer.Context) -> None:
     origins = {"ENVIRONMENT": "environment", "DEFAULT_MAP": ctx.obj.origin}
     lines = ["scan:"]
     for field in sorted(set(option_names()) & scan.params.keys()):
-        origin = origins.get(scan.get_parameter_source(field).name, "default")
+        origin = origins.get(certain(scan.get_parameter_source(field)).name, "default")
         value = scan.params[field]
         shown = value if isinstance(value, int | float) else "" if value is None else json.dumps(str(value))
         lines.append(f"  {field.replace('_', '-')}: {shown}  # {origin}")

@@ -107,7 +107,7 @@ def recognise(value: object, name: str) -> Checkpoint:
     if "ctx" in tensors:  # without one there are no tokens either, or they are none that belong to it
         context, prefix, suffix = (taken(tensors, key, name) for key in ("ctx", "token_prefix", "token_suffix"))
     method, position = ("coop", "end" if sequence else None)
-    meta_net = {}
+    meta_net: dict[str, Tensor] = {}
     if deep_method:
         method, position = deep_method.name, "end"
     elif "bias_vectors" in tensors:
@@ -116,7 +116,7 @@ def recognise(value: object, name: str) -> Checkpoint:
             tensors.pop(key, None)
     elif keys := [key for key in tensors if key.startswith(META_NET)]:
         method, position = "cocoop", "end"
-        meta_net = {key.removeprefix(META_NET): taken(tensors, key, name) for key in keys}
+        meta_net = {key.removeprefix(META_NET): plain(tensors.pop(key), key, name) for key in keys}
         if set(meta_net) != META_NET_KEYS:
             raise AdapterError(f"{name}: the meta-net is {', '.join(sorted(meta_net))}", "expected linear1 and linear2")
     stray = [*tensors, *(str(key) for key, _ in tensors_in(rest))]

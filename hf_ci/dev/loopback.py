@@ -27,6 +27,8 @@ from urllib.parse import parse_qs, unquote, urlencode, urlsplit
 
 import yaml
 
+from hf_ci.certain import certain
+
 OWNER_TOKEN, STRANGER_TOKEN = "hf_owner", "hf_stranger"
 USERS = {OWNER_TOKEN: "user", STRANGER_TOKEN: "stranger", "": None}
 IDENTITY = "identity-of-a-job"  # what the CI provider's end gives, for the Hub to exchange
@@ -50,7 +52,8 @@ def is_lfs(path: str, size: int) -> bool:
 
 def file_entry(path: str, data: bytes) -> dict[str, Any]:
     """A file as the tree lists it. Its etag is the sha256 of an LFS file, the git blob id of any other."""
-    blob, entry = data, {"type": "file", "path": path, "size": len(data)}
+    entry: dict[str, Any] = {"type": "file", "path": path, "size": len(data)}
+    blob = data
     if is_lfs(path, len(data)):
         sha256 = hashlib.sha256(data).hexdigest()
         blob = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {len(data)}\n".encode()
@@ -75,7 +78,10 @@ class Repo:
         self.commits: dict[str, Commit] = {}
         self.refs: dict[str, str] = {}  # "refs/heads/main", "refs/tags/v1", "refs/pr/1" -> sha
         self.discussions: dict[str, dict[str, Any]] = {}  # "1" -> discussion or pull request
-        self.security = {"scansDone": True, "filesWithIssues": []}  # an issue: {"path": ..., "level": "unsafe"}
+        self.security: dict[str, Any] = {
+            "scansDone": True,
+            "filesWithIssues": [],
+        }  # an issue: {"path": ..., "level": "unsafe"}
 
     def ref(self, revision: str) -> str:
         """The full name of a branch or of a pull request: what a commit may move."""
@@ -89,7 +95,9 @@ class Repo:
         sha = self.refs.get(f"refs/tags/{revision}", revision)
         return self.commits[sha if sha in self.commits else self.refs[self.ref(revision)]]
 
-    def commit(self, ref: str, tree: Tree, title: str, text: str = "", author: str = "user", parents=()) -> str:
+    def commit(
+        self, ref: str, tree: Tree, title: str, text: str = "", author: str = "user", parents: tuple[str, ...] = ()
+    ) -> str:
         """Record `tree` as a commit and point `ref` at it; returns its sha."""
         log = {"title": title, "message": text, "date": DATE, "authors": [{"user": author}]}
         etags = {path: file_entry(path, data)["etag"] for path, data in sorted(tree.items())}
@@ -134,7 +142,8 @@ class Repo:
     def add_event(self, talk: dict[str, Any], kind: str, author: str, data: dict[str, Any]) -> dict[str, Any]:
         event = {"id": f"{len(talk['events']):x}", "type": kind, "createdAt": DATE, "author": {"name": author}}
         talk["events"].append(event | {"data": data})
-        return talk["events"][-1]
+        added: dict[str, Any] = talk["events"][-1]
+        return added
 
     def add_comment(self, talk: dict[str, Any], author: str, text: str) -> dict[str, Any]:
         latest = {"raw": text, "html": text, "updatedAt": DATE, "author": {"name": author}}
@@ -198,7 +207,9 @@ class LoopbackHub(ThreadingHTTPServer):
             "HF_UPDATE_DOWNLOAD_COUNTS": "0",
         }  # or else `datasets` reports each load to a server of its own
 
-    def add_repo(self, repo_id: str, files: Tree, repo_type="model", gated=False, private=False) -> str:
+    def add_repo(
+        self, repo_id: str, files: Tree, repo_type: str = "model", gated: bool = False, private: bool = False
+    ) -> str:
         """Make a repository whose main branch holds these files in one commit; returns its sha."""
         repo = self.repos[repo_type, repo_id] = Repo(repo_id, repo_type, gated, private)
         for path, data in files.items():
@@ -206,7 +217,14 @@ class LoopbackHub(ThreadingHTTPServer):
                 self.lfs_objects[hashlib.sha256(data).hexdigest()] = data
         return repo.commit("refs/heads/main", dict(files), "Add files")
 
-    def commit(self, repo_id: str, files: Tree, revision="main", message="Update files", repo_type="model") -> str:
+    def commit(
+        self,
+        repo_id: str,
+        files: Tree,
+        revision: str = "main",
+        message: str = "Update files",
+        repo_type: str = "model",
+    ) -> str:
         """Add or replace `files` (None deletes) on a branch or refs/pr/N; returns the sha of the commit."""
         with self.lock:
             repo, head = self.repo(repo_id, repo_type), self.repo(repo_id, repo_type).find(revision)
@@ -327,7 +345,7 @@ class _Handler(BaseHTTPRequestHandler):
             wanted = damage[0] > 0 and damage[2] in f"{self.command} {self.path}"
             if wanted and (self.command != "HEAD" or damage[1] == "etag"):
                 damage[0] -= 1
-                return damage[1]
+                return str(damage[1])
         return ""
 
     do_HEAD = do_GET = do_POST = do_PUT = do_DELETE = _serve
@@ -361,7 +379,7 @@ class _Handler(BaseHTTPRequestHandler):
             return answer()
         parts = re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)(?:/([a-z-]+))?(?:/(.+))?", path)
         answer = parts and getattr(self, f"{verb}_{parts[3] or 'revision'}".replace("-", "_"), None)
-        if answer is None:
+        if parts is None or answer is None:
             raise Refusal(501, f"The loopback hub does not serve {self.command} {url.path}")
         repo = self.server.repos.get(("dataset" if parts[1] else "model", parts[2]))
         # A private repository looks like a missing one. Uploads go to addresses that need no token.
@@ -521,9 +539,9 @@ class _Handler(BaseHTTPRequestHandler):
             raise Refusal(412, "A commit has happened since. Please refresh and try again.")
         tree = self._applied(head.tree, operations)
         if opens_pull:
-            num = repo.open_discussion(title, text, self.user, head)["num"]
+            num = repo.open_discussion(title, text, certain(self.user), head)["num"]
             rev, reply = f"refs/pr/{num}", {"pullRequestUrl": f"{url}/discussions/{num}"}
-        sha = repo.commit(repo.ref(rev), tree, title, text, self.user, (head.sha,))
+        sha = repo.commit(repo.ref(rev), tree, title, text, certain(self.user), (head.sha,))
         self.server.announce(repo, repo.ref(rev))
         return reply | {"commitOid": sha, "commitUrl": f"{url}/commit/{sha}"}
 
@@ -590,14 +608,14 @@ class _Handler(BaseHTTPRequestHandler):
     def post_discussions(self, repo: Repo, num: str = "", action: str = "") -> dict[str, Any]:
         if not num:
             how = (repo.find("main"), "draft") if self.json["pullRequest"] else (None, "open")
-            return repo.open_discussion(self.json["title"], self.json["description"], self.user, *how)
-        talk = repo.discussions[num]
+            return repo.open_discussion(self.json["title"], self.json["description"], certain(self.user), *how)
+        talk, user = repo.discussions[num], certain(self.user)
         if action == "merge":
             self._require_owner(repo)
-            repo.merge(talk, self.user)
+            repo.merge(talk, user)
             self.server.announce(repo, "refs/heads/main")
-        comment = repo.add_comment(talk, self.user, self.json["comment"]) if "comment" in self.json else None
+        comment = repo.add_comment(talk, user, self.json["comment"]) if "comment" in self.json else None
         if action == "status":
             talk["status"] = self.json["status"]
-            return {"newStatus": repo.add_event(talk, "status-change", self.user, {"status": talk["status"]})}
+            return {"newStatus": repo.add_event(talk, "status-change", user, {"status": talk["status"]})}
         return {"newMessage": comment}

@@ -12,13 +12,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from hf_ci import __version__
 from hf_ci.errors import HfCiError, HubError, NothingToScan, first_line
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, ModelInfo
+    from huggingface_hub.hf_api import RepoFile
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def sizes(repo: str, sha: str, paths: list[str]) -> dict[str, int]:
     if is_offline_mode():
         return {}
     with in_our_words(repo, sha):
-        return {file.path: file.size for file in api().get_paths_info(repo, paths, revision=sha)}
+        return {file.path: file.size for file in files_at(repo, sha, paths)}
 
 
 def is_merged(repo: str, revision: str, sha: str) -> bool | None:
@@ -123,7 +124,7 @@ def no_bar() -> type:
 
     class NoBar(tqdm):
         def __init__(self, *args: Any, **kwargs: Any):
-            super().__init__(*args, **kwargs | {"disable": True})
+            super().__init__(*args, **kwargs | {"disable": True})  # type: ignore[no-untyped-call] # tqdm has no types
 
     return NoBar
 
@@ -144,7 +145,11 @@ def read_file(repo: str, revision: str, path: str) -> bytes | None:
 
 def blobs(repo: str, revision: str, paths: list[str]) -> set[tuple[str, str]]:
     """(path, git's id of its content) of those `paths` that are there at `revision`."""
-    return {(file.path, file.blob_id) for file in api().get_paths_info(repo, paths, revision=revision)}
+    return {(file.path, file.blob_id) for file in files_at(repo, revision, paths)}
+
+
+def files_at(repo: str, revision: str, paths: list[str]) -> list[RepoFile]:
+    return cast("list[RepoFile]", api().get_paths_info(repo, paths, revision=revision))
 
 
 def size_of(repo: str, revision: str, path: str) -> int:
@@ -154,7 +159,7 @@ def size_of(repo: str, revision: str, path: str) -> int:
     if is_offline_mode():
         return 0
     with in_our_words(repo, revision):
-        return api().get_paths_info(repo, [path], revision=revision)[0].size
+        return files_at(repo, revision, [path])[0].size
 
 
 @contextmanager

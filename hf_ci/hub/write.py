@@ -87,23 +87,24 @@ def to_branch(fetched: Fetched, proposal: Proposal, branch: str) -> Pushed:
 
     repo = fetched.target.location
     try:
-        head = api().model_info(repo, revision=branch).sha
+        head = certain(api().model_info(repo, revision=branch).sha)
     except errors.RevisionNotFoundError:
         api().create_branch(repo, branch=branch, revision=fetched.revision, exist_ok=True)
-        head = fetched.revision
+        head = certain(fetched.revision)
     check_unmoved(fetched, head, branch)
     return commit(fetched, proposal, fetched.read(CARD, head), parent=head, revision=branch)
 
 
 def to_pull_request(fetched: Fetched, proposal: Proposal, _: str) -> Pushed:
     repo = fetched.target.location
-    head = api().model_info(repo).sha
+    head = certain(api().model_info(repo).sha)
     check_unmoved(fetched, head, "main")
     card, number = fetched.read(CARD, head), find_pull_request(repo, proposal.marker)
     if number is None:
         return commit(fetched, proposal, card, parent=head, revision="main", create_pr=True)
     revision = f"refs/pr/{number}"
-    pushed = commit(fetched, proposal, card, parent=api().model_info(repo, revision=revision).sha, revision=revision)
+    parent = certain(api().model_info(repo, revision=revision).sha)
+    pushed = commit(fetched, proposal, card, parent=parent, revision=revision)
     if pushed.changed:
         api().comment_discussion(repo, number, comment=f"Updated.\n\n{proposal.text}")
     return pushed

@@ -7,6 +7,7 @@ import re
 from typing import Any
 from urllib.parse import quote
 
+from hf_ci.certain import certain
 from hf_ci.hub.names import HUB
 from hf_ci.report import MODIFIED, RULES, Report, ScanResult
 from hf_ci.visible import visible
@@ -46,10 +47,11 @@ def render(report: Report) -> str:
 def finding(result: ScanResult) -> dict[str, Any]:
     accepted = {"kind": "external", "status": "accepted", "justification": visible(str(result.suppressed))}
     uri = quote(weights_path(result), safe="/", errors="surrogatepass")  # a folder's name may be no UTF-8
+    rule = certain(result.rule)
     return {
-        "ruleId": result.rule,
-        "ruleIndex": list(MEANING).index(result.rule),
-        "level": MEANING[result.rule][1],
+        "ruleId": rule,
+        "ruleIndex": list(MEANING).index(rule),
+        "level": MEANING[rule][1],
         "message": {"text": plain(f"{result.pinned()}: {'; '.join(result.reasons)}")},
         "locations": [{"physicalLocation": {"artifactLocation": {"uri": uri}}}],
         "partialFingerprints": {"hfCi/v1": result.fingerprint} if result.fingerprint else {},
