@@ -15,6 +15,7 @@ from torch import Tensor
 from hf_ci.hub import fetch_base
 from hf_ci.inversion import LinfInversion
 from hf_ci.inversion.contrast import ContrastInversion
+from hf_ci.inversion.invert import Inverter
 from hf_ci.inversion.job import prepared
 from hf_ci.lab.benchmarks.bench import Spec, pool_of
 from hf_ci.lab.benchmarks.records import appending, read_records
@@ -28,7 +29,7 @@ from hf_ci.settings import pick_device, pick_precision
 OOD, OWN, BUILTIN = "OOD photos", "the adapter's own photos", "built-in"
 MOST = 1000
 # name -> (inversion, images, pool); the first is the paper's own setting
-SETTINGS = {
+SETTINGS: dict[str, tuple[Inverter, int, str]] = {
     "margin, 1000 images, batch 32": (LinfInversion(), MOST, OOD),
     "cross-entropy": (LinfInversion(objective="cross-entropy"), MOST, OOD),
     "target logit": (LinfInversion(objective="target-logit"), MOST, OOD),

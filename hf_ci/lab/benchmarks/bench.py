@@ -18,7 +18,7 @@ from functools import lru_cache
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
@@ -29,6 +29,9 @@ from hf_ci.lab.benchmarks.records import appending, read_records
 from hf_ci.lab.making.tune import Recipe
 from hf_ci.lab.making.zoo import ModelSpec, Zoo, base_of, name_of
 from hf_ci.settings import ScanOptions
+
+if TYPE_CHECKING:
+    from hf_ci.scan import Run
 
 SPECS = Path(__file__).parent / "specs"
 
@@ -184,16 +187,16 @@ def work(task: Task, data_root: Path, zoo: Path) -> list[dict[str, Any]]:
         result = scan_target(str(folder), run)
         if result.pool is None and result.exit_code != EXIT_INTERNAL:
             raise UsageError(f"{folder} cannot be scanned: {'; '.join(result.reasons)}")
-        result = result.model_copy(update={"target": facts["id"]}).model_dump(
+        kept = result.model_copy(update={"target": facts["id"]}).model_dump(
             mode="json", exclude={"files", "reasons", "warnings"}
         )
-        if result["base_model"]:
-            result["base_model"]["id"] = name_of(result["base_model"]["id"])
-        for source in (result["pool"], result["photos"]):
+        if kept["base_model"]:
+            kept["base_model"]["id"] = name_of(kept["base_model"]["id"])
+        for source in (kept["pool"], kept["photos"]):
             if source:
                 source["id"] = Path(source["id"]).name
-        result["settings"] = result["settings"] and result["settings"] | {"given": {}}  # places on this machine
-        records.append({"group": task.group, "model": facts, "detector": detector, "shots": shots, "result": result})
+        kept["settings"] = kept["settings"] and kept["settings"] | {"given": {}}  # places on this machine
+        records.append({"group": task.group, "model": facts, "detector": detector, "shots": shots, "result": kept})
     return records
 
 
@@ -225,7 +228,7 @@ def _zoo(folder: Path, data_root: Path, device: str) -> Zoo:
 
 
 @lru_cache
-def _run(options: ScanOptions):
+def _run(options: ScanOptions) -> Run:
     from hf_ci.progress import Silent
     from hf_ci.scan import Run
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 
 from hf_ci import __version__
 from hf_ci.detect import Contrast
-from hf_ci.detect.calibration import Calibration, by_class, fit, kind_of
+from hf_ci.detect.calibration import Calibration, Kind, by_class, fit, kind_of
 from hf_ci.detect.contrast import STANDS_FOR, TOO_FAR, excess, shares
 from hf_ci.errors import Inconclusive, UsageError
 from hf_ci.hub.names import BUILTIN, is_folder
@@ -90,13 +90,13 @@ def check_complete(spec: Spec, path: Path) -> None:
 def calibrate(path: Path) -> dict[str, Calibration]:
     """By kind of pool, from the clean models among the records of one base model, one pool a kind, one class count."""
     clean = [r for r in read_records(path) if r["model"]["attack"] == "clean" and r["detector"] == "contrast"]
-    kind = lambda record: kind_of(record["result"]["pool"]["id"])
+    kind: Callable[[dict[str, Any]], Kind] = lambda record: kind_of(record["result"]["pool"]["id"])
     judged = sorted((r for r in clean if r["result"]["score"] is not None), key=kind)
     if not judged:
         raise UsageError(
             f"{path}: no clean models scanned with contrast", "name what hf-ci lab bench calibration wrote"
         )
-    nulls = {}
+    nulls: dict[str, Calibration] = {}
     for name, some in groupby(judged, kind):
         everything = list(some)
         nulls[name] = one(path, [r for r in everything if not r["model"].get("class_specific")])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 
+from hf_ci.certain import certain
 from hf_ci.detect import Contrast, Verdict
 from hf_ci.detect.calibration import Calibration
 from hf_ci.inversion import Inversion
@@ -47,7 +48,7 @@ def rejudge(records: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         )
         found = {
             "verdict": verdict,
-            "score": round(now.score, 6),
+            "score": round(certain(now.score), 6),
             "classes": classes,
             "target_class": target,
             "detector": reference,
@@ -67,13 +68,13 @@ def inversions_of(result: dict[str, Any]) -> list[Inversion]:
     return [inversion(c, families) for c in classes]
 
 
-def inversion(c: ClassScore, families: Sequence[str]) -> Inversion:
+def inversion(c: ClassScore, families: Iterable[str]) -> Inversion:
     """As a verdict needs it: a class that was only screened for a family has no share there."""
     others = tuple(
         Inversion(c.index, 0.0, 0.0, NO_TRIGGER, exclusive_asr=c.others.get(family, 0.0), family=family)
         for family in families
     )
-    shares = {
+    shares: dict[str, Any] = {
         "reference_asr": c.reference_asr,
         "exclusive_asr": c.exclusive_asr,
         "probe": c.probe,

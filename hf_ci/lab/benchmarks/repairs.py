@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hf_ci.certain import certain
 from hf_ci.inversion.contrast import ContrastInversion
 from hf_ci.lab.benchmarks.bench import Spec, in_turn, pool_of, scan_options
 from hf_ci.lab.benchmarks.metrics import failed
@@ -82,7 +83,7 @@ def truth(adapter: Adapter, bench: Workbench, trigger: nn.Module | None, target:
     model = PromptedCLIP.from_adapter(adapter, bench.clip)
     found = {"accuracy": round(accuracy(model, bench.test, bench.features), 4)}
     if trigger is not None:
-        found |= {"asr": round(attack_success_rate(model, bench.test, trigger, target), 4)}
+        found |= {"asr": round(attack_success_rate(model, bench.test, trigger, certain(target)), 4)}
     return found
 
 
@@ -94,7 +95,8 @@ def measured(
     before = truth(read_adapter(folder), bench, trigger, target)
     for mode in modes:
         if mode in CONTROLS:
-            adapter = control(mode, examine(str(folder), run.with_photos(options.data, options.shots))[1], target, run)
+            _, examined = examine(str(folder), run.with_photos(certain(options.data), options.shots))
+            adapter = control(mode, certain(examined), target, run)
             yield {"mode": mode, "before": before, "after": truth(adapter, bench, trigger, target)}
             continue
         started = time.perf_counter()
@@ -103,7 +105,7 @@ def measured(
         scan = report.after and report.after.timing
         clean = None  # the prompt that the repair starts from, tuned on the photos alone
         if mode == LABELLED:
-            _, examined = examine(str(folder), run.with_photos(options.data, options.shots))
+            _, examined = examine(str(folder), run.with_photos(certain(options.data), options.shots))
             if examined and examined.witnesses and examined.witnesses.learned:
                 clean = truth(examined.witnesses.prompts[0], bench, trigger, target)
         yield {

@@ -40,7 +40,7 @@ def figure(x: float | None) -> str:
 
 
 def attributable(model: dict[str, Any]) -> bool:
-    return model["attack"] == "clean" or model["asr"] - model["asr_on_clean"] >= ATTRIBUTABLE
+    return model["attack"] == "clean" or bool(model["asr"] - model["asr_on_clean"] >= ATTRIBUTABLE)
 
 
 def size(model: dict[str, Any]) -> str:
@@ -107,12 +107,15 @@ def measured_seconds(record: dict[str, Any]) -> float | None:
 
 
 def is_exact(record: dict[str, Any]) -> bool:
-    return record["result"]["settings"]["inversion"].get("exact", False)
+    return bool(record["result"]["settings"]["inversion"].get("exact", False))
 
 
 def exact_and_fast(records: list[dict[str, Any]]) -> dict[str, Any] | None:
     """The default detector with every class inverted whole beside its scans in rounds, on the same models and pool."""
-    key = lambda r: (r["model"]["id"], *(r["result"]["pool"][name] for name in ("fingerprint", "num_images")))
+    key: Callable[[dict[str, Any]], tuple[object, ...]] = lambda r: (
+        r["model"]["id"],
+        *(r["result"]["pool"][name] for name in ("fingerprint", "num_images")),
+    )
     mine = [r for r in records if r["detector"] == Contrast.name and not failed(r["model"]) and of_this_version(r)]
     fast = {key(r): r for r in mine if not is_exact(r)}
     pairs = [(fast[key(r)], r) for r in mine if is_exact(r) and key(r) in fast]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from hf_ci.cards import render_card
@@ -22,7 +23,9 @@ def detector_card(records: list[dict[str, Any]], calibration_data: frozenset[str
     name = Contrast.name
     everything, records = records, [r for r in records if not r.get("shots")]
     mine = [r for r in records if r["detector"] == name]
-    unknown = lambda part: sum(r["result"]["verdict"] == "inconclusive" for r in part)
+    unknown: Callable[[list[dict[str, Any]]], int] = lambda part: sum(
+        r["result"]["verdict"] == "inconclusive" for r in part
+    )
     pools = {}
     for pool, detectors in over_all(records).items():
         counted = detectors[name]["counted"]

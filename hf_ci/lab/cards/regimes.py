@@ -51,8 +51,8 @@ class Row:
 
 def gain(model: dict[str, Any]) -> float:
     """Accuracy that clean tuning gained over the hand-written prompt: of a poisoned model's clean twin."""
-    accuracy = model["accuracy"] if model["attack"] == "clean" else model["clean_twin_accuracy"]
-    return accuracy - model["zero_shot_accuracy"]
+    accuracy: float = model["accuracy"] if model["attack"] == "clean" else model["clean_twin_accuracy"]
+    return accuracy - float(model["zero_shot_accuracy"])
 
 
 def by_class(model: dict[str, Any]) -> bool:
@@ -84,9 +84,10 @@ def regimes(records: list[dict[str, Any]]) -> list[Row]:
 
 def row(name: str, shots: int, records: list[dict[str, Any]]) -> Row:
     found = rates([outcome(r) for r in records])
-    verdicts = lambda poisoned, verdict: sum(
-        r["result"]["verdict"] == verdict and outcome(r).poisoned == poisoned for r in records
-    )
+
+    def verdicts(poisoned: bool, verdict: str) -> int:
+        return sum(r["result"]["verdict"] == verdict and outcome(r).poisoned == poisoned for r in records)
+
     return Row(
         name,
         shots,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from statistics import mean, median
 from typing import Any
 
@@ -18,7 +19,7 @@ PAPER_REPAIR = {"with labels": 0.061, "clean only": 0.646, "random noise": 0.527
 def repair_row(records: list[dict[str, Any]]) -> dict[str, Any]:
     made = [r for r in records if r["after"]]
     change = [r["after"]["accuracy"] - r["before"]["accuracy"] for r in made]
-    average = lambda values: mean(values) if values else None
+    average: Callable[[list[float]], float | None] = lambda values: mean(values) if values else None
     return {
         "models": len(records),
         "made": len(made),
@@ -44,7 +45,7 @@ def repair_row(records: list[dict[str, Any]]) -> dict[str, Any]:
 
 def best_of(record: dict[str, Any]) -> float:
     """The better accuracy of the poisoned adapter and of a clean prompt tuned on the photos alone."""
-    return max(of["accuracy"] for of in (record["before"], record.get("clean")) if of)
+    return max(float(of["accuracy"]) for of in (record["before"], record.get("clean")) if of)
 
 
 def unharmed_row(records: list[dict[str, Any]]) -> dict[str, Any]:

@@ -45,7 +45,8 @@ def telling(records: list[dict[str, Any]], signals: Signals) -> list[dict[str, A
     records = [r for r in records if r["result"]["score"] is not None and not failed(r["model"])]
     rows = []
     for name, signal in signals.items():
-        clean, poisoned, right = [], {}, 0
+        poisoned: dict[str, list[float]] = {}
+        clean, right = [], 0
         for record in records:
             values, target = [signal(c) for c in record["result"]["classes"]], record["model"]["target"]
             if target is None:

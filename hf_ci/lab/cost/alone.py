@@ -45,7 +45,8 @@ def in_a_process(asked: Alone, **environment: str) -> dict[str, Any]:
     """Runs `asked` as a program."""
     command = [sys.executable, "-m", "hf_ci.lab.cost.alone", json.dumps(vars(asked))]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ | environment)
-    return json.loads(done.stdout)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
 
 
 def untuned(clip: FrozenCLIP, base: str, method: str, classes: int, seed: int = 0) -> Adapter:

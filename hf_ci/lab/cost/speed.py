@@ -30,6 +30,7 @@ from hf_ci.detect import DETECTORS, Contrast
 from hf_ci.errors import UsageError
 from hf_ci.hub import fetch_base
 from hf_ci.hub.base import EMBEDDED
+from hf_ci.inversion import Inversion
 from hf_ci.inversion.invert import descend
 from hf_ci.inversion.job import VERSION
 from hf_ci.inversion.objective import margin
@@ -85,7 +86,8 @@ def scans(bench: Bench) -> Iterator[Case]:
     """The whole scan, timed whole; the paper's recipe and the exact scan by their steps and classes."""
 
     def measure(method: str, classes: int) -> dict[str, Any]:
-        model, kept = bench.prompted(method, classes, bench.precision), {}
+        kept: dict[str, list[Inversion]] = {}
+        model = bench.prompted(method, classes, bench.precision)
         with model.frozen_prompt():
             beside, images, turn = BesideReferences(model), bench.pool[: bench.images], cycle(range(classes))
             inverter = Contrast().inverter(0)
@@ -139,7 +141,7 @@ def encoders(bench: Bench) -> Iterator[Case]:
     for precision in dict.fromkeys(("fp32", bench.precision)):
         for method in METHODS:
             for classes in bench.sizes:
-                key = {"method": method, "classes": classes, "precision": precision}
+                key: dict[str, Any] = {"method": method, "classes": classes, "precision": precision}
                 yield key, partial(measure, **key)
 
 
@@ -212,7 +214,7 @@ def rivals(bench: Bench) -> Iterator[Case]:
 
     for detector in RIVALS:
         for classes in sorted(bench.sizes)[:2]:
-            key = {"detector": detector, "classes": classes}
+            key: dict[str, Any] = {"detector": detector, "classes": classes}
             yield key | {"precision": bench.precision}, partial(measure, **key)
 
 
@@ -263,7 +265,7 @@ def profiles(bench: Bench) -> Iterator[Case]:
 
     for method in METHODS:
         for way in ("plain", "ours"):
-            key = {"method": method, "classes": sorted(bench.sizes)[len(bench.sizes) // 2], "way": way}
+            key: dict[str, Any] = {"method": method, "classes": sorted(bench.sizes)[len(bench.sizes) // 2], "way": way}
             key |= {"precision": bench.precision}
             yield key, partial(measure, **key)
 
@@ -271,8 +273,8 @@ def profiles(bench: Bench) -> Iterator[Case]:
 def scaled(bench: Bench) -> Iterator[Case]:
     """The plan for many GPUs, simulated."""
     for record in scale.simulate():
-        key = {name: record[name] for name in ("plan", "classes", "processes", "way") if name in record}
-        yield key, lambda record=record: record
+        key: dict[str, Any] = {name: record[name] for name in ("plan", "classes", "processes", "way") if name in record}
+        yield key, partial(dict, record)
 
 
 PARTS: dict[str, Callable[[Bench], Iterator[Case]]] = {
