@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from hf_ci.certain import certain
 from hf_ci.errors import Inconclusive
@@ -15,9 +15,20 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-    from hf_ci.inversion import Inversion
-
 LONG = 600  # seconds to go that are worth a word, where no bar shows them
+
+
+class Inverted(Protocol):
+    """What a bar shows of an `hf_ci.inversion.Inversion`."""
+
+    @property
+    def c(self) -> int: ...
+
+    @property
+    def loss(self) -> float: ...
+
+    @property
+    def asr(self) -> float: ...
 
 
 class Silent:
@@ -27,7 +38,7 @@ class Silent:
     def inversions(self, target: str, class_names: Sequence[str], total: int) -> None:
         """The classes of one target are about to be inverted, in `total` steps or more."""
 
-    def inverted(self, inversion: Inversion) -> None:
+    def inverted(self, inversion: Inverted) -> None:
         """One class is done, or screened."""
 
     def done(self) -> None:
@@ -76,7 +87,7 @@ class Bar(Silent):
         live = certain(self.live)
         live.update(self.task, description=in_one_line(f"{target}: inverting"), total=total, completed=0)
 
-    def inverted(self, inversion: Inversion) -> None:
+    def inverted(self, inversion: Inverted) -> None:
         found = f"{self.names[inversion.c]}: loss {inversion.loss:.2f}, ASR {inversion.asr:.0%}"
         certain(self.live).update(self.task, advance=1, description=in_one_line(found))
 
@@ -86,14 +97,14 @@ class Bar(Silent):
             self.live = None
 
 
-def within(timeout: float, started: float, target: str, total: int, progress: Silent) -> Callable[[Inversion], None]:
+def within(timeout: float, started: float, target: str, total: int, progress: Silent) -> Callable[[Inverted], None]:
     """`progress.inverted`, which says once on stderr when a scan of `total` steps will take long, unless a bar shows it.
 
     It raises Inconclusive when `timeout` seconds have passed since `started` (of time.perf_counter); 0: never.
     """
     begun, done, said = time.perf_counter(), 0, isinstance(progress, Bar)
 
-    def inverted(inversion: Inversion) -> None:
+    def inverted(inversion: Inverted) -> None:
         nonlocal done, said
         progress.inverted(inversion)
         done += 1

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from hf_ci.certain import certain
 from hf_ci.checkpoints.layout import Checkpoint, recognise
@@ -21,15 +21,24 @@ from hf_ci.prompts.adapter import Adapter, check_names, read_adapter
 from hf_ci.prompts.clip import FrozenCLIP
 from hf_ci.prompts.methods import METHODS
 from hf_ci.prompts.prompted import hand_written
-
-if TYPE_CHECKING:
-    from hf_ci.scan import Run
+from hf_ci.settings import ScanOptions
 
 ASK_NAMES = "give the class names, one a line and in the order of training, with --classes FILE"
 ASK_POSITION = f"say where the class name stands with --position {'|'.join(POSITIONS)} (CoOp's default is end)"
 
 
-def read_fetched(fetched: Fetched, run: Run) -> tuple[Adapter, list[str]]:
+class Asked(Protocol):
+    """What is read by: an `hf_ci.scan.Run`."""
+
+    options: ScanOptions
+    class_names: tuple[str, ...] | None
+    fetch_base: Callable[[str, str | None], BaseModel]
+
+    @property
+    def clip(self) -> Callable[[Path], FrozenCLIP]: ...
+
+
+def read_fetched(fetched: Fetched, run: Asked) -> tuple[Adapter, list[str]]:
     """The adapter that a target holds, of whichever kind, and remarks on it."""
     if fetched.checkpoint is None:
         return read_adapter(fetched.folder, run.class_names), []
