@@ -42,14 +42,12 @@ class Section(BaseModel):
 
 
 NOT_HERE = ("cache", "save_trigger")  # places on a machine; a cache that comes with the files could hold forged results
-settings: dict[str, Any] = {
-    field.name: (field.type, None) for field in fields(ScanOptions) if field.name not in NOT_HERE
-}
+FIELDS: dict[str, Any] = {field.name: (field.type, None) for field in fields(ScanOptions) if field.name not in NOT_HERE}
 ScanSection = create_model(
     "ScanSection",
     __base__=Section,
     __doc__="Settings of every scan, by the names of its flags; see hf-ci scan --help.",
-    **settings,
+    **FIELDS,
 )
 ScanSection.model_rebuild(_types_namespace={"Path": Path})
 

@@ -149,6 +149,7 @@ def blobs(repo: str, revision: str, paths: list[str]) -> set[tuple[str, str]]:
 
 
 def files_at(repo: str, revision: str, paths: list[str]) -> list[RepoFile]:
+    """Those of `paths` that are there, all of them files."""
     return cast("list[RepoFile]", api().get_paths_info(repo, paths, revision=revision))
 
 
