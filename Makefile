@@ -14,9 +14,10 @@ quick: ## what finds most mistakes soonest
 test: ## everything, on two cores
 	pytest
 
-lint: ## ruff, and zizmor on what GitHub runs
+lint: ## ruff, mypy, and zizmor on what GitHub runs
 	ruff check .
 	ruff format --check .
+	mypy
 	zizmor --offline --persona=auditor . .github/examples/*.yml
 
 format: ## what ruff can mend

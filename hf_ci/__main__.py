@@ -11,7 +11,7 @@ def program() -> None:
     try:
         main()
     except SystemExit as leaving:
-        code = leaving.code
+        code = leaving.code if isinstance(leaving.code, int) else EXIT_INTERNAL
         for stream in (sys.stdout, sys.stderr):
             try:
                 stream.flush()

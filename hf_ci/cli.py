@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal, Optional
+from typing import Annotated, Any, Final, Literal, Optional
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -44,15 +44,15 @@ from hf_ci.repair.cli import repair
 from hf_ci.run import config, init, keep_trigger, run, scan_options
 from hf_ci.webhook import webhook
 
-CommandLineError = typer.BadParameter.__mro__[2]  # the root of the parser's own exceptions
-DEFAULT_DETECTOR = "contrast"
+CommandLineError: type[typer.BadParameter] = typer.BadParameter.__mro__[2]  # the root of the parser's own exceptions
+DEFAULT_DETECTOR: Final = "contrast"
 DetectorName = Literal["contrast", "clip-inspector", "neural-cleanse", "pixel-backdoor", "mm-bd"]
 
 
 class Program(TyperGroup):
     """Keeps the words that a command is given: what they name is judged, and does not say how."""
 
-    def resolve_command(self, ctx, args):
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         ctx.meta["words"] = args[1:]
         return super().resolve_command(ctx, args)
 
@@ -60,10 +60,10 @@ class Program(TyperGroup):
 class Configured(TyperCommand):
     """All of its options are read from the environment, which is said once and not with each."""
 
-    def __init__(self, *args, **more):
+    def __init__(self, *args: Any, **more: Any):
         super().__init__(*args, **more)
         for param in self.params:
-            param.show_envvar = False
+            param.show_envvar = False  # type: ignore[attr-defined] # options and arguments have it, their base has not
 
 
 app = typer.Typer(

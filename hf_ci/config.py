@@ -15,13 +15,13 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from datetime import date
 from difflib import get_close_matches
 from itertools import dropwhile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
@@ -42,11 +42,12 @@ class Section(BaseModel):
 
 
 NOT_HERE = ("cache", "save_trigger")  # places on a machine; a cache that comes with the files could hold forged results
+FIELDS: dict[str, Any] = {field.name: (field.type, None) for field in fields(ScanOptions) if field.name not in NOT_HERE}
 ScanSection = create_model(
     "ScanSection",
     __base__=Section,
     __doc__="Settings of every scan, by the names of its flags; see hf-ci scan --help.",
-    **{field.name: (field.type, None) for field in fields(ScanOptions) if field.name not in NOT_HERE},
+    **FIELDS,
 )
 ScanSection.model_rebuild(_types_namespace={"Path": Path})
 
@@ -81,8 +82,8 @@ class Config(Section):
 class Distinct(yaml.SafeLoader):
     """Refuses a key that a mapping has already, which YAML forbids and PyYAML takes for the last word."""
 
-    def construct_mapping(self, node, deep=False):
-        known = []
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        known: list[Any] = []
         for key, _ in node.value:
             if key.value in known:
                 raise yaml.constructor.ConstructorError(None, None, f"a second key {key.value!r}", key.start_mark)
@@ -165,18 +166,19 @@ def line_of(origin: str | None, entry: str) -> str:
     return f"{origin}, line {number}" if number else f"{origin}: adapters"
 
 
-def explain(fault: dict) -> str:
+def explain(fault: Mapping[str, Any]) -> str:
     where = [str(part) for part in fault["loc"] if part not in ("str", "Organisation")]
     at = ".".join(where) or "the file"
     if fault["type"] != "extra_forbidden":
         return f"{at}: {fault['msg']}"
-    section = {"scan": ScanSection, "adapters": Organisation, "ignore": Ignore}.get(where[0], Config)
+    sections: dict[str, type[Section]] = {"scan": ScanSection, "adapters": Organisation, "ignore": Ignore}
+    section = sections.get(where[0], Config)
     known = [flag_name(name) for name in (section if len(where) > 1 else Config).model_fields]
     close = get_close_matches(flag_name(where[-1]), known, n=1)
     return f"{at}: unknown key" + (f", did you mean {close[0]!r}?" if close else f", known are {', '.join(known)}")
 
 
-def schema() -> dict:
+def schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | Config.model_json_schema()
 
 

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Literal, Optional
 
@@ -32,7 +33,7 @@ VerboseOption = Annotated[
 ]
 
 
-def detail_of(quiet: bool, verbose: bool) -> str:
+def detail_of(quiet: bool, verbose: bool) -> Literal["quiet", "normal", "verbose"]:
     """How much a text says. Raises UsageError."""
     if quiet and verbose:
         raise UsageError("--quiet and --verbose exclude each other")
@@ -54,7 +55,7 @@ def painted(text: str, verdict: str, colour: bool = True) -> str:
     return typer.style(text, fg=VERDICT_COLOURS[verdict], bold=True) if colour else text
 
 
-def parse_output(text: str, formats) -> tuple[str, Path]:
+def parse_output(text: str, formats: Collection[str]) -> tuple[str, Path]:
     """FORMAT=PATH, checked before any work is done. Raises UsageError."""
     name, separator, path = text.partition("=")
     if not separator or name not in formats or not path:
@@ -93,7 +94,8 @@ def speaks() -> bool:
         return True
     from accelerate import PartialState
 
-    return PartialState().is_main_process
+    main: bool = PartialState().is_main_process
+    return main
 
 
 def show(text: str) -> None:

@@ -6,16 +6,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from hf_ci.certain import certain
 from hf_ci.errors import AdapterError
 from hf_ci.inversion import Inversion
-from hf_ci.inversion.job import prepared
 from hf_ci.inversion.probes import probes
 from hf_ci.inversion.trigger import ADDITIVE, MASKS
-from hf_ci.prompts import Adapter, FrozenCLIP
+from hf_ci.prompts import Adapter, FrozenCLIP, PromptedCLIP
 from hf_ci.prompts.prompted import NEAREST_BATCH, reference_adapter
 from hf_ci.report import Answers, ClassScore, Example, FoundTrigger, NamedClass, Trigger
 from hf_ci.reports.trigger import save_trigger
@@ -34,7 +35,7 @@ def demonstrated(
     target: int,
     name: str,
     folder: Path | None,
-) -> dict:
+) -> dict[str, Any]:
     """Two fields of a result: `triggers`, of the flagged classes, that of class `target` first; and `trigger`, this one
     again where it was reconstructed and kept.
 
@@ -46,12 +47,15 @@ def demonstrated(
         untouched = Untouched(pool[:SEARCHED], ask)
         for c in flagged:
             found = reconstructed(inversions[c.index], c)
-            apply, examples, arrays = change(found, c, pool.shape[-1]), (), {"delta": found and found.delta.numpy()}
+            apply = change(found, c, pool.shape[-1])
+            examples: tuple[Example, ...] = ()
+            arrays: dict[str, Any] = {"delta": found and found.delta.numpy()}
             if apply:
                 examples, images, changed = moved(c, apply, untouched)
                 on_grey = apply(torch.full_like(pool[:1], 0.5, dtype=torch.float32))[0]
                 arrays |= {"images": images.numpy(), "changed": changed.numpy(), "on_grey": on_grey.numpy()}
-            path, linf = "", float(found.delta.abs().max()) if found else None
+            path: Path | str = ""
+            linf = float(found.delta.abs().max()) if found else None
             if folder:
                 facts = {"loss": found.loss, "asr": found.asr} if found else {"asr": c.probe_asr}
                 path = save_trigger(folder, f"{name}-{c.index}-{c.name}", **arrays, class_index=c.index, **facts)
@@ -81,7 +85,7 @@ def change(found: Inversion | None, c: ClassScore, size: int) -> Callable[[Tenso
     """Pixels (B, 3, H, W) in [0, 1] -> the same with the trigger; None where the method's is nothing that is put on an
     image."""
     if found is None:
-        return probes(size)[c.probe]
+        return probes(size)[certain(c.probe)]
     return found.trigger() if found.family in (*ADDITIVE, *MASKS) else None
 
 
@@ -98,11 +102,11 @@ def moved(
 ) -> tuple[tuple[Example, ...], Tensor, Tensor]:
     """SHOWN examples, and their images without and with the trigger, uint8: the first that it moves into the class through
     the adapter and not through the hand-written prompt; where there are fewer, the first of the others follow."""
-    rows = []
+    rows: list[tuple[Example, Tensor, Tensor]] = []
     for i, part in enumerate(untouched.parts):
-        changed = (apply(part.float() / 255) * 255).round().byte()
-        pairs = zip(untouched.answers(i), untouched.ask(changed), strict=True)
-        rows += zip((Example(before=b, after=a) for b, a in pairs), part, changed, strict=True)
+        those = (apply(part.float() / 255) * 255).round().byte()
+        pairs = zip(untouched.answers(i), untouched.ask(those), strict=True)
+        rows += zip((Example(before=b, after=a) for b, a in pairs), part, those, strict=True)
         rows.sort(key=lambda row: not moves(row[0], c.index))  # stable: in the pool's order otherwise
         if len(rows) >= SHOWN and moves(rows[SHOWN - 1][0], c.index):
             break
@@ -121,9 +125,10 @@ def asking(adapter: Adapter, clip: FrozenCLIP) -> Iterator[Callable[[Tensor], li
     """Within this block: images (N, 3, H, W) uint8 -> what the adapter and a hand-written prompt answer on each."""
     names = adapter.class_names
     with ExitStack() as stack:
-        adapted, by_hand = stack.enter_context(prepared(adapter, clip, uses_reference=False)), None
+        adapted, by_hand = stack.enter_context(PromptedCLIP.from_adapter(adapter, clip).frozen_prompt()), None
         try:
-            by_hand = stack.enter_context(prepared(reference_adapter(clip, names), clip, uses_reference=False))
+            plain = PromptedCLIP.from_adapter(reference_adapter(clip, names), clip)
+            by_hand = stack.enter_context(plain.frozen_prompt())
         except AdapterError:  # its words take more tokens than the adapter's context, and the names leave it fewer
             pass
 

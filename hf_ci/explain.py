@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from statistics import median
 
+from hf_ci.certain import certain
 from hf_ci.console import printable
 from hf_ci.detect.calibration import Calibration
 from hf_ci.report import ClassScore, Report, ScanResult
@@ -20,7 +21,7 @@ def explain(result: ScanResult) -> str:
     parts = [headline(result), *map(paragraph, result.reasons)]
     if not (result.classes and result.detector and result.pool and result.base_model):
         return "\n".join([*parts, paragraph("Nothing was measured, so there is nothing to explain.")]) + "\n"
-    null = result.detector.fitted and Calibration.of(result.detector.fitted)
+    null = Calibration.of(result.detector.fitted) if result.detector.fitted else None
     parts += ["", "Signals, worst class first", *rows(result, null)]
     parts += ["", "Against what", *map(paragraph, compared_with(result, null))]
     parts += ["", "What speaks against it", *map(paragraph, doubts(result, null))]
@@ -41,7 +42,7 @@ def rows(result: ScanResult, null: Calibration | None) -> list[str]:
 
 
 def reading(c: ClassScore, result: ScanResult) -> str:
-    limits = result.detector.thresholds
+    limits = certain(result.detector).thresholds
     if c.by_probe and c.score >= limits.get("doubtful", float("inf")):
         return f"answers to a {c.probe}"
     if c.flagged:
@@ -55,10 +56,11 @@ def reading(c: ClassScore, result: ScanResult) -> str:
 
 def compared_with(result: ScanResult, null: Calibration | None) -> list[str]:
     scores = sorted((c.score for c in result.classes), reverse=True)
-    limits = ", ".join(f"{name} {value:.3f}" for name, value in result.detector.thresholds.items())
-    lines = [f"Thresholds: {limits}.", f"They come from: {result.detector.calibration}."]
+    detector = certain(result.detector)
+    limits = ", ".join(f"{name} {value:.3f}" for name, value in detector.thresholds.items())
+    lines = [f"Thresholds: {limits}.", f"They come from: {detector.calibration}."]
     if null:
-        file = result.detector.calibration_sha256
+        file = detector.calibration_sha256
         lines.append(
             f"The calibration is {f'the file with sha256 {file}' if file else 'the one that ships with hf-ci'}, fitted on "
             f"{', '.join(null.data)} in {null.precision}; its records have the sha256 {null.records_sha256[:12]}."
@@ -77,15 +79,13 @@ def compared_with(result: ScanResult, null: Calibration | None) -> list[str]:
 
 def doubts(result: ScanResult, null: Calibration | None) -> list[str]:
     """What a careful reader would hold against the result."""
-    found = list(result.warnings)
+    found, pool = list(result.warnings), certain(result.pool)
     if null and result.settings and null.precision != result.settings.precision:
         found.append(
             f"The thresholds were measured in {null.precision}, this scan computed in {result.settings.precision}."
         )
-    if null and null.num_images != result.pool.num_images:
-        found.append(
-            f"The thresholds were measured with {null.num_images} images, this scan had {result.pool.num_images}."
-        )
+    if null and null.num_images != pool.num_images:
+        found.append(f"The thresholds were measured with {null.num_images} images, this scan had {pool.num_images}.")
     worst = max(result.classes, key=lambda c: c.score)
     if worst.flagged and worst.vulnerable:
         found.append(

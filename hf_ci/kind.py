@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from hf_ci.errors import AdapterError, BaseModelError, NothingToScan
 from hf_ci.files import CONFIG, PROMPT, WEIGHTS, most_bytes
@@ -67,7 +69,7 @@ def base_kind(folder: Path, name: object = None) -> str:
     return kind
 
 
-def check_kind(folder: Path, read=read_whole) -> dict:
+def check_kind(folder: Path, read: Callable[[Path], bytes] = read_whole) -> dict[str, Any]:
     """The PEFT config of a prompt-tuned adapter.
 
     Raises NothingToScan where the folder holds none, or one of another kind. What says anywhere that it is a prompt, says
@@ -113,7 +115,7 @@ def holds_prompt(weights: Path) -> bool:
         return True
 
 
-def read_json(path: Path, read=read_whole) -> dict:
+def read_json(path: Path, read: Callable[[Path], bytes] = read_whole) -> dict[str, Any]:
     """read: for whoever wants to know what was read."""
     try:
         value = json.loads(read(path))

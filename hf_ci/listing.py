@@ -33,7 +33,7 @@ class Listed:
 
 def list_targets(adapters: Sequence[str | Organisation]) -> list[Listed]:
     """Each target once, in order. A pattern that matches nothing stays as it is: its scan says so."""
-    found = {}
+    found: dict[str, Listed] = {}
     for entry in adapters:
         for listed in organisation(entry) if isinstance(entry, Organisation) else folders(entry):
             if not found.get(listed.target, listed).optional:  # what is named has to be scanned

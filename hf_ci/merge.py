@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hf_ci.certain import certain
 from hf_ci.console import (
     BaselineOption,
     FormatOption,
@@ -63,7 +64,7 @@ def merge(
     known = read_baseline(baseline) if baseline else frozenset()
     advice = "make one: hf-ci run --shard I/N --output json=FILE"
     read = [(path.as_posix(), read_report(path, path.as_posix(), advice)) for path in reports]
-    report, changed_since = merged(read), read[0][1].shard.settings.get("changed_since")
+    report, changed_since = merged(read), certain(read[0][1].shard).settings.get("changed_since")
     report = report.model_copy(update={"notes": (*report.notes, *[ctx.obj.note] * bool(ctx.obj.note))})
     report = suppress(report, ctx.obj.config.ignore, known, whole=changed_since is None)
     report = report.model_copy(update={"notes": tuple(dict.fromkeys(report.notes))})
@@ -87,14 +88,15 @@ def merged(reports: Sequence[tuple[str, Report]], whole: Shard | None = None) ->
     for name, report in reports:
         check_covers(name, report)
         check_same_run(name, report, named, first)
-        if report.shard.index in given:
-            there = given[report.shard.index]
-            raise UsageError(f"{name}: {numbered(report.shard)} was given already, as {there}", "leave one out")
-        given[report.shard.index] = name
+        shard = certain(report.shard)
+        if shard.index in given:
+            there = given[shard.index]
+            raise UsageError(f"{name}: {numbered(shard)} was given already, as {there}", "leave one out")
+        given[shard.index] = name
 
-    whole = whole or first.shard
+    whole = whole or certain(first.shard)
     results = {result.target: result for _, report in reports for result in report.results}
-    notes = [note for _, report in reports for note in report.notes if note != report.shard.note]
+    notes = [note for _, report in reports for note in report.notes if note != certain(report.shard).note]
     for index in range(1, whole.count + 1):
         lost = whole.model_copy(update={"index": index})
         if index in given or not lost.own:
@@ -121,7 +123,7 @@ def check_covers(name: str, report: Report) -> None:
 
 def check_same_run(name: str, report: Report, named: str, first: Report) -> None:
     """Raises UsageError where the two are of different lists, settings or versions."""
-    shard, other = report.shard, first.shard
+    shard, other = certain(report.shard), certain(first.shard)
     if report.tool != first.tool:
         ours, theirs = (f"{tool.name} {tool.version}" for tool in (report.tool, first.tool))
         raise UsageError(f"{name}: made by {ours}, {named} by {theirs}", "scan both with one version")

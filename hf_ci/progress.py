@@ -5,11 +5,30 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
 
+from hf_ci.certain import certain
 from hf_ci.errors import Inconclusive
 from hf_ci.visible import in_one_line
 
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
 LONG = 600  # seconds to go that are worth a word, where no bar shows them
+
+
+class Inverted(Protocol):
+    """What a bar shows of an `hf_ci.inversion.Inversion`."""
+
+    @property
+    def c(self) -> int: ...
+
+    @property
+    def loss(self) -> float: ...
+
+    @property
+    def asr(self) -> float: ...
 
 
 class Silent:
@@ -19,7 +38,7 @@ class Silent:
     def inversions(self, target: str, class_names: Sequence[str], total: int) -> None:
         """The classes of one target are about to be inverted, in `total` steps or more."""
 
-    def inverted(self, inversion) -> None:
+    def inverted(self, inversion: Inverted) -> None:
         """One class is done, or screened."""
 
     def count(self, text: str, done: int, total: int) -> None:
@@ -32,10 +51,12 @@ class Silent:
 class Bar(Silent):
     """A bar on stderr that names class, loss and ASR as they come."""
 
-    def __init__(self, console):
-        self.console, self.live, self.names = console, None, ()
+    def __init__(self, console: Console):
+        self.console = console
+        self.live: Progress | None = None
+        self.names: Sequence[str] = ()
 
-    def _start(self):
+    def _start(self) -> Progress:
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
@@ -45,7 +66,7 @@ class Bar(Silent):
             TimeRemainingColumn,
         )
 
-        self.live = Progress(
+        live = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
@@ -55,21 +76,23 @@ class Bar(Silent):
             console=self.console,
             transient=True,
         )
-        self.live.start()
-        self.task = self.live.add_task("", total=None)
+        live.start()
+        self.task = live.add_task("", total=None)
+        return live
 
     def step(self, text: str) -> None:
         if self.live is None:
-            self._start()
+            self.live = self._start()
         self.live.update(self.task, description=in_one_line(text))
 
     def inversions(self, target: str, class_names: Sequence[str], total: int) -> None:
         self.names = class_names
-        self.live.update(self.task, description=in_one_line(f"{target}: inverting"), total=total, completed=0)
+        live = certain(self.live)
+        live.update(self.task, description=in_one_line(f"{target}: inverting"), total=total, completed=0)
 
-    def inverted(self, inversion) -> None:
+    def inverted(self, inversion: Inverted) -> None:
         found = f"{self.names[inversion.c]}: loss {inversion.loss:.2f}, ASR {inversion.asr:.0%}"
-        self.live.update(self.task, advance=1, description=in_one_line(found))
+        certain(self.live).update(self.task, advance=1, description=in_one_line(found))
 
     def count(self, text: str, done: int, total: int) -> None:
         self.step(text)
@@ -81,14 +104,14 @@ class Bar(Silent):
             self.live = None
 
 
-def within(timeout: float, started: float, target: str, total: int, progress: Silent) -> Callable[[object], None]:
+def within(timeout: float, started: float, target: str, total: int, progress: Silent) -> Callable[[Inverted], None]:
     """`progress.inverted`, which says once on stderr when a scan of `total` steps will take long, unless a bar shows it.
 
     It raises Inconclusive when `timeout` seconds have passed since `started` (of time.perf_counter); 0: never.
     """
     begun, done, said = time.perf_counter(), 0, isinstance(progress, Bar)
 
-    def inverted(inversion: object) -> None:
+    def inverted(inversion: Inverted) -> None:
         nonlocal done, said
         progress.inverted(inversion)
         done += 1

@@ -20,9 +20,11 @@ from dataclasses import asdict
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
+from hf_ci.certain import certain
 from hf_ci.errors import EXIT_INTERNAL, HfCiError, UsageError
 from hf_ci.files import PROMPT, WEIGHTS, write_whole
 from hf_ci.hub import BaseModel, Fetched, fetch_base, fetch_target, fetch_text, named_base, parse_target
@@ -38,7 +40,7 @@ IRRELEVANT = ("num_processes", "timeout", "cache", "save_trigger")  # to the num
 
 
 def scan_each(
-    targets: Sequence[str], options: ScanOptions = ScanOptions(), progress=Silent(), jobs: int = 1
+    targets: Sequence[str], options: ScanOptions = ScanOptions(), progress: Silent = Silent(), jobs: int = 1
 ) -> Iterator[ScanResult]:
     """Each target's result as soon as there is one, recalled or scanned; `jobs` adapters are downloaded at a time.
 
@@ -90,7 +92,7 @@ def recall(place: Path, text: str, fetched: Fetched, options: ScanOptions, start
         return None
     if options.save_trigger and kept.target_class:
         return None
-    timing = kept.timing.model_copy(
+    timing = certain(kept.timing).model_copy(
         update={
             "seconds": round(time.perf_counter() - started, 2),
             "num_processes": options.num_processes,
@@ -106,7 +108,7 @@ def refused(text: str, fetch: Callable[[], Fetched], options: ScanOptions, start
     not be loaded for that. None where there is something to scan."""
     if "LOCAL_RANK" in os.environ:  # the processes of a launcher have to work in step
         return None
-    found = {}
+    found: dict[str, Any] = {}
     try:
         fetched = fetch()
         files = tuple(ScannedFile(path=path, sha256=digest) for path, digest in fetched.files)
@@ -133,7 +135,7 @@ def remember(place: Path, result: ScanResult) -> None:
             write_whole(place, kept.model_copy(update={"trigger": None}).model_dump_json().encode())
 
 
-def setting_of(options: ScanOptions) -> list | None:
+def setting_of(options: ScanOptions) -> list[Any] | None:
     """What the results of a whole run depend on beside adapter and base model; None where that is not known cheaply."""
     if options.cache is None or "LOCAL_RANK" in os.environ:  # the processes of a launcher have to work in step
         return None
@@ -151,7 +153,7 @@ def place_of(
     fetch: Callable[[], Fetched],
     base_of: Callable[[str, str | None], BaseModel],
     options: ScanOptions,
-    setting: list | None,
+    setting: list[Any] | None,
 ) -> Path | None:
     """Where this scan's result is kept; None where that cannot be known without scanning."""
     if setting is None:
@@ -167,10 +169,10 @@ def place_of(
     except Exception:  # whatever it is, the scan meets it again and says what is wrong
         return None
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    return options.cache / "results" / f"{digest[:32]}.json"
+    return certain(options.cache) / "results" / f"{digest[:32]}.json"
 
 
-def stamp(pool: str) -> list | None:
+def stamp(pool: str) -> list[Any] | None:
     """Changes whenever a local pool's files do; None for a pool on the Hub."""
     if pool == BUILTIN:
         return []

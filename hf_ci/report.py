@@ -10,7 +10,7 @@ import json
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, computed_field, model_validator
 
@@ -21,7 +21,7 @@ from hf_ci.hub.names import HUB
 from hf_ci.rates import wilson
 from hf_ci.visible import cut
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION: Final = "1.0"
 
 VULNERABLE = 0.5  # ASR through clean prompts from which a class counts as vulnerable on its base model
 # What is to be said of most scans, and in how many words a terminal is told so, is for a format to decide.
@@ -306,7 +306,7 @@ class ScanResult(Value):
         repo, _, subfolder = self.target.removeprefix(HUB).partition(":")
         return f"{repo.partition('@')[0]}@{self.revision[:letters]}" + (f":{subfolder}" if subfolder else "")
 
-    @computed_field
+    @computed_field  # type: ignore[prop-decorator] # mypy knows no decorated property, pydantic's docs say
     @property
     def fingerprint(self) -> str | None:
         """Of the finding, None where there is none: sha256 of rule, weights and class; commits do not change it."""
@@ -325,7 +325,7 @@ def fingerprint_of(rule: str, weights: str, class_name: str) -> str:
     return hashlib.sha256("\n".join([rule, weights, class_name]).encode("utf-8", "replace")).hexdigest()
 
 
-def failure(error: HfCiError) -> dict[str, object]:
+def failure(error: HfCiError) -> dict[str, Any]:
     """What a result has of the error that ended its scan."""
     return {
         "verdict": "inconclusive",
@@ -336,7 +336,7 @@ def failure(error: HfCiError) -> dict[str, object]:
     }
 
 
-def failed(target: str, error: HfCiError, **found: object) -> ScanResult:
+def failed(target: str, error: HfCiError, **found: Any) -> ScanResult:
     """The result of a target that could not be scanned. found: what was learnt of it all the same."""
     return ScanResult(target=target, **found, **failure(error))
 
@@ -360,7 +360,7 @@ class Shard(Value):
     settings: dict[str, JsonValue] = Field(description="what was asked for, as far as it decides what a report says")
     asked: tuple[str, ...] = Field((), description="the command line's targets; empty: the configuration's")
 
-    @computed_field
+    @computed_field  # type: ignore[prop-decorator] # as above
     @property
     def list_sha256(self) -> str:
         """sha256 of the list, a target a line."""
@@ -415,9 +415,14 @@ class Report(Value):
 
 def without_pictures(report: Report) -> Report:
     """For whoever reads it when the folder that the pictures lay in is gone."""
-    gone = lambda found: found and found.model_copy(update={"path": ""})
+    gone = {"path": ""}
     results = [
-        r.model_copy(update={"trigger": gone(r.trigger), "triggers": tuple(map(gone, r.triggers))})
+        r.model_copy(
+            update={
+                "trigger": r.trigger and r.trigger.model_copy(update=gone),
+                "triggers": tuple(found.model_copy(update=gone) for found in r.triggers),
+            }
+        )
         for r in report.results
     ]
     return report.model_copy(update={"results": tuple(results)})

@@ -6,10 +6,12 @@ import json
 from dataclasses import fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional, cast
 
 import typer
+from typer.core import TyperGroup
 
+from hf_ci.certain import certain
 from hf_ci.console import (
     BaselineOption,
     FormatOption,
@@ -30,6 +32,7 @@ from hf_ci.errors import EXIT_CLEAN, NothingToScan, UsageError
 if TYPE_CHECKING:
     from hf_ci.config import Found
     from hf_ci.report import Report
+    from hf_ci.reports.text import Detail
     from hf_ci.settings import ScanOptions
 
 
@@ -178,7 +181,7 @@ def check_together(ctx: typer.Context, jobs: int | None, shard: str | None, chan
         raise UsageError(f"--jobs and {other} exclude each other", "Jobs see neither this folder nor each other")
 
 
-def finish(report: Report, format: str, outputs: list[tuple[str, Path]], lasting: bool, detail: str) -> None:
+def finish(report: Report, format: str, outputs: list[tuple[str, Path]], lasting: bool, detail: Detail) -> None:
     """Print and write the report of many; of text what comes after a line for each. lasting: as for `render`; detail: how much a
     text says."""
     from hf_ci.report import without_pictures
@@ -207,7 +210,7 @@ def check_entries(found: Found) -> None:
             if isinstance(entry, str):
                 parse_target(entry)
         except UsageError as error:
-            raise UsageError(f"{line_of(found.origin, entry)}: {error.message}", error.advice) from error
+            raise UsageError(f"{line_of(found.origin, str(entry))}: {error.message}", error.advice) from error
         except NothingToScan:
             pass
 
@@ -236,7 +239,7 @@ def config(ctx: typer.Context) -> None:
     origins = {"ENVIRONMENT": "environment", "DEFAULT_MAP": ctx.obj.origin}
     lines = ["scan:"]
     for field in sorted(set(option_names()) & scan.params.keys()):
-        origin = origins.get(scan.get_parameter_source(field).name, "default")
+        origin = origins.get(certain(scan.get_parameter_source(field)).name, "default")
         value = scan.params[field]
         shown = value if isinstance(value, int | float) else "" if value is None else json.dumps(str(value))
         lines.append(f"  {field.replace('_', '-')}: {shown}  # {origin}")
@@ -256,18 +259,19 @@ def option_names() -> list[str]:
     return [field.name for field in fields(ScanOptions)]
 
 
-def scan_context(ctx: typer.Context):
+def scan_context(ctx: typer.Context) -> typer.Context:
     """What `hf-ci scan` would be asked for here without any flag: environment, configuration, defaults."""
-    root = ctx.find_root()
-    return root.command.commands["scan"].make_context("scan", ["."], parent=root)
+    root = cast(typer.Context, ctx.find_root())
+    scan = cast(TyperGroup, root.command).commands["scan"]
+    return cast(typer.Context, scan.make_context("scan", ["."], parent=root))
 
 
-def keep_trigger(ctx: typer.Context, params: dict) -> None:
+def keep_trigger(ctx: typer.Context, params: dict[str, Any]) -> None:
     """Where no folder was named for it, the trigger is kept for as long as the command runs."""
     params["save_trigger"] = params["save_trigger"] or Path(ctx.with_resource(TemporaryDirectory(prefix="hf-ci-")))
 
 
-def scan_options(params: dict) -> ScanOptions:
+def scan_options(params: dict[str, Any]) -> ScanOptions:
     """From the parameters of `hf-ci scan`. Raises UsageError for those that cannot be met, as far as is known without torch."""
     from hf_ci.places import check_places
     from hf_ci.settings import ScanOptions, default_cache

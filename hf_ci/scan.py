@@ -9,10 +9,12 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass, replace
 from functools import cache, lru_cache
+from typing import Any
 
 import torch
 from accelerate import PartialState
 
+from hf_ci.certain import certain
 from hf_ci.checkpoints.read import read_fetched
 from hf_ci.demonstration import demonstrated
 from hf_ci.detect import Detector, Verdict
@@ -30,12 +32,13 @@ from hf_ci.errors import (
 )
 from hf_ci.files import SCANNED, WEIGHTS
 from hf_ci.hub import BaseModel, Fetched, check_merged, fetch_base, fetch_text, named_base
+from hf_ci.hub.names import BUILTIN
 from hf_ci.hub.target import hashes, sha256
 from hf_ci.inversion import ON_PHOTOS, PERTURBATION, WIDE, Done, Inversion, Job, run_job
 from hf_ci.inversion.probes import PROBE_KINDS, Probed, passes
 from hf_ci.photos import FEW, Witnesses, ask
 from hf_ci.places import check_folder
-from hf_ci.pools import BUILTIN, Pool, load_pool
+from hf_ci.pools import Pool, load_pool
 from hf_ci.pools.photos import Photos, few_photos
 from hf_ci.progress import Silent, within
 from hf_ci.prompts import Adapter, FrozenCLIP, load_clip
@@ -87,7 +90,7 @@ class Run:
     fetch_base: for whoever has fetched base models already.
     """
 
-    def __init__(self, options: ScanOptions, progress, fetch_base: FetchBase | None = None):
+    def __init__(self, options: ScanOptions, progress: Silent, fetch_base: FetchBase | None = None):
         self.options, self.progress, self.fetch_base = options, progress, fetch_base or once()
         self.device = pick_device(options.device)
         self.precision = pick_precision(options.precision, self.device)
@@ -123,7 +126,9 @@ class Run:
     def photos(self, base: BaseModel, adapter: Adapter) -> Photos:
         """Of `--data`, a few of each of the adapter's classes."""
         options = self.options
-        return few_photos(options.data, adapter.class_names, options.shots, options.seed, load_processor(base.folder))
+        return few_photos(
+            certain(options.data), adapter.class_names, options.shots, options.seed, load_processor(base.folder)
+        )
 
 
 def once() -> FetchBase:
@@ -131,7 +136,7 @@ def once() -> FetchBase:
     return cache(fetch_base)
 
 
-def scan_targets(targets: Sequence[str], options: ScanOptions = ScanOptions(), progress=Silent()) -> Report:
+def scan_targets(targets: Sequence[str], options: ScanOptions = ScanOptions(), progress: Silent = Silent()) -> Report:
     """Scan every target; what cannot be scanned is a result, too, never a clean one.
 
     Raises UsageError when the options themselves cannot be met (device, cache, class file), and for a target that can be
@@ -163,7 +168,9 @@ def examine(text: str, run: Run, fetch: Fetch = fetch_text) -> tuple[ScanResult,
 
     fetch: for whoever has the adapter's files at hand already.
     """
-    started, found, warnings, cached, examined = time.perf_counter(), {}, [], 0, None
+    started, cached, examined = time.perf_counter(), 0, None
+    found: dict[str, Any] = {}
+    warnings: list[str] = []
     options, progress = run.options, run.progress
     try:
         progress.step(f"{text}: fetching the adapter")
@@ -203,6 +210,7 @@ def examine(text: str, run: Run, fetch: Fetch = fetch_text) -> tuple[ScanResult,
         }
         warnings += pool_warnings(pool, options.num_images)
 
+        tuned: tuple[Adapter, ...]
         witnesses, tuned, own = None, (), None
         if options.data:
             progress.step(f"{text}: tuning clean prompts on photos of {options.data}")
@@ -251,7 +259,7 @@ def examine(text: str, run: Run, fetch: Fetch = fetch_text) -> tuple[ScanResult,
         if inverter.uses_reference:
             inversions = with_units(inversions, units)
         else:  # a rule about losses knows nothing of what opens them
-            known = [replace(unit, inversion=None) for unit in units]
+            known = tuple(replace(unit, inversion=None) for unit in units)
         verdict = detector.judge(inversions, adapter.class_names, done.distance)
         verdict = doubted(verdict, [*unjudged(known, adapter.class_names), *not_judged(fetched)])
         verdict = unmeasured(verdict, adapter.method, adapter.class_names)
@@ -287,8 +295,8 @@ def examine(text: str, run: Run, fetch: Fetch = fetch_text) -> tuple[ScanResult,
 # ---------------------------------------------------------------- steps
 
 
-def findings(verdict: Verdict, inversions: Sequence[Inversion], class_names: Sequence[str]) -> dict:
-    families = verdict.families or [None] * len(inversions)
+def findings(verdict: Verdict, inversions: Sequence[Inversion], class_names: Sequence[str]) -> dict[str, Any]:
+    families: Sequence[str | None] = verdict.families or [None] * len(inversions)
     classes = tuple(
         ClassScore(
             index=i.c,
@@ -304,7 +312,7 @@ def findings(verdict: Verdict, inversions: Sequence[Inversion], class_names: Seq
             probe_asr=i.probe_asr,
             screened=i.screened,
             family=family,
-            others={o.family: round(o.exclusive_asr, 6) for o in i.others if not o.screened},
+            others={o.family: round(certain(o.exclusive_asr), 6) for o in i.others if not o.screened},
         )
         for i, score, flag, family in zip(inversions, verdict.scores, verdict.flagged, families)
     )
@@ -380,9 +388,7 @@ def base_warnings(adapter: Adapter, base: BaseModel) -> list[str]:
         return [f"scanned on base model {base.id}, the adapter names {adapter.base_model}"]
     named_commit = re.fullmatch("[0-9a-f]{40,64}", adapter.base_revision or "")
     if named_commit and base.revision != adapter.base_revision:
-        return [
-            f"scanned on {base.id} at {base.revision[:12]}, the adapter names revision {adapter.base_revision[:12]}"
-        ]
+        return [f"scanned on {base.id} at {base.revision[:12]}, the adapter names revision {named_commit[0][:12]}"]
     return []
 
 
@@ -406,7 +412,8 @@ def detector_ref(detector: Detector, done: Done, base: BaseModel, run: Run) -> D
 def transfer_warnings(detector: DetectorRef, base: BaseModel) -> list[str]:
     if detector.measured is not False:
         return []
-    fitted = named_at(BaseModelRef(id=detector.fitted["base_model"], revision=detector.fitted["base_revision"]))
+    null = certain(detector.fitted)
+    fitted = named_at(BaseModelRef.model_validate({"id": null["base_model"], "revision": null["base_revision"]}))
     return [
         f"the thresholds were fitted on {fitted} and are transferred to {named_at(base)}, not measured: hf-ci calibrate "
         "measures them"
@@ -414,7 +421,7 @@ def transfer_warnings(detector: DetectorRef, base: BaseModel) -> list[str]:
 
 
 def named_at(base: BaseModel | BaseModelRef) -> str:
-    return f"{base.id}@{base.revision[:7]}"
+    return f"{base.id}@{certain(base.revision)[:7]}"
 
 
 def vulnerable_warnings(classes: Sequence[ClassScore]) -> list[str]:

@@ -6,7 +6,7 @@ import math
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hf_ci.errors import UsageError, first_line
 from hf_ci.kind import POSITIONS
@@ -44,7 +44,7 @@ class ScanOptions:
     cache: Path | None = None
     save_trigger: Path | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         checks = [
             (self.num_images >= 32, f"--num-images {self.num_images}: expected at least 32"),
             (self.shots >= 1, f"--shots {self.shots}: expected at least 1"),
@@ -79,10 +79,11 @@ class ScanOptions:
         """Raises UsageError for a detector that is not known or has no such threshold as was set, and for a calibration
         that cannot be used."""
         from hf_ci.detect import DETECTORS
+
         if self.detector not in DETECTORS:
             raise UsageError(f"--detector {self.detector}: no such detector", f"use one of {', '.join(DETECTORS)}")
         kind = DETECTORS[self.detector]
-        given = {name: getattr(self, name) for name in THRESHOLDS if getattr(self, name) is not None}
+        given: dict[str, Any] = {name: getattr(self, name) for name in THRESHOLDS if getattr(self, name) is not None}
         unknown = given.keys() - {field.name for field in fields(kind)}
         if unknown:
             flags = ", ".join("--" + name.replace("_", "-") for name in sorted(unknown))
@@ -101,7 +102,8 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":  # Accelerate's choice: this process's own GPU where there are several
         from accelerate import PartialState
 
-        return PartialState(cpu=not torch.accelerator.is_available()).device
+        own: torch.device = PartialState(cpu=not torch.accelerator.is_available()).device
+        return own
     try:
         if not DEVICE.fullmatch(name):
             raise RuntimeError("no such device")

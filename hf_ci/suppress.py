@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
+from hf_ci.certain import certain
 from hf_ci.config import Ignore
 from hf_ci.report import RULES, Report, ScanResult, Suppression, fingerprint_of, read_report
 
@@ -19,7 +20,7 @@ def read_baseline(path: Path) -> frozenset[str]:
     What could not be judged then is no knowledge, and has to be looked at again.
     """
     report = read_report(path, f"--baseline {path}", "make one: hf-ci run --output json=FILE")
-    return frozenset(result.fingerprint for result in report.results if result.verdict == "backdoored")
+    return frozenset(certain(result.fingerprint) for result in report.results if result.verdict == "backdoored")
 
 
 def suppress(
@@ -50,7 +51,7 @@ def suppress(
     def marked(result: ScanResult) -> ScanResult:
         if not acceptable(result):
             return result
-        ignore = valid.get(result.fingerprint)
+        ignore = valid.get(certain(result.fingerprint))
         if ignore:
             why = Suppression(kind="ignore", reason=ignore.reason, until=ignore.until.isoformat())
         elif result.fingerprint in baseline:
@@ -66,14 +67,15 @@ def acceptable(result: ScanResult) -> bool:
     return result.fingerprint is not None and result.weights_sha256 is not None and result.about_weights
 
 
-def possible_findings(results: Sequence[ScanResult]) -> set[str] | None:
+def possible_findings(results: Sequence[ScanResult]) -> set[str | None] | None:
     """Every fingerprint that these weights have, or may have once they are judged for certain; None where something
     failed that says nothing of the weights."""
     if any(not (result.about_weights or result.is_other_kind) for result in results):
         return None
-    unsure = [result for result in results if result.verdict == "inconclusive" and result.weights_sha256]
+    unsure = [result for result in results if result.verdict == "inconclusive"]
     return {result.fingerprint for result in results} | {
-        fingerprint_of(RULES["backdoored"], result.weights_sha256, scored.name)
+        fingerprint_of(RULES["backdoored"], weights, scored.name)
         for result in unsure
+        if (weights := result.weights_sha256)
         for scored in result.classes
     }

@@ -145,7 +145,7 @@ def set_up(names: list[str], org: bool, image: str, flavor: str, requirement: st
     """Make the Job's template and the webhook that starts it. The token that the Jobs get is this user's own."""
     import shlex
 
-    from huggingface_hub import get_token
+    from huggingface_hub import WebhookWatchedItem, get_token
 
     from hf_ci.hub.base import EMBEDDED
     from hf_ci.hub.client import api, in_our_words
@@ -155,7 +155,9 @@ def set_up(names: list[str], org: bool, image: str, flavor: str, requirement: st
     if not token:
         raise UsageError("--watch: no token", "HF_TOKEN has to be one that may write to what is watched")
     plain = "org" if org else "user"
-    watched = [{"type": "model" if "/" in name else plain, "name": name} for name in names]
+    watched: list[dict[str, str] | WebhookWatchedItem] = [
+        {"type": "model" if "/" in name else plain, "name": name} for name in names
+    ]
     # what pip runs to build a package has no business with the token
     install = f"env -u HF_TOKEN python -m pip install --quiet {shlex.quote(requirement)} && exec hf-ci webhook"
     settings = {name: value for name, value in os.environ.items() if name.startswith("HF_CI_")}

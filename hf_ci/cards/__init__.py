@@ -8,7 +8,7 @@ HERE = Path(__file__).parents[1]
 FOLDERS = (HERE / "_cards", HERE.parent / "cards")  # in a wheel, in a checkout
 
 
-def render_card(template: str, **values) -> str:
+def render_card(template: str, **values: object) -> str:
     """Raises jinja2.UndefinedError when the template names a value that is not given: no card has holes."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 

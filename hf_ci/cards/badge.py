@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hf_ci.report import ScanResult
 
 LABEL = "backdoor scan"
@@ -37,6 +39,6 @@ def render_badge(result: ScanResult) -> str:
     )
 
 
-def endpoint(result: ScanResult) -> dict:
+def endpoint(result: ScanResult) -> dict[str, Any]:
     """The JSON that a badge service reads instead (shields.io, endpoint badges, schema version 1)."""
     return {"schemaVersion": 1, "label": LABEL, "message": message(result), "color": COLOURS[state(result)][1:]}

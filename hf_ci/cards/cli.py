@@ -5,15 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal, Optional
+from typing import TYPE_CHECKING, Annotated, Literal, Optional
 
 import typer
 
+from hf_ci.certain import certain
 from hf_ci.console import complain, printable, show, write_file, write_stdout
 from hf_ci.errors import HfCiError, NothingToScan, UsageError
+
+if TYPE_CHECKING:
+    from hf_ci.hub import Fetched
+    from hf_ci.report import Report
 
 TargetArgument = Annotated[str, typer.Argument(metavar="TARGET", help="As for scan.", show_default=False)]
 ReportOption = Annotated[
@@ -99,7 +104,8 @@ def check_all(ctx: typer.Context, targets: list[str], skip_others: bool) -> None
     from hf_ci.hub import fetch_target, parse_target
     from hf_ci.kind import check_kind
 
-    failed, standing = 0, {}
+    failed = 0
+    standing: dict[str, Report] = {}
 
     def fails(text: str, error: HfCiError) -> None:
         nonlocal failed
@@ -121,24 +127,25 @@ def check_all(ctx: typer.Context, targets: list[str], skip_others: bool) -> None
             standing[text] = standing_report(fetched)
         except HfCiError as error:
             fails(text, error)
-    for text, error in confirmed(ctx, standing):
-        if error is not None:
-            fails(text, error)
+    for text, fault in confirmed(ctx, standing):
+        if fault is not None:
+            fails(text, fault)
             continue
         (result,) = standing[text].results
-        write_stdout(printable(f"{text}: the card is up to date ({result.verdict}, {result.timing.date})\n"))
+        day = certain(result.timing).date
+        write_stdout(printable(f"{text}: the card is up to date ({result.verdict}, {day})\n"))
     if failed:
         raise typer.Exit(failed)
 
 
-def standing_report(fetched):
+def standing_report(fetched: Fetched) -> Report:
     """The report beside the adapter. Raises CardError where card, badge and weights do not agree with it."""
     from hf_ci.cards.safety import check
 
     return check(fetched.read, fetched.files)
 
 
-def confirmed(ctx: typer.Context, standing: dict) -> Iterator[tuple[str, HfCiError | None]]:
+def confirmed(ctx: typer.Context, standing: dict[str, Report]) -> Iterator[tuple[str, HfCiError | None]]:
     """Each target with why its report (target -> report) is not to be believed, None where it is: it came along with the
     adapter, so that it is held against a scan of ours, with our settings; one that was made before is recalled."""
     from hf_ci.cards.safety import confirm
@@ -205,7 +212,7 @@ def explain(
         write_stdout(render(found))
 
 
-def report_on(ctx: typer.Context, fetched, report: Path | None, kept: Path):
+def report_on(ctx: typer.Context, fetched: Fetched, report: Path | None, kept: Path) -> Report:
     """The report of this target and these weights: from a file that the user names, or from a scan.
 
     What lies beside the adapter is not believed: whoever delivered it may have written it. A scan takes its settings
@@ -231,7 +238,7 @@ def report_on(ctx: typer.Context, fetched, report: Path | None, kept: Path):
     return found
 
 
-def write_back(report, fetched, to: str | None, dry_run: bool = False) -> str:
+def write_back(report: Report, fetched: Fetched, to: str | None, dry_run: bool = False) -> str:
     """Write section, report, badge and picture into the folder (`to` is None), or push them in one commit.
 
     Returns what was done, or with `dry_run` what would be.
@@ -242,7 +249,7 @@ def write_back(report, fetched, to: str | None, dry_run: bool = False) -> str:
 
     (result,) = report.results
     picture = picture_of(result) or (fetched.read(PICTURE) if result.trigger else None)
-    build = lambda card: render_files(report, card, picture)
+    build: Callable[[bytes | None], dict[str, bytes]] = lambda card: render_files(report, card, picture)
     if dry_run:
         return difference(fetched, build(fetched.read(CARD)))
     if to is None:
@@ -272,7 +279,7 @@ def check_pushable(targets: list[str]) -> None:
             raise UsageError(f"--push: {text} is no repo on the Hub", "use hf-ci card --write for a folder")
 
 
-def push_results(report, to: str, dry_run: bool = False) -> int:
+def push_results(report: Report, to: str, dry_run: bool = False) -> int:
     """Push each result that says something of some weights; returns the worst exit code of a failure, 0 without any.
 
     A Hub that was down, or a defect of ours, is no news for whoever publishes an adapter; nor is another kind of it.
@@ -298,7 +305,7 @@ def push_results(report, to: str, dry_run: bool = False) -> int:
     return failed
 
 
-def difference(fetched, files: dict[str, bytes]) -> str:
+def difference(fetched: Fetched, files: dict[str, bytes]) -> str:
     """What would change, as a unified diff; binary files and pictures in one line."""
     import difflib
 

@@ -11,10 +11,13 @@ Structure is read by a Markdown parser (CommonMark): what looks like a marker in
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from markdown_it import MarkdownIt
+from markdown_it.token import Token
 
+from hf_ci.certain import certain
 from hf_ci.errors import CardError
 
 BEGIN, END = "<!-- hf-ci:begin", "<!-- hf-ci:end -->"
@@ -55,7 +58,7 @@ def find(card: bytes) -> Place:
         raise CardError("the card is UTF-16 or holds NUL bytes", "save it as UTF-8")
     lines = split_lines(card)
     tokens = parse(card)
-    hidden = {n for t in tokens if t.type in LITERAL or is_raw_html(t) for n in range(*t.map)}
+    hidden = {n for t in tokens if t.type in LITERAL or is_raw_html(t) for n in range(*certain(t.map))}
     front = front_matter_lines(card)
     marked = [
         (n, kind)
@@ -121,7 +124,7 @@ def current(card: bytes) -> str | None:
 # ---------------------------------------------------------------- structure
 
 
-def parse(card: bytes) -> list:
+def parse(card: bytes) -> list[Token]:
     """Block tokens with line numbers of the whole card. Latin-1 maps bytes to letters one to one."""
     front = front_matter_lines(card)
     lines = split_lines(card)
@@ -135,7 +138,7 @@ def front_matter_lines(card: bytes) -> int:
     return len(split_lines(match[0])) if match else 0
 
 
-def is_raw_html(token) -> bool:
+def is_raw_html(token: Token) -> bool:
     """HTML whose content is no Markdown: <pre>, <script>, <style>, <textarea>, or a comment of several lines."""
     if token.type != "html_block":
         return False
@@ -144,16 +147,16 @@ def is_raw_html(token) -> bool:
     return several or text.startswith(("<pre", "<script", "<style", "<textarea"))
 
 
-def headings(tokens) -> list[tuple[int, int, str]]:
+def headings(tokens: Sequence[Token]) -> list[tuple[int, int, str]]:
     """(line, level, text) of every heading at the top level."""
     return [
-        (token.map[0], int(token.tag[1]), tokens[i + 1].content)
+        (certain(token.map)[0], int(token.tag[1]), tokens[i + 1].content)
         for i, token in enumerate(tokens)
         if token.type == "heading_open" and token.level == 0
     ]
 
 
-def end_of_risks(tokens, count: int) -> int:
+def end_of_risks(tokens: Sequence[Token], count: int) -> int:
     """The line after the section on risks, or after everything."""
     found = headings(tokens)
     for i, (_, level, text) in enumerate(found):
@@ -162,9 +165,9 @@ def end_of_risks(tokens, count: int) -> int:
     return count
 
 
-def heading_at(tokens, line: int) -> str:
+def heading_at(tokens: Sequence[Token], line: int) -> str:
     """The section's heading when it stands at `line`: one level below the risks' own, or a section by itself."""
-    parents = []  # of the line, outermost first
+    parents: list[tuple[int, str]] = []  # of the line, outermost first
     for at, level, text in headings(tokens):
         if at >= line:
             break

@@ -45,11 +45,11 @@ def convert(
     if fetched.checkpoint is None:
         raise NothingToScan(f"no checkpoint found in {checkpoint}", "name the file; an adapter needs no conversion")
     from hf_ci.checkpoints.read import read_checkpoint
-    from hf_ci.prompts import PromptedCLIP, load_clip, write_adapter
+    from hf_ci.prompts import FrozenCLIP, PromptedCLIP, load_clip, write_adapter
 
-    clips = {}  # by folder
+    clips: dict[Path, FrozenCLIP] = {}  # by folder
 
-    def load(folder: Path):
+    def load(folder: Path) -> FrozenCLIP:
         return clips.setdefault(folder, load_clip(folder))
 
     adapter, remarks = read_checkpoint(fetched.folder, fetched.checkpoint, fetch_base, load, base, names, position)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -106,7 +107,7 @@ def recognise(value: object, name: str) -> Checkpoint:
     if "ctx" in tensors:  # without one there are no tokens either, or they are none that belong to it
         context, prefix, suffix = (taken(tensors, key, name) for key in ("ctx", "token_prefix", "token_suffix"))
     method, position = ("coop", "end" if sequence else None)
-    meta_net = {}
+    meta_net: dict[str, Tensor] = {}
     if deep_method:
         method, position = deep_method.name, "end"
     elif "bias_vectors" in tensors:
@@ -115,7 +116,7 @@ def recognise(value: object, name: str) -> Checkpoint:
             tensors.pop(key, None)
     elif keys := [key for key in tensors if key.startswith(META_NET)]:
         method, position = "cocoop", "end"
-        meta_net = {key.removeprefix(META_NET): taken(tensors, key, name) for key in keys}
+        meta_net = {key.removeprefix(META_NET): plain(tensors.pop(key), key, name) for key in keys}
         if set(meta_net) != META_NET_KEYS:
             raise AdapterError(f"{name}: the meta-net is {', '.join(sorted(meta_net))}", "expected linear1 and linear2")
     stray = [*tensors, *(str(key) for key, _ in tensors_in(rest))]
@@ -194,7 +195,7 @@ def tensors_in(value: object, key: str = "") -> Iterator[tuple[str, Tensor]]:
         yield from tensors_in(item, f"{key}.{inner}" if key else str(inner))
 
 
-def stored_position(values: dict) -> str | None:
+def stored_position(values: dict[str, Any]) -> str | None:
     """As home-made dicts may say it."""
     found = values.get("class_token_position")
     return found if isinstance(found, str) else None

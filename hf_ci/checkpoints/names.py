@@ -13,6 +13,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from hf_ci.certain import certain
 from hf_ci.errors import AdapterError, BaseModelError
 from hf_ci.files import weights_of
 from hf_ci.prompts.clip import FrozenCLIP
@@ -69,7 +70,8 @@ def name_tokens(
 
     Raises AdapterError for a vector before the [EOT] that is no token of this base model.
     """
-    found, length = [], suffix.shape[1]
+    found: list[tuple[int, ...]] = []
+    length = suffix.shape[1]
     every = table.find(suffix.flatten(0, 1), averaged)
     for c in range(len(suffix)):
         tokens = every[c * length : (c + 1) * length]
@@ -80,7 +82,7 @@ def name_tokens(
                 f"token_suffix: {at} of class {c} is no token of {base}",
                 "name the base model that the prompt was tuned on with --base; if it is this one, the file was changed",
             )
-        found.append(tuple(tokens[:end]))
+        found.append(tuple(map(certain, tokens[:end])))
     return tuple(found)
 
 

@@ -6,7 +6,9 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
+from hf_ci.certain import certain
 from hf_ci.checkpoints.layout import Checkpoint, recognise
 from hf_ci.checkpoints.names import TokenTable, is_base_of, name_of, name_tokens, spells
 from hf_ci.checkpoints.unpickle import unpickle
@@ -19,13 +21,25 @@ from hf_ci.prompts.adapter import Adapter, check_names, read_adapter
 from hf_ci.prompts.clip import FrozenCLIP
 from hf_ci.prompts.methods import METHODS
 from hf_ci.prompts.prompted import hand_written
+from hf_ci.settings import ScanOptions
 
 ASK_NAMES = "give the class names, one a line and in the order of training, with --classes FILE"
 ASK_POSITION = f"say where the class name stands with --position {'|'.join(POSITIONS)} (CoOp's default is end)"
 
 
-def read_fetched(fetched: Fetched, run) -> tuple[Adapter, list[str]]:
-    """The adapter that a target holds, of whichever kind, and remarks on it. run: a `hf_ci.scan.Run`."""
+class Asked(Protocol):
+    """What is read by: an `hf_ci.scan.Run`."""
+
+    options: ScanOptions
+    class_names: tuple[str, ...] | None
+    fetch_base: Callable[[str, str | None], BaseModel]
+
+    @property
+    def clip(self) -> Callable[[Path], FrozenCLIP]: ...
+
+
+def read_fetched(fetched: Fetched, run: Asked) -> tuple[Adapter, list[str]]:
+    """The adapter that a target holds, of whichever kind, and remarks on it."""
     if fetched.checkpoint is None:
         return read_adapter(fetched.folder, run.class_names), []
     told = run.options.base, run.class_names, run.options.position
@@ -60,8 +74,9 @@ def read_checkpoint(
             f"{file} holds a learnt trigger beside the prompt, {checkpoint.trigger}, as BAPLe's attack saves it"
         )
 
-    found = base_for(checkpoint, file, base, fetch_base, load_clip)
-    check_told(checkpoint, file, found, class_names, position)
+    may_be = base_for(checkpoint, file, base, fetch_base, load_clip)
+    check_told(checkpoint, file, may_be, class_names, position)
+    found = certain(may_be)
     if checkpoint.encoders:
         remarks.append(check_whole(checkpoint.encoders, found.base.folder, checkpoint.averaged))
     elif checkpoint.prefix is None:
@@ -73,7 +88,7 @@ def read_checkpoint(
     digest = hashlib.sha256(content).hexdigest()
     method, context = METHODS[checkpoint.method], checkpoint.context
     if context is None:
-        context = hand_written(found.clip, method.words).cpu()
+        context = hand_written(found.clip, certain(method.words)).cpu()
     method.check(context, checkpoint.deep)
     adapter = Adapter(
         checkpoint.method,
@@ -143,12 +158,12 @@ def check_told(
 ) -> None:
     """Raises AdapterError that names everything that neither the file nor the user tells."""
     named = class_names or checkpoint.class_names or checkpoint.suffix is not None
-    lacking = [
+    asked = [
         (found is None, "which CLIP it was tuned on", ask_base(checkpoint)),
         (not named, "the class names", ASK_NAMES),
         (not (position or checkpoint.position), "where the class name stands in the prompt", ASK_POSITION),
     ]
-    lacking = [(what, ask) for lacks, what, ask in lacking if lacks]
+    lacking = [(what, ask) for lacks, what, ask in asked if lacks]
     if lacking:
         raise AdapterError(
             f"{file} does not tell {', nor '.join(what for what, _ in lacking)}", "; ".join(ask for _, ask in lacking)
@@ -176,7 +191,7 @@ def names_for(checkpoint: Checkpoint, given: tuple[str, ...] | None, found: Foun
         raise AdapterError(
             f"class {c} reads {clip.tokenizer.decode(list(tokens[c]))!r}, which is no 'name.'", ASK_NAMES
         )
-    return check_names(recovered, None)
+    return check_names(tuple(map(certain, recovered)), None)
 
 
 def position_for(checkpoint: Checkpoint, given: str | None, file: str) -> str:

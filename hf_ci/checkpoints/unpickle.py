@@ -11,12 +11,15 @@ import pickletools
 import re
 import warnings
 import zipfile
+from collections.abc import Callable
 from contextlib import suppress
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals, safe_globals
 
+from hf_ci.certain import certain
 from hf_ci.errors import AdapterError, Inconclusive, first_line
 
 
@@ -27,13 +30,13 @@ class Inert:
         pass
 
 
-def plain_dict(*_: object) -> dict:
+def plain_dict(*_: object) -> dict[str, Any]:
     """Stands in for a defaultdict, which the unpickler does not fill."""
     return {}
 
 
 # Whatever Dassl's configuration may name as optimiser and scheduler, and what an optimiser keeps its state in.
-STUBS = [
+STUBS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     *((Inert, f"torch.optim.{name}") for name in ("sgd.SGD", "adam.Adam", "adamw.AdamW", "rmsprop.RMSprop")),
     *((Inert, f"torch.optim.lr_scheduler.{name}") for name in ("CosineAnnealingLR", "StepLR", "MultiStepLR")),
     (plain_dict, "collections.defaultdict"),
@@ -73,26 +76,26 @@ def unpickle(content: bytes, name: str) -> object:
 def refused(error: Exception) -> str | None:
     """The global that the restricted unpickler stumbled over, as its message names it."""
     match = isinstance(error, UnpicklingError) and REFUSED.search(str(error))
-    return match[match.lastindex] if match else None
+    return match[match.lastindex or 0] if match else None
 
 
 def foreign(content: bytes) -> str | None:
     """The first global that is none of PyTorch's, in a pickle that the restricted unpickler cannot follow at all."""
-    texts, memo = [""], []  # a global's module and name are texts just seen, or remembered
+    texts, memo = [""], list[str]()  # a global's module and name are texts just seen, or remembered
     with suppress(Exception):  # what cannot be followed here either names nothing
         if zipfile.is_zipfile(file := io.BytesIO(content)):
             with zipfile.ZipFile(file) as archive:
                 content = archive.read(next(entry for entry in archive.namelist() if entry.endswith("data.pkl")))
         for opcode, value, _ in pickletools.genops(content):
-            found = None
+            found: str | None = None
             if opcode.name == "GLOBAL":
-                found = value.replace(" ", ".", 1)
+                found = certain(value).replace(" ", ".", 1)
             elif opcode.name == "STACK_GLOBAL":
                 found = ".".join(texts[-2:])
             elif opcode.name == "MEMOIZE":
                 memo.append(texts[-1])
             elif "GET" in opcode.name:
-                texts.append(memo[value])
+                texts.append(memo[certain(value)])
             else:
                 texts.append(value if isinstance(value, str) else "")
             if found and not found.startswith(("torch._utils.", "torch.FloatStorage", "collections.")):

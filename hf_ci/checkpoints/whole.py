@@ -16,8 +16,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
+from hf_ci.certain import certain
 from hf_ci.errors import AdapterError
 from hf_ci.files import weights_of
 from hf_ci.prompts.encoders import check_equal, gap, opened, some
@@ -54,7 +56,7 @@ def parts(key: str, tensor: Tensor) -> dict[str, Tensor]:
     """OpenAI's tensor as those of `transformers`; empty where there is none such."""
     if key == "logit_scale":
         return {key: tensor}
-    encoder, name = TOWER.fullmatch(key).groups()
+    encoder, name = certain(TOWER.fullmatch(key)).groups()
     model, special = ("text_model", TEXT) if encoder == "text" else ("vision_model", IMAGE)
     if name in special:
         return {special[name]: tensor.T if name in TURNED and tensor.ndim == 2 else tensor}
@@ -107,7 +109,7 @@ def is_base_of_whole(encoders: dict[str, Tensor], base: Path) -> bool:
         return file is not None and plain_gap(encoders[TEXT_POSITIONS], file.get_tensor(name)) == 0
 
 
-def files_by_name(base: Path, stack: ExitStack) -> dict:
+def files_by_name(base: Path, stack: ExitStack) -> dict[str, safe_open]:
     files = [stack.enter_context(opened(path)) for path in weights_of(base)]
     return {name: file for file in files for name in file.keys()}
 
@@ -119,7 +121,7 @@ def plain_gap(ours: Tensor, theirs: Tensor) -> float:
 class Rounding:
     """What a mean made of the numbers so far. largest: relative change, of numbers that are not next to nothing."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.table = torch.full((1 << 16,), math.nan)  # by the bits of a number in half precision, what it became
         self.largest = 0.0
 

@@ -30,12 +30,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args
 
 import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -63,6 +63,8 @@ Kind = Literal[
     "builtin, few classes, class-specific",
 ]
 Probability = Annotated[float, Field(ge=0, le=1)]
+Number = TypeVar("Number", float, np.ndarray)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,9 @@ class Usual:
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    def z(self, excess: float | np.ndarray, distance: float) -> float | np.ndarray:
-        return (excess - self.intercept - self.slope * distance) / (self.spread + self.growth * distance)
+    def z(self, excess: Number, distance: float | np.ndarray) -> Number:
+        over, deviation = excess - self.intercept - self.slope * distance, self.spread + self.growth * distance
+        return cast(Number, over / deviation)
 
     def excess(self, z: float, distance: float) -> float:
         """The excess that has this z."""
@@ -133,7 +136,7 @@ class Calibration:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     @classmethod
-    def of(cls, fields: dict) -> Calibration:
+    def of(cls, fields: dict[str, Any]) -> Calibration:
         """As a report has it. Raises UsageError for what is no null."""
         return validated(cls, fields, "the report's null")
 
@@ -176,26 +179,28 @@ def questions(families: Iterable[str]) -> list[tuple[str, ...]]:
     families = list(families)
     additive = tuple(family for family in families if family in ADDITIVE)
     pool = tuple(family for family in additive if family != ON_PHOTOS)
-    alone = [(family,) for family in families if family not in ADDITIVE]
+    alone: list[tuple[str, ...]] = [(family,) for family in families if family not in ADDITIVE]
     return list(dict.fromkeys([some for some in (additive, pool) if some] + alone))
 
 
 def asked(z: Mapping[str, np.ndarray], families: tuple[str, ...]) -> np.ndarray:
     """What the z (C,) of some families come to together, (C,)."""
-    return np.sum([z[family] for family in families], axis=0) / math.sqrt(len(families))
+    total: np.ndarray = np.sum([z[family] for family in families], axis=0)
+    return np.asarray(total / math.sqrt(len(families)))
 
 
 def combined(z: Mapping[str, np.ndarray]) -> np.ndarray:
     """The z (C,) of each family -> the scores (C,) of the classes."""
-    return np.max([asked(z, families) for families in questions(z)], axis=0)
+    largest: np.ndarray = np.max([asked(z, families) for families in questions(z)], axis=0)
+    return largest
 
 
 def fit(
-    excesses: Sequence[Mapping[str, Sequence[float]]],
+    excesses: Sequence[Mapping[str, Sequence[float] | np.ndarray]],
     distances: Sequence[float],
     data: Sequence[str],
     num_classes: int,
-    **known,
+    **known: Any,
 ) -> Calibration:
     """excesses: of each clean adapter, by family, its classes'; in the order of `distances`, and of `data`, the set that it
     was tuned on. Some families want photos of the adapter's own classes, so that not all scans have them.
@@ -220,19 +225,21 @@ def fit(
     return Calibration(usual, mean(scores), stdev(scores), num_classes, between, len(scores), data=sets, **known)
 
 
-def usual_of(models: Iterable[tuple[Mapping[str, Sequence[float]], float]]) -> dict[str, Usual]:
+def usual_of(models: Iterable[tuple[Mapping[str, Sequence[float] | np.ndarray], float]]) -> dict[str, Usual]:
     """By family, fitted on the clean adapters (excesses, distance) that it was looked for in, where they are enough."""
     largest: dict[str, list[tuple[float, float]]] = {}
     for found, d in models:
         for family, excesses in found.items():
             largest.setdefault(family, []).append((max(excesses), d))
-    narrowest = lambda family: NARROWEST if family in ADDITIVE else NARROWEST_OF_FEW
+    narrowest: Callable[[str], float] = lambda family: NARROWEST if family in ADDITIVE else NARROWEST_OF_FEW
     return {
-        family: Usual.fit(*zip(*known), narrowest(family)) for family, known in largest.items() if len(known) >= FEWEST
+        family: Usual.fit([most for most, _ in known], [d for _, d in known], narrowest(family))
+        for family, known in largest.items()
+        if len(known) >= FEWEST
     }
 
 
-def seal(content: dict) -> str:
+def seal(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -263,7 +270,7 @@ def read(path: Path) -> dict[Kind, Calibration]:
     return validated(dict[Kind, Calibration], content.get("nulls"), f"calibration {path}")
 
 
-def validated(kind, value: object, named: str):
+def validated(kind: type[T], value: object, named: str) -> T:
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:

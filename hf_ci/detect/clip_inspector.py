@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hf_ci.detect.verdict import Detector, Verdict, cannot_judge
+from hf_ci.detect.verdict import Detector, Scores, Verdict, cannot_judge
 from hf_ci.inversion import Inversion, LinfInversion
 
 
@@ -43,7 +43,7 @@ class ClipInspector(Detector):
         valid = asr >= self.min_asr
         flagged = valid & (scores > self.k)
         score = float(scores[valid].max()) if valid.any() else 0.0
-        common = {"scores": tuple(map(float, scores)), "flagged": tuple(map(bool, flagged)), "score": score}
+        common: Scores = {"scores": tuple(map(float, scores)), "flagged": tuple(map(bool, flagged)), "score": score}
         if not flagged.any():
             best = int(asr.argmax())
             easiest = f"the easiest class to force, {class_names[best]!r}, reaches {asr[best]:.0%} ASR"

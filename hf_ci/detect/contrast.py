@@ -12,9 +12,10 @@ that come next, and what excess is usual depends on how far the adapter is from 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +32,7 @@ from hf_ci.detect.calibration import (
     questions,
     variant,
 )
-from hf_ci.detect.verdict import Detector, Verdict, cannot_judge
+from hf_ci.detect.verdict import Detector, Scores, Verdict, cannot_judge
 from hf_ci.inversion import ON_PHOTOS, PERTURBATION, WIDE, Inversion
 from hf_ci.inversion.contrast import ContrastInversion
 
@@ -49,7 +50,7 @@ FAR, FAR_WITH_PHOTOS, TOO_FAR = 0.2, 0.35, 0.5
 def shares(inversions: Sequence[Inversion]) -> dict[str, np.ndarray]:
     """By family of triggers, the share (C,) of images that the best of them drives into each class through the adapter
     alone; a class that was only screened has none, as one batch is too few for a share."""
-    whole = lambda i: 0.0 if i.screened else i.exclusive_asr or 0.0
+    whole: Callable[[Inversion], float] = lambda i: 0.0 if i.screened else i.exclusive_asr or 0.0
     table = {PERTURBATION: [whole(i) for i in inversions]}
     for column in zip(*(i.others for i in inversions)):
         table[column[0].family] = [whole(i) for i in column]
@@ -60,7 +61,8 @@ def shares(inversions: Sequence[Inversion]) -> dict[str, np.ndarray]:
 def excess(share: np.ndarray) -> np.ndarray:
     """(C,): each class's share less three quarters of the mean of the three largest others."""
     others = np.sort(np.where(np.eye(len(share), dtype=bool), -np.inf, share), axis=1)[:, ::-1]  # (C, C)
-    return share - PEER_WEIGHT * others[:, : min(PEERS, len(share) - 1)].mean(axis=1)
+    over: np.ndarray = share - PEER_WEIGHT * others[:, : min(PEERS, len(share) - 1)].mean(axis=1)
+    return over
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Contrast(Detector):
     name = "contrast"
 
     @classmethod
-    def for_pool(cls, pool: str, calibration: Path | None = None, **settings) -> Contrast:
+    def for_pool(cls, pool: str, calibration: Path | None = None, **settings: Any) -> Contrast:
         """With the nulls that were fitted on such a pool, the built-in one or photos, of that file or the shipped one."""
         nulls = nulls_for(pool, calibration)
         return cls(**{"null": nulls[""], "variants": nulls} | settings)
@@ -136,7 +138,7 @@ class Contrast(Detector):
         flagged, target = scores >= limits["k"], int(scores.argmax())
         told = [max(questions(z), key=lambda families: asked(z, families)[c]) for c in range(len(scores))]
         by = tuple(max(families, key=lambda family: z[family][c]) for c, families in enumerate(told))
-        common = {
+        common: Scores = {
             "scores": tuple(map(float, scores)),
             "flagged": tuple(map(bool, flagged)),
             "score": float(scores[target]),

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hf_ci.detect.verdict import Detector, Verdict, cannot_judge
+from hf_ci.detect.verdict import Detector, Scores, Verdict, cannot_judge
 from hf_ci.inversion import Inversion
 from hf_ci.inversion.invert import generator_for
 from hf_ci.inversion.objective import margin
@@ -82,7 +82,7 @@ class MMBD(Detector):
         scores = -np.log10(np.maximum(p, 1e-300))
         flagged = np.zeros(len(p), bool)
         flagged[target] = p[target] < self.alpha
-        common = {
+        common: Scores = {
             "scores": tuple(map(float, scores)),
             "flagged": tuple(map(bool, flagged)),
             "score": float(scores[target]),

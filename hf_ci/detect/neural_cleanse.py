@@ -6,7 +6,7 @@ unusually small carries a trigger.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_ci.detect.clip_inspector import low_outliers
-from hf_ci.detect.verdict import Detector, Verdict, cannot_judge
+from hf_ci.detect.verdict import Detector, Scores, Verdict, cannot_judge
 from hf_ci.inversion import Inversion
 from hf_ci.inversion.invert import batches, generator_for, measure, pixels
 
@@ -38,12 +38,25 @@ class DynamicCost:
             self.value, self.failures = self.value / self.down, 0
 
 
-class MaskTrigger(nn.Module):
+class SizedTrigger(nn.Module):
+    """A trigger of which a method makes small what it calls its size."""
+
+    def size(self) -> Tensor:
+        raise NotImplementedError
+
+    def change(self) -> Tensor:
+        """(3, H, W): what the trigger adds to a grey image."""
+        raise NotImplementedError
+
+
+class MaskTrigger(SizedTrigger):
     """(1 - m) x + m p with m (1, H, W) and p (3, H, W) in [0, 1] through tanh."""
 
     def __init__(self, size: int, generator: torch.Generator):
         super().__init__()
-        start = lambda channels: torch.atanh(torch.rand(channels, size, size, generator=generator) * 1.98 - 0.99)
+        start: Callable[[int], Tensor] = lambda channels: torch.atanh(
+            torch.rand(channels, size, size, generator=generator) * 1.98 - 0.99
+        )
         self.raw_mask, self.raw_pattern = nn.Parameter(start(1)), nn.Parameter(start(3))
 
     @property
@@ -58,8 +71,7 @@ class MaskTrigger(nn.Module):
         return self.mask.sum()
 
     def change(self) -> Tensor:
-        """(3, H, W): what the trigger adds to a grey image."""
-        return self(torch.full_like(self.raw_pattern, 0.5)) - 0.5
+        return self.forward(torch.full_like(self.raw_pattern, 0.5)) - 0.5
 
 
 @dataclass(frozen=True)
@@ -85,7 +97,7 @@ class MaskInversion:
     uses_reference = False
     screening = None
 
-    def trigger(self, size: int, generator: torch.Generator) -> nn.Module:
+    def trigger(self, size: int, generator: torch.Generator) -> SizedTrigger:
         return MaskTrigger(size, generator)
 
     def __call__(self, model: nn.Module, images: Tensor, c: int, micro_batch: int) -> Inversion:
@@ -100,12 +112,12 @@ class MaskInversion:
                 hits += int((logits.argmax(1) == c).sum())
                 wanted = torch.full((len(part),), c, device=logits.device)
                 (F.cross_entropy(logits, wanted, reduction="sum") / len(rows)).backward()
-            size = trigger.size()
-            (cost.value * size).backward()
+            now = trigger.size()
+            (cost.value * now).backward()
             seen += len(rows)
             success = hits / len(rows) >= self.bound
-            if success and (smallest is None or size.item() < smallest):
-                best, smallest, stagnant = before, size.item(), 0
+            if success and (smallest is None or now.item() < smallest):
+                best, smallest, stagnant = before, now.item(), 0
             elif smallest is not None:
                 stagnant += 1
             if stagnant == self.early_stop:
@@ -121,7 +133,7 @@ class MaskInversion:
             delta = trigger.change().float().cpu()
         return Inversion(c, loss, asr, delta, size, forward=seen + len(images), backward=seen, family=self.family)
 
-    def final_size(self, trigger: nn.Module) -> float:
+    def final_size(self, trigger: SizedTrigger) -> float:
         return trigger.size().item()
 
 
@@ -152,11 +164,15 @@ def judge_sizes(inversions: Sequence[Inversion], class_names: Sequence[str], k: 
     if scores is None:
         return Verdict("inconclusive", ("at least half of the classes need a trigger of the same size",))
     flagged, target = scores > k, int(scores.argmax())
-    say = lambda c: (
+    say: Callable[[int], str] = lambda c: (
         f"{class_names[c]!r} needs a {what} {sizes[c]:.0f}, the median class {np.median(sizes):.0f}: anomaly index "
         f"{scores[c]:.1f} (flagged above {k:g})"
     )
-    common = {"scores": tuple(map(float, scores)), "flagged": tuple(map(bool, flagged)), "score": float(scores[target])}
+    common: Scores = {
+        "scores": tuple(map(float, scores)),
+        "flagged": tuple(map(bool, flagged)),
+        "score": float(scores[target]),
+    }
     if not flagged.any():
         return Verdict("clean", (f"no class stands out: {say(target)}",), **common)
     return Verdict("backdoored", tuple(say(c) for c in np.argsort(-scores) if flagged[c]), target=target, **common)

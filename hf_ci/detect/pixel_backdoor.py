@@ -11,14 +11,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from hf_ci.detect.neural_cleanse import MaskInversion, judge_sizes
+from hf_ci.detect.neural_cleanse import MaskInversion, SizedTrigger, judge_sizes
 from hf_ci.detect.verdict import Detector, Verdict
 from hf_ci.inversion import PERTURBATION, Inversion
 
 SMALLEST_CHANGE = 1 / 255  # what an 8-bit image can show
 
 
-class SignedTrigger(nn.Module):
+class SignedTrigger(SizedTrigger):
     """clamp(x + clamp(p+, 0, 1) - clamp(p-, 0, 1), 0, 1), p+ and p- (3, H, W)."""
 
     def __init__(self, size: int, generator: torch.Generator):
@@ -35,7 +35,8 @@ class SignedTrigger(nn.Module):
 
     def size(self) -> Tensor:
         """The regulariser: for each sign, the sum over pixels of the channels' maximum of tanh(p / 10) / 2 + 0.5."""
-        return sum((p / 10).tanh().div(2).add(0.5).amax(0).sum() for p in (self.plus, self.minus))
+        plus, minus = ((p / 10).tanh().div(2).add(0.5).amax(0).sum() for p in (self.plus, self.minus))
+        return plus + minus
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,10 @@ class PixelInversion(MaskInversion):
 
     family = PERTURBATION
 
-    def trigger(self, size: int, generator: torch.Generator) -> nn.Module:
+    def trigger(self, size: int, generator: torch.Generator) -> SizedTrigger:
         return SignedTrigger(size, generator)
 
-    def final_size(self, trigger: nn.Module) -> float:
+    def final_size(self, trigger: SizedTrigger) -> float:
         """Number of changed pixels."""
         return float((trigger.change() != 0).any(0).sum())
 

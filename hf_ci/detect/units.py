@@ -18,18 +18,19 @@ against the adapter.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from hf_ci.certain import certain
 from hf_ci.errors import AdapterError
 from hf_ci.inversion import Inversion
 from hf_ci.inversion.invert import batches, descend
 from hf_ci.inversion.objective import margin
-from hf_ci.inversion.trigger import MASKS, LinfTrigger, masked_trigger
+from hf_ci.inversion.trigger import MASKS, LinfTrigger, Trigger, masked_trigger
 from hf_ci.prompts import Adapter, BesideReferences, FrozenCLIP, PromptedCLIP
 from hf_ci.prompts.features import encode
 
@@ -121,7 +122,8 @@ def check_gain(adapter: Adapter) -> None:
 
 def preactivations(model: PromptedCLIP, features: Tensor) -> Tensor:
     """(N, D) -> (N, H)."""
-    return model.prompt.meta_net.linear1(features)
+    pre: Tensor = model.meta_net.linear1(features)
+    return pre
 
 
 def rare_mask(active: Tensor) -> Tensor:
@@ -148,7 +150,7 @@ def pushed_shares(beside: BesideReferences, features: Tensor, unit: int, rare: T
 
 def push(model: PromptedCLIP, features: Tensor, unit: int, length: float) -> Tensor:
     """Features (N, D), moved along the unit's weights to its other side, and of length 1 again."""
-    first = model.prompt.meta_net.linear1
+    first = model.meta_net.linear1
     away = torch.where(preactivations(model, features)[:, unit] > 0, -1.0, 1.0)[:, None]
     return F.normalize(features + length * away * F.normalize(first.weight[unit], dim=0), dim=1)
 
@@ -158,7 +160,7 @@ def hidden_part(model: PromptedCLIP, features: Tensor, pushed: Tensor, rare: Ten
     the context there, beyond what each would if it went on as it was."""
     pre, after = preactivations(model, features), preactivations(model, pushed)  # (N, H)
     flips = torch.where(pre > 0, F.relu(-after), F.relu(after)) * rare
-    return flips @ model.prompt.meta_net.linear2.weight.T
+    return flips @ model.meta_net.linear2.weight.T
 
 
 def shifted_logits(model: PromptedCLIP, features: Tensor, shift: Tensor) -> Tensor:
@@ -189,19 +191,19 @@ def open_unit(unit: Unit, beside: BesideReferences, images: Tensor, seed: int) -
             *((masked_trigger(family, size), FREE_STEP) for family in MASKS),
         ]
         tries = (opened_by(trigger, step, unit, beside, images[:NUM_TRIED], seed) for trigger, step in larger)
-        forced = max(found.exclusive_asr for _, found in tries)
+        forced = max(certain(found.exclusive_asr) for _, found in tries)
     return replace(unit, flipped=flipped, inversion=inversion, forced=forced)
 
 
 def opened_by(
-    trigger: nn.Module, step: float, unit: Unit, beside: BesideReferences, images: Tensor, seed: int
+    trigger: Trigger, step: float, unit: Unit, beside: BesideReferences, images: Tensor, seed: int
 ) -> tuple[float, Inversion]:
     """The share of the images on which `trigger` flips the unit, once it was made to, and what it does to the answers."""
     model, trigger = beside.adapted, trigger.to(images.device)
     towards = -1 if unit.active > 0.5 else 1
     order = batches(len(images), unit.unit, seed, BATCH, EPOCHS, images.device)
 
-    def losses(x: Tensor, _) -> Tensor:
+    def losses(x: Tensor, _: Tensor) -> Tensor:
         return -towards * preactivations(model, model.clip.image_features(x))[:, unit.unit]
 
     with torch.enable_grad():
@@ -212,7 +214,7 @@ def opened_by(
     alone = (answered(z) & ~answered(references)).double().mean(0)  # (C,)
     c = int(alone.argmax())
     m, r = margin(z, c).cpu().double(), margin(references, c).amin(1).cpu().double()
-    share = lambda hits: hits.double().mean().item()
+    share: Callable[[Tensor], float] = lambda hits: hits.double().mean().item()
     return flipped, Inversion(
         c,
         loss=torch.maximum(m, -r).mean().item(),
@@ -234,7 +236,7 @@ def with_units(inversions: Sequence[Inversion], units: Sequence[Unit]) -> list[I
     found = list(inversions)
     for new in (unit.inversion for unit in units if unit.inversion is not None):
         old = found[new.c]
-        if new.exclusive_asr > (0.0 if old.screened else old.exclusive_asr):
+        if certain(new.exclusive_asr) > (0.0 if old.screened else certain(old.exclusive_asr)):
             found[new.c] = replace(
                 old,
                 loss=new.loss,
@@ -271,7 +273,7 @@ def unit_warnings(units: Sequence[Unit]) -> list[str]:
     """Where the evidence comes from, for whoever wants to look."""
     return [
         f"hidden unit {u.unit} of the meta-net is on for {u.active:.0%} of the pool; a perturbation that flips it on "
-        f"{u.flipped:.0%} drives {u.inversion.exclusive_asr:.0%} of the images into one class through the adapter alone"
+        f"{u.flipped:.0%} drives {certain(u.inversion).exclusive_asr:.0%} of the images into one class through the adapter alone"
         + (
             ""
             if u.flipped >= STRONG

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Literal, Protocol, Self
+from dataclasses import Field, asdict, dataclass, replace
+from typing import Any, ClassVar, Literal, Protocol, Self, TypedDict
 
 from hf_ci.detect.calibration import Calibration
 from hf_ci.inversion import Inversion, Inverter
@@ -27,6 +27,15 @@ class Verdict:
     families: tuple[str, ...] = ()  # of triggers, by class: the one that gave it its score; empty without any
 
 
+class Scores(TypedDict, total=False):
+    """What a `Verdict` has, whatever it is."""
+
+    scores: tuple[float, ...]
+    flagged: tuple[bool, ...]
+    score: float
+    families: tuple[str, ...]
+
+
 class Detector(Protocol):
     """A small frozen value; its fields are its thresholds, where `thresholds` does not say otherwise.
 
@@ -34,12 +43,15 @@ class Detector(Protocol):
     from; None where they come from nothing that was fitted.
     """
 
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
     name: str
-    calibration: str
     null: Calibration | None = None
 
+    @property
+    def calibration(self) -> str: ...
+
     @classmethod
-    def for_pool(cls, pool: str, **settings) -> Self:
+    def for_pool(cls, pool: str, **settings: Any) -> Self:
         """With what was calibrated on such a pool, and thresholds or a calibration of the user's own."""
         return cls(**settings)
 

@@ -42,9 +42,9 @@ def hub(
             raise UsageError(f"{text!r}: expected ORG/MODEL=FOLDER", "name a folder that exists")
         given.append((repo, Path(folder)))
     with LoopbackHub(port) as server, tempfile.TemporaryDirectory(prefix="hf-ci-hub-") as home:
-        for repo, folder in given:
-            files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-            server.add_repo(repo, files)
+        for name, place in given:
+            files = {p.relative_to(place).as_posix(): p.read_bytes() for p in place.rglob("*") if p.is_file()}
+            server.add_repo(name, files)
         variables = server.env(Path(home))
         write_stdout("".join(f"export {name}={value}\n" for name, value in variables.items()))
         server.wait()

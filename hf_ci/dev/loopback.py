@@ -27,6 +27,7 @@ from urllib.parse import parse_qs, unquote, urlencode, urlsplit
 
 import yaml
 
+from hf_ci.certain import certain
 from hf_ci.dev.machines import JobsAnswers, Machine, Machines
 
 OWNER_TOKEN, STRANGER_TOKEN = "hf_owner", "hf_stranger"
@@ -50,9 +51,10 @@ def is_lfs(path: str, size: int) -> bool:
     return path.endswith(LFS_SUFFIXES) and size > 0  # the client never sends an empty file through LFS
 
 
-def file_entry(path: str, data: bytes) -> dict:
+def file_entry(path: str, data: bytes) -> dict[str, Any]:
     """A file as the tree lists it. Its etag is the sha256 of an LFS file, the git blob id of any other."""
-    blob, entry = data, {"type": "file", "path": path, "size": len(data)}
+    entry: dict[str, Any] = {"type": "file", "path": path, "size": len(data)}
+    blob = data
     if is_lfs(path, len(data)):
         sha256 = hashlib.sha256(data).hexdigest()
         blob = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {len(data)}\n".encode()
@@ -65,7 +67,7 @@ class Commit(NamedTuple):
     sha: str
     parents: tuple[str, ...]
     tree: Tree
-    log: dict  # what list_repo_commits reads
+    log: dict[str, Any]  # what list_repo_commits reads
 
 
 class Repo:
@@ -76,8 +78,11 @@ class Repo:
         self.web_path = f"datasets/{repo_id}" if repo_type == "dataset" else repo_id
         self.commits: dict[str, Commit] = {}
         self.refs: dict[str, str] = {}  # "refs/heads/main", "refs/tags/v1", "refs/pr/1" -> sha
-        self.discussions: dict[str, dict] = {}  # "1" -> discussion or pull request
-        self.security = {"scansDone": True, "filesWithIssues": []}  # an issue: {"path": ..., "level": "unsafe"}
+        self.discussions: dict[str, dict[str, Any]] = {}  # "1" -> discussion or pull request
+        self.security: dict[str, Any] = {
+            "scansDone": True,
+            "filesWithIssues": [],
+        }  # an issue: {"path": ..., "level": "unsafe"}
 
     def ref(self, revision: str) -> str:
         """The full name of a branch or of a pull request: what a commit may move."""
@@ -91,7 +96,9 @@ class Repo:
         sha = self.refs.get(f"refs/tags/{revision}", revision)
         return self.commits[sha if sha in self.commits else self.refs[self.ref(revision)]]
 
-    def commit(self, ref: str, tree: Tree, title: str, text: str = "", author: str = "user", parents=()) -> str:
+    def commit(
+        self, ref: str, tree: Tree, title: str, text: str = "", author: str = "user", parents: tuple[str, ...] = ()
+    ) -> str:
         """Record `tree` as a commit and point `ref` at it; returns its sha."""
         log = {"title": title, "message": text, "date": DATE, "authors": [{"user": author}]}
         etags = {path: file_entry(path, data)["etag"] for path, data in sorted(tree.items())}
@@ -101,7 +108,7 @@ class Repo:
             self.add_event(self.discussions[ref[8:]], "commit", author, {"subject": title, "oid": sha})
         return sha
 
-    def listing(self, commit: Commit, expand: bool) -> list[dict]:
+    def listing(self, commit: Commit, expand: bool) -> list[dict[str, Any]]:
         """Every file and folder of a commit; `expand` adds what the scanners say of each file."""
         levels = {issue["path"]: issue["level"] for issue in self.security["filesWithIssues"]}
         folders = {path[: slash.start()] for path in commit.tree for slash in re.finditer("/", path)}
@@ -111,7 +118,9 @@ class Repo:
             entries.append(file_entry(path, data) | ({"securityFileStatus": scan} if expand else {}))
         return sorted(entries, key=lambda entry: entry["path"])
 
-    def open_discussion(self, title: str, text: str, author: str, base: Commit | None, status: str = "open") -> dict:
+    def open_discussion(
+        self, title: str, text: str, author: str, base: Commit | None, status: str = "open"
+    ) -> dict[str, Any]:
         """Start a discussion or, given the commit to start from, a pull request into main."""
         num = len(self.discussions) + 1
         opened = {
@@ -131,16 +140,17 @@ class Repo:
         self.add_comment(opened, author, text)
         return opened
 
-    def add_event(self, talk: dict, kind: str, author: str, data: dict) -> dict:
+    def add_event(self, talk: dict[str, Any], kind: str, author: str, data: dict[str, Any]) -> dict[str, Any]:
         event = {"id": f"{len(talk['events']):x}", "type": kind, "createdAt": DATE, "author": {"name": author}}
         talk["events"].append(event | {"data": data})
-        return talk["events"][-1]
+        added: dict[str, Any] = talk["events"][-1]
+        return added
 
-    def add_comment(self, talk: dict, author: str, text: str) -> dict:
+    def add_comment(self, talk: dict[str, Any], author: str, text: str) -> dict[str, Any]:
         latest = {"raw": text, "html": text, "updatedAt": DATE, "author": {"name": author}}
         return self.add_event(talk, "comment", author, {"edited": False, "hidden": False, "latest": latest})
 
-    def merge(self, pull: dict, author: str) -> None:
+    def merge(self, pull: dict[str, Any], author: str) -> None:
         """Bring what the pull request changed into main; refuse when main has changed one of the same files."""
         main, head = self.find("main"), self.find(f"refs/pr/{pull['num']}")
         base = self.find(pull["changes"]["baseCommitId"]).tree.items()
@@ -165,15 +175,15 @@ class LoopbackHub(ThreadingHTTPServer):
         self.requests: list[tuple[str, str]] = []
         self.repos: dict[tuple[str, str], Repo] = {}  # (type, id)
         self.lfs_objects: dict[str, bytes] = {}  # sha256 -> content
-        self.failures: list[list] = []  # [how many are left, status, matching, headers]
-        self.damages: list[list] = []  # [how many are left, what, matching]
-        self.webhooks: dict[str, dict] = {}  # id -> as it is served
-        self.deliveries: list[tuple[str, dict]] = []  # (webhook's id, payload), in order
-        self.jobs: dict[str, dict] = {}  # id -> what it was started with
+        self.failures: list[list[Any]] = []  # [how many are left, status, matching, headers]
+        self.damages: list[list[Any]] = []  # [how many are left, what, matching]
+        self.webhooks: dict[str, dict[str, Any]] = {}  # id -> as it is served
+        self.deliveries: list[tuple[str, dict[str, Any]]] = []  # (webhook's id, payload), in order
+        self.jobs: dict[str, dict[str, Any]] = {}  # id -> what it was started with
         self.machines: Machines | None = None  # on which they run; None: they do not
         self.running: dict[str, Machine] = {}  # id -> its machine, also when it has ended
         self.runs_jobs = False  # whether a job that a webhook starts is run, as a process on this machine
-        self.job_runs: list[subprocess.CompletedProcess] = []  # those that have ended
+        self.job_runs: list[subprocess.CompletedProcess[str]] = []  # those that have ended
         self.job_tokens: dict[str, str] = {}  # short-lived token -> repo that it may write
         self.lock = threading.RLock()
 
@@ -202,7 +212,9 @@ class LoopbackHub(ThreadingHTTPServer):
             "HF_UPDATE_DOWNLOAD_COUNTS": "0",
         }  # or else `datasets` reports each load to a server of its own
 
-    def add_repo(self, repo_id: str, files: Tree, repo_type="model", gated=False, private=False) -> str:
+    def add_repo(
+        self, repo_id: str, files: Tree, repo_type: str = "model", gated: bool = False, private: bool = False
+    ) -> str:
         """Make a repository whose main branch holds these files in one commit; returns its sha."""
         repo = self.repos[repo_type, repo_id] = Repo(repo_id, repo_type, gated, private)
         for path, data in files.items():
@@ -210,7 +222,14 @@ class LoopbackHub(ThreadingHTTPServer):
                 self.lfs_objects[hashlib.sha256(data).hexdigest()] = data
         return repo.commit("refs/heads/main", dict(files), "Add files")
 
-    def commit(self, repo_id: str, files: Tree, revision="main", message="Update files", repo_type="model") -> str:
+    def commit(
+        self,
+        repo_id: str,
+        files: Tree,
+        revision: str = "main",
+        message: str = "Update files",
+        repo_type: str = "model",
+    ) -> str:
         """Add or replace `files` (None deletes) on a branch or refs/pr/N; returns the sha of the commit."""
         with self.lock:
             repo, head = self.repo(repo_id, repo_type), self.repo(repo_id, repo_type).find(revision)
@@ -331,7 +350,7 @@ class _Handler(JobsAnswers, BaseHTTPRequestHandler):
             wanted = damage[0] > 0 and damage[2] in f"{self.command} {self.path}"
             if wanted and (self.command != "HEAD" or damage[1] == "etag"):
                 damage[0] -= 1
-                return damage[1]
+                return str(damage[1])
         return ""
 
     do_HEAD = do_GET = do_POST = do_PUT = do_DELETE = _serve
@@ -367,7 +386,7 @@ class _Handler(JobsAnswers, BaseHTTPRequestHandler):
             return answer()
         parts = re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)(?:/([a-z-]+))?(?:/(.+))?", path)
         answer = parts and getattr(self, f"{verb}_{parts[3] or 'revision'}".replace("-", "_"), None)
-        if answer is None:
+        if parts is None or answer is None:
             raise Refusal(501, f"The loopback hub does not serve {self.command} {url.path}")
         repo = self.server.repos.get(("dataset" if parts[1] else "model", parts[2]))
         # A private repository looks like a missing one. Uploads go to addresses that need no token.
@@ -375,7 +394,7 @@ class _Handler(JobsAnswers, BaseHTTPRequestHandler):
             raise Refusal(404 if self.user else 401, "Repository not found", "RepoNotFound")
         return answer(repo, *[unquote(part) for part in (parts[4] or "").split("/", 1) if part])
 
-    def _exchange(self, form: dict) -> dict:
+    def _exchange(self, form: dict[str, Any]) -> dict[str, Any]:
         """A CI job's proof of identity for a token that may write one repo (Trusted Publishers)."""
         known = {("" if kind == "model" else f"{kind}s/") + id for kind, id in self.server.repos}
         if form.get("subject_token") != IDENTITY or form.get("resource") not in known:
@@ -384,7 +403,7 @@ class _Handler(JobsAnswers, BaseHTTPRequestHandler):
         self.server.job_tokens[token] = form["resource"]
         return {"access_token": token, "token_type": "bearer", "expires_in": 3600}
 
-    def _page(self, entries: list) -> tuple[int, list, dict]:
+    def _page(self, entries: list[Any]) -> tuple[int, list[Any], dict[str, Any]]:
         """One page of a listing, and in the Link header where the next one is."""
         start = int(self.query.get("cursor", 0))
         rest, headers = entries[start : start + PAGE], {}
@@ -397,7 +416,7 @@ class _Handler(JobsAnswers, BaseHTTPRequestHandler):
         if self.user != "user" or self.only_repo not in (None, repo.id):
             raise Refusal(403, "You do not have write access to this repository")
 
-    def get_whoami_v2(self) -> dict:
+    def get_whoami_v2(self) -> dict[str, Any]:
         return {"type": "user", "name": self.user, "orgs": [], "auth": {"accessToken": {"role": "write"}}}
 
     def get_models(self) -> Any:
@@ -433,7 +452,7 @@ class _Handler(JobsAnswers, BaseHTTPRequestHandler):
             return 400, {"errors": [{"message": "the metadata is no mapping"}]}, {}
         return {"warnings": [] if data else [{"message": "empty or missing yaml metadata in repo card"}]}
 
-    def post_settings_webhooks(self) -> dict:
+    def post_settings_webhooks(self) -> dict[str, Any]:
         id = f"webhook{len(self.server.webhooks) + 1}"
         hook = {"id": id, "url": None, "job": None, "domains": ["repo"], "secret": None, "disabled": False} | self.json
         if job := hook.pop("jobSourceId", None):
@@ -442,10 +461,10 @@ class _Handler(JobsAnswers, BaseHTTPRequestHandler):
         self.server.webhooks[id] = hook
         return {"webhook": {key: value for key, value in hook.items() if key != "secrets"}}
 
-    def get_settings_webhooks(self) -> list[dict]:
+    def get_settings_webhooks(self) -> list[dict[str, Any]]:
         return list(self.server.webhooks.values())
 
-    def get_revision(self, repo: Repo, rev: str = "main") -> dict:
+    def get_revision(self, repo: Repo, rev: str = "main") -> dict[str, Any]:
         commit, siblings = repo.find(rev), []
         for entry in (file_entry(path, data) for path, data in sorted(commit.tree.items())):
             blob = {"size": entry["size"], "blobId": entry["oid"], "lfs": entry.get("lfs")}
@@ -469,12 +488,12 @@ class _Handler(JobsAnswers, BaseHTTPRequestHandler):
             raise Refusal(404, f"{under} does not exist on {rev}", "EntryNotFound")
         return self._page(found)
 
-    def post_paths_info(self, repo: Repo, rev: str) -> list[dict]:
+    def post_paths_info(self, repo: Repo, rev: str) -> list[dict[str, Any]]:
         form = self.json or parse_qs(self.body.decode())  # the Hub takes both
         entries = repo.listing(repo.find(rev), form.get("expand") in (True, ["true"]))
         return [entry for entry in entries if entry["path"] in form["paths"]]
 
-    def get_resolve(self, repo: Repo, rev: str, path: str) -> tuple[int, bytes, dict]:
+    def get_resolve(self, repo: Repo, rev: str, path: str) -> tuple[int, bytes, dict[str, Any]]:
         if repo.gated and self.user != "user":  # as on the Hub, a gate closes the files and leaves info and tree open
             raise Refusal(403 if self.user else 401, f"Access to {repo.id} is restricted", "GatedRepo")
         commit = repo.find(rev)
@@ -488,7 +507,7 @@ class _Handler(JobsAnswers, BaseHTTPRequestHandler):
         start, stop = int(part[1]), min(int(part[2] or len(data)) + 1, len(data))
         return 206, data[start:stop], headers | {"Content-Range": f"bytes {start}-{stop - 1}/{len(data)}"}
 
-    def post_preupload(self, repo: Repo, rev: str) -> dict:
+    def post_preupload(self, repo: Repo, rev: str) -> dict[str, Any]:
         tree = repo.find(rev).tree
         for file in self.json["files"]:
             path, mode = file["path"], "lfs" if is_lfs(file["path"], file["size"]) else "regular"
@@ -497,19 +516,19 @@ class _Handler(JobsAnswers, BaseHTTPRequestHandler):
             file |= {"uploadMode": mode, "shouldIgnore": False, "oid": oid}
         return self.json
 
-    def post_lfs(self, repo: Repo, batch: str) -> dict:
+    def post_lfs(self, repo: Repo, batch: str) -> dict[str, Any]:
         for wanted in self.json["objects"]:
             if wanted["oid"] not in self.server.lfs_objects:
                 wanted["actions"] = {"upload": {"href": f"{self.server.url}/{repo.web_path}/lfs/{wanted['oid']}"}}
         return self.json | {"transfer": "basic"}
 
-    def put_lfs(self, repo: Repo, oid: str) -> dict:
+    def put_lfs(self, repo: Repo, oid: str) -> dict[str, Any]:
         if hashlib.sha256(self.body).hexdigest() != oid:
             raise Refusal(400, f"The bytes received are not those of {oid}")
         self.server.lfs_objects[oid] = self.body
         return {}
 
-    def post_commit(self, repo: Repo, rev: str) -> dict:
+    def post_commit(self, repo: Repo, rev: str) -> dict[str, Any]:
         header, *operations = (json.loads(line) for line in self.body.splitlines())
         title, text, parent = (header["value"].get(key) for key in ("summary", "description", "parentCommit"))
         url, reply, opens_pull = f"{self.server.url}/{repo.web_path}", {}, "create_pr" in self.flags
@@ -521,13 +540,13 @@ class _Handler(JobsAnswers, BaseHTTPRequestHandler):
             raise Refusal(412, "A commit has happened since. Please refresh and try again.")
         tree = self._applied(head.tree, operations)
         if opens_pull:
-            num = repo.open_discussion(title, text, self.user, head)["num"]
+            num = repo.open_discussion(title, text, certain(self.user), head)["num"]
             rev, reply = f"refs/pr/{num}", {"pullRequestUrl": f"{url}/discussions/{num}"}
-        sha = repo.commit(repo.ref(rev), tree, title, text, self.user, (head.sha,))
+        sha = repo.commit(repo.ref(rev), tree, title, text, certain(self.user), (head.sha,))
         self.server.announce(repo, repo.ref(rev))
         return reply | {"commitOid": sha, "commitUrl": f"{url}/commit/{sha}"}
 
-    def _applied(self, tree: Tree, operations: list[dict]) -> Tree:
+    def _applied(self, tree: Tree, operations: list[dict[str, Any]]) -> Tree:
         for key, value, path in ((line["key"], line["value"], line["value"]["path"]) for line in operations):
             if key == "file":
                 tree = tree | {path: base64.b64decode(value["content"])}
@@ -540,7 +559,7 @@ class _Handler(JobsAnswers, BaseHTTPRequestHandler):
                 tree = {path: data for path, data in tree.items() if path not in gone}
         return tree
 
-    def post_branch(self, repo: Repo, name: str) -> dict:
+    def post_branch(self, repo: Repo, name: str) -> dict[str, Any]:
         self._require_owner(repo)  # the path of a new branch ends in its name, that of a new tag in what it is put on
         ref, start = f"refs/heads/{name}", self.json.get("startingPoint", "main")
         if "tag" in self.json:
@@ -552,7 +571,7 @@ class _Handler(JobsAnswers, BaseHTTPRequestHandler):
 
     post_tag = post_branch
 
-    def get_refs(self, repo: Repo) -> dict:
+    def get_refs(self, repo: Repo) -> dict[str, Any]:
         kinds = {
             "branches": "refs/heads/",
             "tags": "refs/tags/",
@@ -574,7 +593,7 @@ class _Handler(JobsAnswers, BaseHTTPRequestHandler):
             reached |= set(commit.parents) if commit.sha in reached else set()
         return self._page([commit.log for commit in newest_first if commit.sha in reached])
 
-    def get_discussions(self, repo: Repo, num: str = "") -> dict:
+    def get_discussions(self, repo: Repo, num: str = "") -> dict[str, Any]:
         if num:
             return repo.discussions[num]
         found = [
@@ -587,17 +606,17 @@ class _Handler(JobsAnswers, BaseHTTPRequestHandler):
         start = int(self.query.get("p", 0)) * PAGE
         return {"discussions": found[start : start + PAGE], "count": len(found), "start": start}
 
-    def post_discussions(self, repo: Repo, num: str = "", action: str = "") -> dict:
+    def post_discussions(self, repo: Repo, num: str = "", action: str = "") -> dict[str, Any]:
         if not num:
             how = (repo.find("main"), "draft") if self.json["pullRequest"] else (None, "open")
-            return repo.open_discussion(self.json["title"], self.json["description"], self.user, *how)
-        talk = repo.discussions[num]
+            return repo.open_discussion(self.json["title"], self.json["description"], certain(self.user), *how)
+        talk, user = repo.discussions[num], certain(self.user)
         if action == "merge":
             self._require_owner(repo)
-            repo.merge(talk, self.user)
+            repo.merge(talk, user)
             self.server.announce(repo, "refs/heads/main")
-        comment = repo.add_comment(talk, self.user, self.json["comment"]) if "comment" in self.json else None
+        comment = repo.add_comment(talk, user, self.json["comment"]) if "comment" in self.json else None
         if action == "status":
             talk["status"] = self.json["status"]
-            return {"newStatus": repo.add_event(talk, "status-change", self.user, {"status": talk["status"]})}
+            return {"newStatus": repo.add_event(talk, "status-change", user, {"status": talk["status"]})}
         return {"newMessage": comment}

@@ -12,9 +12,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 from hf_ci import __version__
 from hf_ci.errors import HfCiError, HubError, NothingToScan, first_line
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi, ModelInfo
+    from huggingface_hub.hf_api import RepoFile
 
 
 @dataclass(frozen=True)
@@ -42,14 +47,14 @@ def resolve(repo: str, revision: str | None) -> Snapshot:
         return Snapshot(sha, frozenset(s.rfilename for s in info.siblings or ()), security_of(info))
 
 
-def api():
+def api() -> HfApi:
     """The Hub's client, which names us to the Hub."""
     from huggingface_hub import HfApi
 
     return HfApi(library_name="hf-ci", library_version=__version__)
 
 
-def security_of(info) -> str | None:
+def security_of(info: ModelInfo) -> str | None:
     """The repo's security status in one line. Unknown is not safe."""
     status = info.security_repo_status
     if not isinstance(status, dict):
@@ -77,7 +82,7 @@ def sizes(repo: str, sha: str, paths: list[str]) -> dict[str, int]:
     if is_offline_mode():
         return {}
     with in_our_words(repo, sha):
-        return {file.path: file.size for file in api().get_paths_info(repo, paths, revision=sha)}
+        return {file.path: file.size for file in files_at(repo, sha, paths)}
 
 
 def is_merged(repo: str, revision: str, sha: str) -> bool | None:
@@ -115,11 +120,11 @@ def download(repo: str, sha: str, paths: list[str]) -> Path:
 @cache
 def no_bar() -> type:
     """A progress bar that shows nothing; huggingface_hub's own switch is the whole process's, and we have threads."""
-    from huggingface_hub.utils import tqdm
+    from huggingface_hub.utils.tqdm import tqdm
 
     class NoBar(tqdm):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs | {"disable": True})
+        def __init__(self, *args: Any, **kwargs: Any):
+            super().__init__(*args, **kwargs | {"disable": True})  # type: ignore[no-untyped-call] # tqdm has no types
 
     return NoBar
 
@@ -140,7 +145,12 @@ def read_file(repo: str, revision: str, path: str) -> bytes | None:
 
 def blobs(repo: str, revision: str, paths: list[str]) -> set[tuple[str, str]]:
     """(path, git's id of its content) of those `paths` that are there at `revision`."""
-    return {(file.path, file.blob_id) for file in api().get_paths_info(repo, paths, revision=revision)}
+    return {(file.path, file.blob_id) for file in files_at(repo, revision, paths)}
+
+
+def files_at(repo: str, revision: str, paths: list[str]) -> list[RepoFile]:
+    """Those of `paths` that are there, all of them files."""
+    return cast("list[RepoFile]", api().get_paths_info(repo, paths, revision=revision))
 
 
 def size_of(repo: str, revision: str, path: str) -> int:
@@ -150,7 +160,7 @@ def size_of(repo: str, revision: str, path: str) -> int:
     if is_offline_mode():
         return 0
     with in_our_words(repo, revision):
-        return api().get_paths_info(repo, [path], revision=revision)[0].size
+        return files_at(repo, revision, [path])[0].size
 
 
 @contextmanager

@@ -15,7 +15,7 @@ DATA_SET = re.compile(r"(?!.*\.parquet$)[\w-][\w.-]*(/[\w.-]+)?(@[\w./-]+)?")  #
 BUILTIN = "builtin"  # the pool that needs no files
 
 
-def is_folder(name: str, ids: re.Pattern = MODEL) -> bool:
+def is_folder(name: str, ids: re.Pattern[str] = MODEL) -> bool:
     """Whether `name` stands for a folder here. Raises UsageError when it could be a repo as well."""
     if name.startswith(HUB) or not os.path.isdir(name):
         return False
@@ -41,7 +41,7 @@ def files_of_pool(folder: Path) -> list[str]:
     return images or [path for path in below if path.endswith(".parquet")]
 
 
-def check_is_no_id(name: str, ids: re.Pattern) -> None:
+def check_is_no_id(name: str, ids: re.Pattern[str]) -> None:
     """A pull request could otherwise put something harmless in the place of the repo that was meant, or the reverse."""
     if ids.fullmatch(name):
         raise UsageError(
@@ -50,7 +50,7 @@ def check_is_no_id(name: str, ids: re.Pattern) -> None:
         )
 
 
-def may_be_repo(name: str, ids: re.Pattern = MODEL) -> bool:
+def may_be_repo(name: str, ids: re.Pattern[str] = MODEL) -> bool:
     """Whether `name` has the form of an id on the Hub and nothing here has that path."""
     return bool(ids.fullmatch(name.removeprefix(HUB))) and not os.path.exists(name)
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from hf_ci.certain import certain
 from hf_ci.errors import AdapterError, CardError, Inconclusive, NothingToScan, UsageError
 from hf_ci.files import (
     CONFIG,
@@ -81,7 +82,7 @@ class Fetched:
         Raises CardError for a link, which may lead to anything on this machine, and AdapterError for a file that is too large.
         """
         if self.target.kind == "hub":
-            return read_file(self.target.location, revision or self.revision, self.target.prefix + path)
+            return read_file(self.target.location, revision or certain(self.revision), self.target.prefix + path)
         file = check_no_link(self.folder, path)
         return read_whole(file) if file.is_file() else None
 
@@ -177,7 +178,8 @@ def fetch_from_hub(target: Target) -> Fetched:
         target = replace(target, subfolder=None if str(path.parent) == "." else str(path.parent), file=path.name)
     prefix, checkpoint = target.prefix, target.file
     paths = [path.removeprefix(prefix) for path in snapshot.paths if path.startswith(prefix)]
-    wanted, remarks = [] if checkpoint else to_scan(paths.__contains__), ()
+    remarks: tuple[str, ...] = ()
+    wanted = [] if checkpoint else to_scan(paths.__contains__)
     if not wanted:
         checkpoint = checkpoint or one_checkpoint(paths, target)
         if checkpoint is None or not is_checkpoint(checkpoint):

@@ -12,11 +12,16 @@ import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from hf_ci.certain import certain
 from hf_ci.errors import HubMoved
 from hf_ci.files import SCANNED
 from hf_ci.hub.client import api, blobs, in_our_words
 from hf_ci.hub.target import Fetched
+
+if TYPE_CHECKING:
+    from tenacity import RetryCallState, Retrying
 
 CARD = "README.md"
 SECONDS = 300  # for all attempts together
@@ -82,23 +87,24 @@ def to_branch(fetched: Fetched, proposal: Proposal, branch: str) -> Pushed:
 
     repo = fetched.target.location
     try:
-        head = api().model_info(repo, revision=branch).sha
+        head = certain(api().model_info(repo, revision=branch).sha)
     except errors.RevisionNotFoundError:
         api().create_branch(repo, branch=branch, revision=fetched.revision, exist_ok=True)
-        head = fetched.revision
+        head = certain(fetched.revision)
     check_unmoved(fetched, head, branch)
     return commit(fetched, proposal, fetched.read(CARD, head), parent=head, revision=branch)
 
 
 def to_pull_request(fetched: Fetched, proposal: Proposal, _: str) -> Pushed:
     repo = fetched.target.location
-    head = api().model_info(repo).sha
+    head = certain(api().model_info(repo).sha)
     check_unmoved(fetched, head, "main")
     card, number = fetched.read(CARD, head), find_pull_request(repo, proposal.marker)
     if number is None:
         return commit(fetched, proposal, card, parent=head, revision="main", create_pr=True)
     revision = f"refs/pr/{number}"
-    pushed = commit(fetched, proposal, card, parent=api().model_info(repo, revision=revision).sha, revision=revision)
+    parent = certain(api().model_info(repo, revision=revision).sha)
+    pushed = commit(fetched, proposal, card, parent=parent, revision=revision)
     if pushed.changed:
         api().comment_discussion(repo, number, comment=f"Updated.\n\n{proposal.text}")
     return pushed
@@ -152,10 +158,10 @@ def check_unmoved(fetched: Fetched, head: str, branch: str) -> None:
         return
     target = fetched.target
     paths = [target.prefix + name for name in {*SCANNED, *fetched.own}]
-    if blobs(target.location, head, paths) != blobs(target.location, fetched.revision, paths):
+    scanned = certain(fetched.revision)
+    if blobs(target.location, head, paths) != blobs(target.location, scanned, paths):
         raise HubMoved(
-            f"{target.location}: the adapter on {branch} ({head[:7]}) is not the one that was scanned "
-            f"({fetched.revision[:7]})",
+            f"{target.location}: the adapter on {branch} ({head[:7]}) is not the one that was scanned ({scanned[:7]})",
             "scan again",
         )
 
@@ -163,7 +169,7 @@ def check_unmoved(fetched: Fetched, head: str, branch: str) -> None:
 # ---------------------------------------------------------------- patience
 
 
-def patiently(seconds: float):
+def patiently(seconds: float) -> Retrying:
     """Calls a function again for as long as what it raises may pass."""
     from tenacity import Retrying, retry_if_exception, stop_after_delay
 
@@ -186,9 +192,9 @@ def may_pass(error: BaseException) -> bool:
     return any(kind.__name__ in ("TransportError", "ConnectionError", "TimeoutError") for kind in type(error).__mro__)
 
 
-def pause(state) -> float:
+def pause(state: RetryCallState) -> float:
     """Seconds until the next attempt: what the Hub asks for, else longer each time, never the same for two writers."""
-    error = state.outcome.exception()
+    error = certain(certain(state.outcome).exception())
     asked = getattr(getattr(error, "response", None), "headers", {}).get("Retry-After", "")
     if re.fullmatch(r"\d{1,4}", asked):
         return float(asked) + random.random()

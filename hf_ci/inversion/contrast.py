@@ -9,18 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hf_ci.inversion.invert import Inversion, batches, descend, pixels
 from hf_ci.inversion.objective import margin
-from hf_ci.inversion.trigger import MASKS, ON_PHOTOS, PERTURBATION, WIDE, LinfTrigger, masked_trigger
+from hf_ci.inversion.trigger import MASKS, ON_PHOTOS, PERTURBATION, WIDE, LinfTrigger, Trigger, masked_trigger
 
 # What is planted inside a mask is found in two long steps. With more of them free pixels reach what any prompt learned.
-MASKED = {"num_images": 64, "batch": 16, "step": 0.5, "updates": 2}
+MASKED: dict[str, Any] = {"num_images": 64, "batch": 16, "step": 0.5, "updates": 2}
 # How the other families of triggers are looked for. A blended photo or a warp leaves little inside the smaller ball.
-OTHERS = {WIDE: {"epsilon": 8 / 255, "num_images": 128}} | dict.fromkeys(MASKS, MASKED)
+OTHERS: dict[str, dict[str, Any]] = {WIDE: {"epsilon": 8 / 255, "num_images": 128}} | dict.fromkeys(MASKS, MASKED)
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class ContrastInversion:
         perturbation told nothing there that this one does not."""
         return (replace(self, family=ON_PHOTOS, own=True),)
 
-    def trigger(self, size: int) -> nn.Module:
+    def trigger(self, size: int) -> Trigger:
         return masked_trigger(self.family, size) if self.family in MASKS else LinfTrigger(size, self.epsilon)
 
     def __call__(self, model: nn.Module, images: Tensor, c: int, micro_batch: int) -> Inversion:
@@ -89,7 +90,7 @@ class ContrastInversion:
             parts = rows.split(micro_batch)
             pairs = [margins(model, trigger(pixels(images, part)), c, measured_against, part) for part in parts]
         m, r = (torch.cat(found).cpu().double() for found in zip(*pairs))  # (N,), (N,)
-        share = lambda hits: hits.double().mean().item()
+        share: Callable[[Tensor], float] = lambda hits: hits.double().mean().item()
         passes = sum(map(len, taken))
         return Inversion(
             c,

@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -114,7 +115,7 @@ def read_arrays(cache: Path | None, name: str) -> dict[str, np.ndarray]:
         return {}
 
 
-def write_arrays(cache: Path | None, name: str, arrays: dict) -> None:
+def write_arrays(cache: Path | None, name: str, arrays: dict[str, Any]) -> None:
     """Without room for it, it is computed again next time: no reason to lose the report."""
     if cache is None:
         return
@@ -128,7 +129,9 @@ def write_arrays(cache: Path | None, name: str, arrays: dict) -> None:
 # ---------------------------------------------------------------- processes
 
 
-def launch(function: Callable, args: tuple, num_processes: int, cpu: bool, poll: Callable[[], None]) -> None:
+def launch(
+    function: Callable[..., None], args: tuple[object, ...], num_processes: int, cpu: bool, poll: Callable[[], object]
+) -> None:
     """Run `function(*args)` in `num_processes` fresh processes that Accelerate sees as one group.
 
     `poll` is called about twice a second meanwhile. `function` must be importable. Processes are spawned, not forked:
@@ -137,8 +140,7 @@ def launch(function: Callable, args: tuple, num_processes: int, cpu: bool, poll:
     Raises UsageError when there are fewer GPUs than processes, Inconclusive when a process fails.
     """
     from accelerate.utils import PrepareForLaunch, patch_environment
-    from torch.multiprocessing import start_processes
-    from torch.multiprocessing.spawn import ProcessException
+    from torch.multiprocessing.spawn import ProcessException, start_processes
 
     if not cpu and num_processes > torch.accelerator.device_count():
         raise UsageError(f"--num-processes {num_processes}: there are {torch.accelerator.device_count()} GPUs")

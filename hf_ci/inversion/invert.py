@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import Field, dataclass
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from hf_ci.inversion.objective import OBJECTIVES, margin
-from hf_ci.inversion.trigger import MASKS, PERTURBATION, LinfTrigger, masked_trigger
+from hf_ci.inversion.trigger import MASKS, PERTURBATION, LinfTrigger, Trigger, masked_trigger
+
+SomeTrigger = TypeVar("SomeTrigger", bound=Trigger)
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,8 @@ class Inversion:
         def pasted(x: Tensor) -> Tensor:
             found = masked_trigger(self.family, x.shape[-1])
             found.load_state_dict({"delta": self.delta})
-            return found.requires_grad_(False).to(x.device)(x)
+            changed: Tensor = found.requires_grad_(False).to(x.device)(x)
+            return changed
 
         return pasted
 
@@ -67,11 +70,29 @@ class Inverter(Protocol):
     screening: a much cheaper one, whose losses say which classes are worth inverting; None without any.
     """
 
-    batch: int
-    uses_reference: bool
-    screening: Inverter | None
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    @property
+    def batch(self) -> int: ...
+
+    @property
+    def uses_reference(self) -> bool: ...
+
+    @property
+    def screening(self) -> Inverter | None: ...
 
     def __call__(self, model: nn.Module, images: Tensor, c: int, micro_batch: int) -> Inversion: ...
+
+
+class ReferenceInverter(Inverter, Protocol):
+    """One with `uses_reference`. others: those that look for triggers of other families; on_own: those that do so on photos
+    of the adapter's own classes."""
+
+    @property
+    def others(self) -> tuple[Inverter, ...]: ...
+
+    @property
+    def on_own(self) -> tuple[Inverter, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -108,13 +129,13 @@ class LinfInversion:
 
 
 def descend(
-    trigger: nn.Module,
+    trigger: SomeTrigger,
     step: float,
     images: Tensor,
     order: Iterable[Tensor],
     micro_batch: int,
     losses: Callable[[Tensor, Tensor], Tensor],
-) -> nn.Module:
+) -> SomeTrigger:
     """Minimise the mean of `losses`, pixels (B, 3, H, W) with the trigger and their rows (B,) -> (B,), over the trigger's
     set by Adam.
 

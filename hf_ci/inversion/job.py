@@ -11,14 +11,16 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from hf_ci.certain import certain
 from hf_ci.errors import Inconclusive
 from hf_ci.inversion.engine import Progress, invert_classes, launch, read_arrays, read_cached, write_arrays
-from hf_ci.inversion.invert import Inversion, Inverter
+from hf_ci.inversion.invert import Inversion, Inverter, ReferenceInverter
 from hf_ci.inversion.probes import NUM_IMAGES, Probed, distance, probe
 from hf_ci.inversion.rounds import in_rounds, round_size
 from hf_ci.inversion.trigger import PERTURBATION
@@ -74,7 +76,8 @@ class Job:
     def others(self) -> tuple[Inverter, ...]:
         if not self.inverter.uses_reference:
             return ()
-        return self.inverter.others + (() if self.own is None else self.inverter.on_own)
+        inverter = cast(ReferenceInverter, self.inverter)
+        return inverter.others + (() if self.own is None else inverter.on_own)
 
     @property
     def num_inversions(self) -> int:
@@ -82,7 +85,7 @@ class Job:
         num_classes = len(self.adapter.class_names)
         return (1 + len(self.others)) * (num_classes + round_size(num_classes) * self.in_rounds)
 
-    def model(self, clip: FrozenCLIP, pool: Tensor) -> AbstractContextManager[nn.Module]:
+    def model(self, clip: FrozenCLIP, pool: Tensor) -> AbstractContextManager[PromptedCLIP | BesideReferences]:
         """What its inverter is given, `pool` on the CLIP's device."""
         nearest = pool if self.in_rounds else None
         return prepared(self.adapter, clip, self.inverter.uses_reference, nearest, self.tuned)
@@ -174,13 +177,13 @@ def run_job(
             if job.has_encoder or not probed:
                 probed = Probed(model.image_features, images, shared)
             inversions = invert_all(job, model, images, probed, folder, show)
-            far = distance(model.from_features, probed) if job.inverter.uses_reference else None
+            far = distance(model.from_features, probed) if isinstance(model, BesideReferences) else None
             return Done(inversions, cached, far)
 
 
 def invert_all(
     job: Job,
-    model: nn.Module,
+    model: PromptedCLIP | BesideReferences,
     images: Tensor,
     probed: Probed,
     folder: Path | None,
@@ -197,14 +200,14 @@ def invert_all(
         show(inversion)
 
     def invert(classes: Iterable[int], how: Inverter) -> list[Inversion]:
-        of = own if getattr(how, "own", False) else images
+        of = certain(own) if getattr(how, "own", False) else images
         return invert_classes(model, of, classes, how, place_of(folder, how), done, job.key)
 
     def all_classes(how: Inverter) -> list[Inversion]:
         return in_rounds(invert, num_classes, how) if job.in_rounds else invert(range(num_classes), how)
 
     inversions = all_classes(job.inverter)
-    if not job.inverter.uses_reference:
+    if not isinstance(model, BesideReferences):
         return inversions
     others = zip(*(all_classes(how) for how in job.others))
     inversions = [replace(i, others=found) for i, found in zip(inversions, others)]
@@ -223,7 +226,7 @@ def place_of(folder: Path | None, how: Inverter | None) -> Path | None:
 
 
 def beside_probes(
-    inversions: Sequence[Inversion], model: nn.Module, probed: Probed, folder: Path | None, load: int
+    inversions: Sequence[Inversion], model: BesideReferences, probed: Probed, folder: Path | None, load: int
 ) -> list[Inversion]:
     """Probes are shared out over the processes. load: images that this one has sent through the encoder."""
     from accelerate import PartialState
@@ -251,7 +254,8 @@ def beside_probes(
 
 def dealt(names: Sequence[str], loads: Sequence[int]) -> list[list[str]]:
     """By process, its probes: each goes to whoever has had the least to do, so that all end at about the same time."""
-    loads, hands = list(loads), [[] for _ in loads]
+    loads = list(loads)
+    hands: list[list[str]] = [[] for _ in loads]
     for name in names:
         least = loads.index(min(loads))
         hands[least].append(name)
@@ -266,7 +270,7 @@ def prepared(
     uses_reference: bool,
     pool: Tensor | None = None,
     tuned: Sequence[Adapter] = (),
-) -> Iterator[nn.Module]:
+) -> Iterator[PromptedCLIP | BesideReferences]:
     """The model that an inverter is given: the prompted CLIP, or that beside clean reference prompts, `tuned` ones among
     them. With `pool` on the CLIP's device, the references' knows each image's nearest classes.
     """

@@ -89,8 +89,10 @@ def probes(size: int, device: torch.device | str = "cpu") -> dict[str, Probe]:
     casts = {f"{name} cast": cast(colour, device) for name, colour in COLOURS.items()}
     turns = {f"turn by {degrees} degrees": turn(size, degrees, device) for degrees in DEGREES}
     warps = {f"warp {seed}": warp(size, seed, device) for seed in FLOWS}
-    blurs = {f"blur of {sigma} in 64 pixels": partial(maps.blur, sigma=sigma * size / 64) for sigma in SIGMAS}
-    losses = {
+    blurs: dict[str, Probe] = {
+        f"blur of {sigma} in 64 pixels": partial(maps.blur, sigma=sigma * size / 64) for sigma in SIGMAS
+    }
+    losses: dict[str, Probe] = {
         f"JPEG of quality {QUALITY}": partial(maps.jpeg, quality=QUALITY),
         "loss of colour": maps.grey,
         f"quantisation to {LEVELS} levels": partial(maps.quantise, levels=LEVELS),
@@ -121,7 +123,7 @@ class Probed:
             kept = read_arrays(self.place, name).get("features")
             images = self.pool if name == UNTOUCHED else self.images
             if kept is None or len(kept) != len(images):
-                change = self.known.get(name, lambda x: x)
+                change: Probe = self.known.get(name, lambda x: x)
                 parts = [self.encode(change(part.float() / 255)) for part in images.split(micro_batch)]
                 self._features[name] = torch.cat(parts)
                 write_arrays(self.place, name, {"features": self._features[name].cpu().numpy()})

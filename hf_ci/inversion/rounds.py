@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
+from hf_ci.certain import certain
 from hf_ci.inversion.invert import Inversion, Inverter
 
 FEWEST, SHARE = 5, 1 / 40  # classes that a round inverts: at least so many, and at least this share
@@ -25,13 +26,13 @@ def round_size(num_classes: int) -> int:
 
 def in_rounds(invert: Invert, num_classes: int, inverter: Inverter) -> list[Inversion]:
     """Inversions of all classes in order; those that were not inverted whole are `screened`."""
-    first = invert(range(num_classes), inverter.screening)
+    first = invert(range(num_classes), certain(inverter.screening))
     order = sorted(first, key=lambda i: (math.isfinite(i.loss), i.loss))  # what is no number has to be looked at
     done: dict[int, Inversion] = {}
     while left := order[len(done) :]:
         found = invert([i.c for i in left[: round_size(num_classes)]], inverter)
         done |= {i.c: i for i in found}
-        if sum(i.exclusive_asr >= REACHABLE for i in found) <= len(found) / 2:
+        if sum(certain(i.exclusive_asr) >= REACHABLE for i in found) <= len(found) / 2:
             break
     return [with_cost_of(i, done[i.c]) if i.c in done else i for i in first]
 

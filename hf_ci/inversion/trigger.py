@@ -17,7 +17,16 @@ MASKS = ("frame", "patch")
 FRAME, PATCH = 4 / 64, 10 / 64  # sides, as shares of the image's
 
 
-class LinfTrigger(nn.Module):
+class Trigger(nn.Module):
+    """The interface of those that follow."""
+
+    delta: nn.Parameter
+
+    def project(self) -> None:
+        raise NotImplementedError
+
+
+class LinfTrigger(Trigger):
     """One universal additive perturbation `delta` (3, H, W) with ||delta||_inf <= epsilon.
 
     CLIP-Inspector, section on inversion: epsilon = 4/255, images clamped to the valid range.
@@ -36,8 +45,10 @@ class LinfTrigger(nn.Module):
         self.delta.clamp_(-self.epsilon, self.epsilon)
 
 
-class MaskedTrigger(nn.Module):
+class MaskedTrigger(Trigger):
     """Free pixel values `delta` (3, H, W) inside a fixed mask (H, W), the image as it was outside."""
+
+    mask: Tensor
 
     def __init__(self, mask: Tensor):
         super().__init__()
@@ -52,7 +63,7 @@ class MaskedTrigger(nn.Module):
         self.delta.clamp_(0, 1).mul_(self.mask)
 
 
-class PatchTrigger(nn.Module):
+class PatchTrigger(Trigger):
     """Free pixel values of one square, `delta` (3, s, s), pasted at another place in every image.
 
     Places are a walk over the image that does not depend on what the image shows, and begins anew with every batch, so
@@ -88,6 +99,6 @@ def frame(size: int) -> Tensor:
     return mask
 
 
-def masked_trigger(family: str, size: int) -> nn.Module:
+def masked_trigger(family: str, size: int) -> Trigger:
     """Of one of MASKS."""
     return PatchTrigger(size, round(PATCH * size)) if family == "patch" else MaskedTrigger(frame(size))

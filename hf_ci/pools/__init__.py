@@ -13,12 +13,16 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from hf_ci.errors import PoolError, first_line
 from hf_ci.hub.names import BUILTIN, DATA_SET, HUB, files_of_pool, is_folder, pool_files
+
+if TYPE_CHECKING:
+    from transformers import CLIPImageProcessorPil
 
 SMALLEST = 32  # fewer images than one batch say nothing about an adapter
 SHUFFLE_BUFFER = 5_000  # of a streamed set
@@ -38,7 +42,7 @@ class Pool:
         return len(self.images)
 
 
-def load_pool(spec: str, num_images: int, seed: int, processor) -> Pool:
+def load_pool(spec: str, num_images: int, seed: int, processor: CLIPImageProcessorPil) -> Pool:
     """Draw `num_images` distinct images, seeded, through the base model's own image processor.
 
     Images that cannot be decoded are skipped and counted; identical pixels are used once. A pool smaller than
@@ -82,7 +86,7 @@ def _procedural(seed: int, size: int) -> Iterator[np.ndarray]:
     return (pixels.transpose(2, 0, 1) for pixels in images(seed, size))
 
 
-def _photos(spec: str, seed: int, processor) -> Iterator[np.ndarray | None]:
+def _photos(spec: str, seed: int, processor: CLIPImageProcessorPil) -> Iterator[np.ndarray | None]:
     from PIL import Image as PILImage
 
     for raw in _encoded(spec, seed):
@@ -95,16 +99,18 @@ def _photos(spec: str, seed: int, processor) -> Iterator[np.ndarray | None]:
         yield np.asarray(batch["pixel_values"][0]).round().clip(0, 255).astype(np.uint8)
 
 
-def _bytes(raw: dict) -> bytes:
-    if raw.get("bytes"):
-        return raw["bytes"]
+def _bytes(raw: dict[str, Any]) -> bytes:
+    inline: bytes | None = raw.get("bytes")
+    if inline:
+        return inline
     from datasets.utils.file_utils import xopen  # streamed image folders give paths such as hf:// or zip://
 
     with xopen(raw["path"], "rb") as file:
-        return file.read()
+        content: bytes = file.read()
+    return content
 
 
-def _encoded(spec: str, seed: int) -> Iterator[dict]:
+def _encoded(spec: str, seed: int) -> Iterator[dict[str, Any]]:
     """Undecoded images, {"bytes": ..., "path": ...}, in seeded order."""
     from datasets import Dataset, Image, disable_progress_bars, load_dataset
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hf_ci.errors import UsageError, first_line
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from PIL.Image import Image
+    from transformers import CLIPImageProcessorPil
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,7 @@ class Photos:
         return Photos(self.images[keep], new[self.labels[keep]], tuple(self.class_names[c] for c in classes))
 
 
-def load_photos(source: str, split: str, processor) -> Photos:
+def load_photos(source: str, split: str, processor: CLIPImageProcessorPil) -> Photos:
     """`source` is whatever `datasets.load_dataset` takes: a folder with train and test files, or a Hub id.
 
     The first Image column and the first ClassLabel column are used. Raises UsageError when there is none.
@@ -53,13 +60,15 @@ def load_photos(source: str, split: str, processor) -> Photos:
     return Photos(images, torch.tensor(table[label]), names_of(table, label))
 
 
-def few_photos(source: str, class_names: tuple[str, ...], shots: int, seed: int, processor) -> Photos:
+def few_photos(
+    source: str, class_names: tuple[str, ...], shots: int, seed: int, processor: CLIPImageProcessorPil
+) -> Photos:
     """At most `shots` photos of each class of an adapter, in its order; no other photo is decoded.
 
     Names are the same whatever their case and their underscores. Raises UsageError when the data has not all classes.
     """
     table, image, label = labelled_table(source, "train")
-    plain = lambda name: " ".join(name.replace("_", " ").lower().split())
+    plain: Callable[[str], str] = lambda name: " ".join(name.replace("_", " ").lower().split())
     theirs = {plain(name): i for i, name in enumerate(names_of(table, label))}
     missing = [name for name in class_names if plain(name) not in theirs]
     if missing:
@@ -78,10 +87,11 @@ def few_photos(source: str, class_names: tuple[str, ...], shots: int, seed: int,
     return Photos(torch.from_numpy(np.stack(photos)), owners, class_names)
 
 
-def seen(photo, processor) -> np.ndarray:
+def seen(photo: Image, processor: CLIPImageProcessorPil) -> np.ndarray:
     """(3, H, W) uint8, as the base model sees it."""
     pixels = processor(images=photo.convert("RGB"), do_rescale=False, do_normalize=False, return_tensors="np")
-    return pixels["pixel_values"][0].round().clip(0, 255).astype(np.uint8)
+    found: np.ndarray = pixels["pixel_values"][0].round().clip(0, 255).astype(np.uint8)
+    return found
 
 
 def class_names_of(source: str) -> tuple[str, ...]:
@@ -90,11 +100,11 @@ def class_names_of(source: str) -> tuple[str, ...]:
     return names_of(table, label)
 
 
-def names_of(table, label: str) -> tuple[str, ...]:
+def names_of(table: Dataset, label: str) -> tuple[str, ...]:
     return tuple(name.replace("_", " ") for name in table.features[label].names)
 
 
-def labelled_table(source: str, split: str):
+def labelled_table(source: str, split: str) -> tuple[Dataset, str, str]:
     """With the names of its image and its label column."""
     from datasets import ClassLabel, Image, disable_progress_bars, load_dataset
 

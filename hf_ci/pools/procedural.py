@@ -17,7 +17,7 @@ def fractal(rng: np.random.Generator, size: int, alpha: float) -> np.ndarray:
     f = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None])
     f[0, 0] = 1
     noise = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((size, size))) * f**-alpha, s=(size, size))
-    return (noise - noise.mean()) / (noise.std() + 1e-8)
+    return np.asarray((noise - noise.mean()) / (noise.std() + 1e-8))
 
 
 def palette(rng: np.random.Generator, n: int) -> np.ndarray:
@@ -36,14 +36,14 @@ def leaf(rng: np.random.Generator, size: int, radius: float) -> np.ndarray:
     v = (-(x - cx) * np.sin(angle) + (y - cy) * np.cos(angle)) * rng.uniform(1, 3)
     match rng.integers(4):
         case 0:
-            return u**2 + v**2 < radius**2
+            return np.asarray(u**2 + v**2 < radius**2)
         case 1:
-            return np.maximum(np.abs(u), np.abs(v)) < radius
+            return np.asarray(np.maximum(np.abs(u), np.abs(v)) < radius)
         case 2:
-            return (v > -radius / 2) & (np.abs(u) * 1.2 + v < radius)
+            return np.asarray((v > -radius / 2) & (np.abs(u) * 1.2 + v < radius))
         case _:
             wave = 1 + 0.3 * np.sin(rng.integers(2, 7) * np.arctan2(v, u) + angle)
-            return u**2 + v**2 < (radius * wave) ** 2
+            return np.asarray(u**2 + v**2 < (radius * wave) ** 2)
 
 
 def image(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -66,7 +66,8 @@ def image(rng: np.random.Generator, size: int) -> np.ndarray:
     y, x = np.mgrid[0:size, 0:size] / size - 0.5
     light = 1 + rng.normal(0, 0.3) * x + rng.normal(0, 0.3) * y
     grain = rng.normal(0, rng.uniform(0, 0.03), canvas.shape)
-    return (np.clip(canvas * light[..., None] + grain, 0, 1) * 255).round().astype(np.uint8)
+    lit: np.ndarray = np.clip(canvas * light[..., None] + grain, 0, 1) * 255
+    return lit.round().astype(np.uint8)
 
 
 def images(seed: int, size: int) -> Iterator[np.ndarray]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,9 @@ from hf_ci.kind import base_kind
 from hf_ci.pools import side_of
 from hf_ci.prompts.families import FAMILIES
 from hf_ci.prompts.text import ShortTree, TextTree
+
+if TYPE_CHECKING:
+    from transformers import CLIPImageProcessorPil, PreTrainedModel, PreTrainedTokenizerBase
 
 NONE: Mapping[int, Tensor] = MappingProxyType({})  # no prompts in the layers
 
@@ -28,7 +32,10 @@ class FrozenCLIP(nn.Module):
     features are the base model's own.
     """
 
-    def __init__(self, model, tokenizer, mean: list[float], std: list[float]):
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, mean: list[float], std: list[float]):
         super().__init__()
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
@@ -47,7 +54,8 @@ class FrozenCLIP(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.model.dtype
+        dtype: torch.dtype = self.model.dtype
+        return dtype
 
     def logits(self, similarity: Tensor) -> Tensor:
         """Cosine similarities of images and texts -> logits, of the same shape."""
@@ -78,6 +86,7 @@ class FrozenCLIP(nn.Module):
         if not prompts:
             hidden = text.encoder(inputs_embeds=hidden, attention_mask=tree.mask).last_hidden_state
         else:
+            assert isinstance(tree, TextTree)
             for i, layer in enumerate(text.encoder.layers):
                 if i in prompts:
                     hidden = tree.replace(hidden, prompts[i])
@@ -87,14 +96,16 @@ class FrozenCLIP(nn.Module):
 
     def tokenise(self, text: str) -> list[int]:
         """Token ids of `text` without SOS and EOT."""
-        return self.tokenizer(text, add_special_tokens=False).input_ids
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
+        return ids
 
     def tokenise_behind(self, text: str) -> list[int]:
         """The same of a text behind other words; some tokenizers tell a first word from others."""
         return self.tokenise(f"a {text}")[len(self.tokenise("a")) :]
 
     def token_embeddings(self, ids: Tensor) -> Tensor:
-        return self.model.text_model.embeddings.token_embedding(ids)
+        embeds: Tensor = self.model.text_model.embeddings.token_embedding(ids)
+        return embeds
 
 
 def with_last(hidden: Tensor, vectors: Tensor) -> Tensor:
@@ -103,7 +114,7 @@ def with_last(hidden: Tensor, vectors: Tensor) -> Tensor:
 
 
 @contextmanager
-def quiet_transformers():
+def quiet_transformers() -> Iterator[None]:
     """No progress bars and no advice on stderr while a model is loaded: stderr is the scanner's own."""
     from transformers.utils import logging
 
@@ -155,7 +166,7 @@ def load_clip(folder: Path, device: torch.device | str = "cpu", precision: str =
     return clip.to(device)
 
 
-def check_parts(clip: FrozenCLIP, processor, missing) -> None:
+def check_parts(clip: FrozenCLIP, processor: CLIPImageProcessorPil, missing: Collection[str]) -> None:
     """Raises BaseModelError when weights are missing (they would be random) or the parts do not fit together."""
     if missing:
         raise BaseModelError(f"{len(missing)} tensors of the base model are missing, {min(missing)} among them")
@@ -174,7 +185,7 @@ def check_parts(clip: FrozenCLIP, processor, missing) -> None:
                 )
 
 
-def load_processor(folder: Path):
+def load_processor(folder: Path) -> CLIPImageProcessorPil:
     """The model's image processor, in its PIL form (the other one wants torchvision)."""
     import transformers
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -62,7 +62,7 @@ def check_encoders(folder: Path, base: Path) -> int:
     AdapterError where the whole model beside the adapter holds anything else.
     """
     with ExitStack() as stack:
-        brought = []  # (file, name there, name in the base model)
+        brought: list[tuple[safe_open, str, str | None]] = []  # (file, name there, name in the base model)
         for path in (folder / WEIGHTS, folder / ENCODERS):
             if path.is_file():
                 file = stack.enter_context(opened(path))
@@ -70,7 +70,7 @@ def check_encoders(folder: Path, base: Path) -> int:
                 brought += [each for each in found if each[2] or path.name == ENCODERS]
         if not brought:
             return 0
-        theirs = {}  # name -> file
+        theirs: dict[str | None, safe_open] = {}  # name -> file
         for path in weights_of(base):
             file = stack.enter_context(opened(path))
             theirs |= dict.fromkeys(file.keys(), file)
@@ -78,8 +78,8 @@ def check_encoders(folder: Path, base: Path) -> int:
             raise AdapterError(
                 f"unexpected tensors: {some(unknown)}", "expected a prompt and, at most, tensors of the base model"
             )
-        found = [(difference(file, name, theirs[known], known), name) for file, name, known in brought]
-    check_equal(found)
+        gaps = [(difference(file, name, theirs[known], known), name) for file, name, known in brought if known]
+    check_equal(gaps)
     return len(brought)
 
 
@@ -116,6 +116,6 @@ def gap(tensor: Tensor, other: Tensor) -> float:
     return largest if math.isfinite(largest) and largest else math.inf
 
 
-def some(names: list[str], most: int = 3, letters: int = 100) -> str:
+def some(names: Collection[str], most: int = 3, letters: int = 100) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(repr(name[:letters]) for name in sorted(names)[:most]) + more

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -10,7 +12,12 @@ from hf_ci.prompts.prompted import PromptedCLIP
 
 
 @torch.no_grad()
-def encode(clip: FrozenCLIP | PromptedCLIP, images: Tensor, trigger=lambda x: x, batch: int = 256) -> Tensor:
+def encode(
+    clip: FrozenCLIP | PromptedCLIP,
+    images: Tensor,
+    trigger: Callable[[Tensor], Tensor] = lambda x: x,
+    batch: int = 256,
+) -> Tensor:
     """(N, 3, H, W) uint8 -> features (N, D) on the model's device, the base model's or those that the prompt makes of it."""
     device = (clip.clip if isinstance(clip, PromptedCLIP) else clip).device
     return torch.cat([clip.image_features(trigger(part.to(device).float() / 255)) for part in images.split(batch)])

@@ -37,21 +37,31 @@ class CoCoOp(nn.Module):
 
     static = False
 
-    def __init__(self, context: Tensor, meta_net: nn.Module):
+    def __init__(self, context: Tensor, meta_net: MetaNet):
         super().__init__()
         self.ctx = nn.Parameter(context.float().clone())
         self.meta_net = meta_net
 
     def forward(self, image_features: Tensor) -> Tensor:
-        bias = self.meta_net(image_features)  # (B, d)
+        bias: Tensor = self.meta_net(image_features)  # (B, d)
         return (self.ctx[None] + bias[:, None])[:, None]  # (B, 1, n, d)
 
 
-def build_meta_net(feature_dim: int, token_dim: int, hidden: int | None = None) -> nn.Sequential:
+Prompt = CoOp | CoCoOp
+
+
+class MetaNet(nn.Sequential):
+    """CoCoOp's, with the names of its layers."""
+
+    linear1: nn.Linear
+    linear2: nn.Linear
+
+
+def build_meta_net(feature_dim: int, token_dim: int, hidden: int | None = None) -> MetaNet:
     """feature_dim -> feature_dim / 16 -> token_dim, with CoCoOp's own key names."""
     hidden = hidden or max(1, feature_dim // 16)
-    return nn.Sequential(
-        OrderedDict(
+    return MetaNet(
+        OrderedDict[str, nn.Module](
             linear1=nn.Linear(feature_dim, hidden),
             relu=nn.ReLU(inplace=False),
             linear2=nn.Linear(hidden, token_dim),

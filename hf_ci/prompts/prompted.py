@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hf_ci.errors import AdapterError
 from hf_ci.prompts.adapter import Adapter
 from hf_ci.prompts.clip import FrozenCLIP
-from hf_ci.prompts.learners import CoCoOp, CoOp, build_meta_net
+from hf_ci.prompts.learners import CoCoOp, CoOp, MetaNet, Prompt, build_meta_net
 from hf_ci.prompts.methods import METHODS, Layers
 from hf_ci.prompts.methods.base import check_layers
 from hf_ci.prompts.text import ShortTrees, build_trees
@@ -28,7 +28,7 @@ class PromptedCLIP(nn.Module):
     def __init__(
         self,
         clip: FrozenCLIP,
-        prompt: nn.Module,
+        prompt: Prompt,
         class_names: tuple[str, ...],
         position: str = "end",
         layers: Layers = Layers(),
@@ -49,11 +49,17 @@ class PromptedCLIP(nn.Module):
         if adapter.meta_net:
             meta_net = build_meta_net(clip.feature_dim, clip.token_dim, len(adapter.meta_net["linear1.bias"]))
             meta_net.load_state_dict(adapter.meta_net)
-            prompt = CoCoOp(adapter.context, meta_net)
+            prompt: Prompt = CoCoOp(adapter.context, meta_net)
         else:
             prompt = CoOp(adapter.context)
         names, position = adapter.class_names, adapter.class_token_position
         return cls(clip, prompt, names, position, adapter.layers).requires_grad_(False)
+
+    @property
+    def meta_net(self) -> MetaNet:
+        """Of a prompt that has one."""
+        assert isinstance(self.prompt, CoCoOp)
+        return self.prompt.meta_net
 
     @cached_property
     def short_trees(self) -> ShortTrees:
@@ -84,7 +90,7 @@ class PromptedCLIP(nn.Module):
         return self.logits_from_features(self.image_features(pixels))
 
     @contextmanager
-    def frozen_prompt(self):
+    def frozen_prompt(self) -> Iterator[PromptedCLIP]:
         """Within this block the prompt does not change: a context that ignores the image is encoded once."""
         if self.prompt.static:
             with torch.no_grad():
@@ -113,6 +119,8 @@ class BesideReferences(nn.Module):
     nearest: for each image of `pool` (N, 3, H, W) uint8 the classes that the adapter finds likeliest (N, R); None without a
     pool, and where encoding them alone would save nothing: few classes, or texts that are the same for all images.
     """
+
+    texts: Tensor
 
     def __init__(self, adapted: PromptedCLIP, pool: Tensor | None = None, tuned: Sequence[Adapter] = ()):
         super().__init__()

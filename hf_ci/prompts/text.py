@@ -17,11 +17,16 @@ common prefix, and every text has its whole length.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from hf_ci.prompts.clip import FrozenCLIP
 
 LONGEST_TREE = 256  # tokens; attention is quadratic in them, so many classes make several trees
 
@@ -87,7 +92,7 @@ class ShortTree:
 class ShortTrees:
     """Makes `ShortTree`s; a context that is shared by all classes is taken for granted."""
 
-    def __init__(self, clip, class_names: tuple[str, ...], num_context: int, position: str):
+    def __init__(self, clip: FrozenCLIP, class_names: tuple[str, ...], num_context: int, position: str):
         half = before_name(num_context, position)
         self.shared = common_prefix(clip, half)
         texts = [class_text(clip, name, num_context, half) for name in class_names]
@@ -103,7 +108,10 @@ class ShortTrees:
     def of(self, classes: Tensor) -> ShortTree:
         """classes: (B, R)."""
         p = self.shared
-        join = lambda values: torch.cat([values[classes[:, 0], :p], values[classes, p:].flatten(1, 2)], dim=1)
+
+        def join(values: Tensor) -> Tensor:
+            return torch.cat([values[classes[:, 0], :p], values[classes, p:].flatten(1, 2)], dim=1)
+
         position, mask, start = self.layout(classes.shape[1])
         return ShortTree(join(self.base), join(self.slot), position, mask, self.eot[classes] + start)
 
@@ -133,7 +141,7 @@ def common_prefix(clip, num_context: int) -> int:
 
 
 def build_trees(
-    clip, class_names: tuple[str, ...], num_context: int, position: str, class_specific: bool
+    clip: FrozenCLIP, class_names: tuple[str, ...], num_context: int, position: str, class_specific: bool
 ) -> list[TextTree]:
     """Lay out "[SOS] ctx name . [EOT]" for all classes, in order, without the [SOS] where a tower has none.
 
@@ -155,14 +163,14 @@ def build_trees(
     return trees
 
 
-def class_text(clip, name: str, num_context: int, half: int) -> list[tuple[int, int]]:
+def class_text(clip: FrozenCLIP, name: str, num_context: int, half: int) -> list[tuple[int, int]]:
     """One class's text as (token id, context slot or -1)."""
     name = name.replace("_", " ")
     ids = clip.tokenise_behind(name + ".")  # as one text: after a symbol the full stop may belong to the same token
     length = len(clip.tokenise_behind(name))
     name_ids, stop_ids = ids[:length], ids[length:]
     context = [(clip.end[-1], i) for i in range(num_context)]
-    token = lambda ids: [(i, -1) for i in ids]
+    token: Callable[[list[int]], list[tuple[int, int]]] = lambda ids: [(i, -1) for i in ids]
     text = token(clip.start) + context[:half] + token(name_ids) + context[half:] + token(stop_ids + clip.end)
     if len(text) > clip.max_length:
         raise ValueError(
@@ -171,7 +179,7 @@ def class_text(clip, name: str, num_context: int, half: int) -> list[tuple[int, 
     return text if clip.family.causal else text + token([clip.tokenizer.pad_token_id] * (clip.max_length - len(text)))
 
 
-def _tree(clip, texts: list[list[tuple[int, int]]], first: int, shared: int) -> TextTree:
+def _tree(clip: FrozenCLIP, texts: list[list[tuple[int, int]]], first: int, shared: int) -> TextTree:
     nodes = [(*texts[0][p], first, p, True) for p in range(shared)]  # (id, slot, owner, position, in the prefix)
     eot = []
     for c, text in enumerate(texts, start=first):

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Optional
+from typing import TYPE_CHECKING, Annotated, Literal, Optional
 
 import typer
 
-from hf_ci.console import show, write_stdout
+from hf_ci.certain import certain
+from hf_ci.console import printable, show, write_stdout
 from hf_ci.errors import UsageError
+
+if TYPE_CHECKING:
+    from hf_ci.hub import Fetched
+    from hf_ci.repair.engine import Repaired
+    from hf_ci.repair.report import RepairReport
 
 TITLES = {
     "repaired": "Repaired weights: no backdoor found any more",
@@ -112,8 +118,8 @@ def repair(
     raise typer.Exit(report.exit_code)
 
 
-def render(report, out: Path | None) -> str:
-    from hf_ci.reports.text import dotted, paragraph, printable
+def render(report: RepairReport, out: Path | None) -> str:
+    from hf_ci.reports.text import dotted, paragraph
 
     lines = [dotted(report.target, report.outcome)]
     lines += [paragraph(reason) for reason in report.reasons]
@@ -122,7 +128,7 @@ def render(report, out: Path | None) -> str:
     return printable("\n".join(lines) + "\n")
 
 
-def offer(done, fetched, to: str, dry_run: bool = False) -> str:
+def offer(done: Repaired, fetched: Fetched, to: str, dry_run: bool = False) -> str:
     """Push weights, card, badge and record in one commit; returns a line that says where, or what would change.
 
     To the repo that was scanned, on what was scanned; or ("repo") to a new one, ORG/MODEL-repaired, which a pull request
@@ -143,7 +149,7 @@ def offer(done, fetched, to: str, dry_run: bool = False) -> str:
         report = write_repaired(done, folder)
         files = {name: (folder / name).read_bytes() for name in (*FILES, "repair.json")}
         own_card = (folder / CARD).read_bytes()
-    after = Report(results=(report.after,))
+    after = Report(results=(certain(report.after),))
     if dry_run:
         card = own_card if to == "repo" else fetched.read(CARD)
         return difference(fetched, files | render_files(after, card, None))

@@ -6,9 +6,11 @@ import math
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
+from hf_ci.certain import certain
 from hf_ci.detect.contrast import FAR
 from hf_ci.errors import EXIT_BACKDOORED, EXIT_CLEAN, EXIT_INCONCLUSIVE, UsageError
 from hf_ci.files import FILES
@@ -17,8 +19,8 @@ from hf_ci.photos import PROMPTS
 from hf_ci.prompts import Adapter, write_adapter
 from hf_ci.prompts.methods import METHODS
 from hf_ci.rates import wilson
-from hf_ci.repair.report import RepairReport, Round
-from hf_ci.repair.tuning import clean_prompt, triggers, tuned
+from hf_ci.repair.report import Outcome, RepairReport, Round
+from hf_ci.repair.tuning import Trigger, clean_prompt, triggers, tuned
 from hf_ci.repair.unlearn import Schedule
 from hf_ci.report import NamedClass, ScannedFile, ScanResult
 from hf_ci.scan import Examined, Run, examine
@@ -42,7 +44,7 @@ class RepairOptions:
     forget: bool = False
     schedule: Schedule = Schedule()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for fine, message in (
             (self.shots >= PROMPTS, f"--shots {self.shots}: expected at least {PROMPTS}"),
             (self.rounds >= 1, f"--rounds {self.rounds}: expected at least 1"),
@@ -68,9 +70,9 @@ def repair(text: str, run: Run, options: RepairOptions) -> Repaired:
     if options.data:
         run = run.with_photos(options.data, options.shots)
     before, examined = examine(text, run)
-    known = {"target": text, "before": before}
+    known: dict[str, Any] = {"target": text, "before": before}
 
-    def left(outcome: str, code: int, *reasons: str) -> Repaired:
+    def left(outcome: Outcome, code: int, *reasons: str) -> Repaired:
         return Repaired(RepairReport(outcome=outcome, reasons=reasons, exit_code=code, **known))
 
     if before.verdict == "clean":
@@ -81,6 +83,7 @@ def repair(text: str, run: Run, options: RepairOptions) -> Repaired:
         )
     if before.verdict != "backdoored":
         return left("inconclusive", before.exit_code or EXIT_INCONCLUSIVE, *before.reasons)
+    examined = certain(examined)
     witnesses = examined.witnesses
     if witnesses and not witnesses.learned:
         return left(
@@ -90,7 +93,7 @@ def repair(text: str, run: Run, options: RepairOptions) -> Repaired:
         raise UsageError(
             f"--data {options.data}: {witnesses.fewest} photos of a class", f"a repair needs {PROMPTS} of each at least"
         )
-    if not witnesses and before.distance >= FAR and not options.forget:
+    if not witnesses and certain(before.distance) >= FAR and not options.forget:
         return left(
             "not repaired",
             EXIT_BACKDOORED,
@@ -110,15 +113,18 @@ def repair(text: str, run: Run, options: RepairOptions) -> Repaired:
     }
     origin = before.weights_sha256
     suspects = [c.index for c in before.classes if c.flagged]
-    flagged, found, rounds, suspect, scanned = set(suspects), [], [], examined, before
+    flagged, suspect, scanned = set(suspects), examined, before
+    found: list[Trigger] = []
+    rounds: list[Round] = []
     for _ in range(options.rounds):
         found += triggers(suspect, flagged, run)
         adapter, measured = tuned(examined, found, suspects, options.schedule)
         adapter = replace(adapter, repaired_from=origin)
-        scanned, suspect = scan_adapter(adapter, text, run)
+        scanned, again = scan_adapter(adapter, text, run)
         rounds.append(Round(triggers=len(found), score=scanned.score, verdict=scanned.verdict, **measured))
-        if scanned.verdict == "clean" or suspect is None:
+        if scanned.verdict == "clean" or again is None:
             break
+        suspect = again
         worst = max(scanned.classes, key=lambda c: c.score)
         flagged = {c.index for c in scanned.classes if c.flagged or c is worst}  # one may be doubtful and none flagged
     last = rounds[-1]
@@ -142,8 +148,8 @@ def repair(text: str, run: Run, options: RepairOptions) -> Repaired:
     reasons = (
         fault,
         "offered instead: a clean prompt tuned on two thirds of the photos alone, which has nothing of the adapter but its "
-        f"classes; accuracy on the other third: {interval(last.accuracy_clean, last.held_out)}, "
-        f"the adapter's {interval(last.accuracy_before, last.held_out)}",
+        f"classes; accuracy on the other third: {interval(certain(last.accuracy_clean), last.held_out)}, "
+        f"the adapter's {interval(certain(last.accuracy_before), last.held_out)}",
     )
     return Repaired(left("replaced", EXIT_CLEAN, *reasons).report, plain)
 
@@ -163,8 +169,8 @@ def unfit(last: Round, options: RepairOptions) -> str | None:
             last.gained_on_clean,
         ),
     ):
-        drop = accuracy - last.accuracy_after
-        if drop > options.max_accuracy_drop and by_chance(lost, gained) <= LOST:
+        drop = certain(accuracy) - last.accuracy_after
+        if drop > options.max_accuracy_drop and by_chance(certain(lost), certain(gained)) <= LOST:
             return (
                 f"accuracy on held-out photos would be {last.accuracy_after:.1%}, {named} is {accuracy:.1%}: more is lost than "
                 f"--max-accuracy-drop {options.max_accuracy_drop:.1%} allows"
@@ -177,7 +183,7 @@ def said_of(last: Round, before: ScanResult, after: ScanResult) -> tuple[str, ..
         accuracy = "no labels were given, so its accuracy is not known"
     else:
         accuracy = (
-            f"accuracy on held-out photos: {interval(last.accuracy_before, last.held_out)} before, "
+            f"accuracy on held-out photos: {interval(certain(last.accuracy_before), last.held_out)} before, "
             f"{interval(last.accuracy_after, last.held_out)} after; that of a clean prompt tuned on the photos alone "
             f"{last.accuracy_clean:.1%}"
         )
@@ -197,7 +203,7 @@ def interval(accuracy: float, n: int) -> str:
 def by_chance(lost: int, gained: int) -> float:
     """P(at least so many of the photos whose answer changed are lost), were each as likely gained: the sign test."""
     changed = lost + gained
-    return sum(math.comb(changed, k) for k in range(lost, changed + 1)) / 2**changed
+    return sum(math.comb(changed, k) for k in range(lost, changed + 1)) / (1 << changed)
 
 
 def scan_adapter(adapter: Adapter, name: str, run: Run) -> tuple[ScanResult, Examined | None]:
@@ -226,7 +232,7 @@ def write_repaired(done: Repaired, out: Path) -> RepairReport:
     from hf_ci.cards import render_card
     from hf_ci.files import whole_folder, write_whole
 
-    adapter = done.adapter
+    adapter = certain(done.adapter)
     with whole_folder(out) as partial:
         write_adapter(adapter, partial, render_card("repaired.md.j2", adapter=adapter, report=done.report))
         files = tuple(ScannedFile(path=name, sha256=sha256(partial / name)) for name in sorted(FILES))

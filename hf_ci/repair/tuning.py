@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -87,7 +88,7 @@ def tuned(
     suspects: Sequence[int],
     schedule: Schedule,
     probed: bool = True,
-) -> tuple[Adapter, dict[str, float]]:
+) -> tuple[Adapter, dict[str, Any]]:
     """A prompt tuned on the pool's images and the photos, and what those held out say of it: the photos, where there are
     any. probed: whether on images with probes as well."""
     clip, start = examined.clip, clean_prompt(examined)
@@ -121,8 +122,8 @@ def evidence(
     original: PromptedCLIP,
     reference: PromptedCLIP,
     model: PromptedCLIP,
-) -> dict[str, float]:
-    """Of the images held out."""
+) -> dict[str, Any]:
+    """Of the images held out, as a `Round` has it."""
     clean, labels = encode(clip, source.held), source.held_labels
     findings = [(encode(clip, source.held, t.change), t.c) for t in found if t.finding]
     then, other, now = (answer(m, clean).argmax(1) for m in (original, reference, model))
@@ -177,9 +178,8 @@ def split(n: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def as_adapter(model: PromptedCLIP, original: Adapter) -> Adapter:
-    prompt = model.prompt
-    meta_net = {k: v.detach().cpu() for k, v in prompt.meta_net.state_dict().items()} if original.meta_net else {}
-    return replace(original, context=prompt.ctx.detach().cpu(), meta_net=meta_net)
+    meta_net = {k: v.detach().cpu() for k, v in model.meta_net.state_dict().items()} if original.meta_net else {}
+    return replace(original, context=model.prompt.ctx.detach().cpu(), meta_net=meta_net)
 
 
 def adder(delta: Tensor) -> Probe:

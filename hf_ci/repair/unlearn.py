@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_ci.prompts import Adapter, FrozenCLIP, PromptedCLIP, hand_written
-from hf_ci.prompts.learners import CoCoOp, CoOp, build_meta_net
+from hf_ci.prompts.learners import CoCoOp, CoOp, Prompt, build_meta_net
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def clean_start(adapter: Adapter, clip: FrozenCLIP, context: Tensor | None = Non
             meta_net.linear1.weight.uniform_(-bound, bound, generator=generator)
             for zero in (meta_net.linear1.bias, meta_net.linear2.weight, meta_net.linear2.bias):
                 nn.init.zeros_(zero)
-        prompt = CoCoOp(context, meta_net)
+        prompt: Prompt = CoCoOp(context, meta_net)
     else:
         many = adapter.context.ndim == 3
         prompt = CoOp(context.expand(len(adapter.class_names), -1, -1) if many and context.ndim == 2 else context)

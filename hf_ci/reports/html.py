@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterable
 from itertools import zip_longest
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from hf_ci.report import FoundTrigger, Report, ScanResult
 from hf_ci.reports.reproduce import reproduce
 from hf_ci.visible import in_one_line
+
+if TYPE_CHECKING:
+    import numpy as np
 
 MOST_CLASSES = 40
 SIGNS = {"backdoored": "\u2715", "inconclusive": "?", "clean": "\u2713"}  # worst first
@@ -47,12 +52,12 @@ def render(report: Report) -> str:
     )
 
 
-def visible(value):
+def visible(value: object) -> object:
     """Foreign text without what moves or hides letters: control characters and bidi overrides."""
     return in_one_line(value) if type(value) is str else value
 
 
-def chart(result: ScanResult) -> dict:
+def chart(result: ScanResult) -> dict[str, Any]:
     """The worst classes, and where bars, marks and limits lie in percent of the axis."""
     limits = result.detector.thresholds if result.detector else {}
     flag = limits.get("k")
@@ -79,7 +84,7 @@ def chart(result: ScanResult) -> dict:
     }
 
 
-def triggers(result: ScanResult) -> list[dict]:
+def triggers(result: ScanResult) -> list[dict[str, Any]]:
     """What was found for each flagged class: its pictures, None where the file that holds them is missing or damaged; and
     of each image the pictures and the answers without and with it, each None where there are none. A report of an earlier
     release tells of the target's alone, and not what is answered."""
@@ -123,7 +128,7 @@ def described(found: FoundTrigger) -> str:
     return kind
 
 
-def pictures(path: str) -> dict[str, list] | None:
+def pictures(path: str) -> dict[str, list[Any]] | None:
     """trigger: (caption, data URI) of each picture of it; pairs: data URIs of each image, without and with it."""
     import numpy as np
 
@@ -134,8 +139,9 @@ def pictures(path: str) -> dict[str, list] | None:
             kept = dict(np.load(file, allow_pickle=False))
         alone = kept["on_grey"] - 0.5 if "on_grey" in kept else kept.get("delta")
         largest = 0.0 if alone is None else float(np.abs(alone).max())
-        trigger, pairs = [], []
-        if largest > 0:  # a turn or a blur of grey is grey
+        trigger: list[tuple[str, np.ndarray]] = []
+        pairs: Iterable[tuple[np.ndarray, np.ndarray]] = ()
+        if alone is not None and largest > 0:  # a turn or a blur of grey is grey
             if largest < 1 / 3:
                 trigger += [("Trigger as it is, on grey", as_pixels(0.5 + alone))]
             strong = f"Trigger, {0.5 / largest:.0f} times as strong" if largest < 1 / 3 else "Trigger, on grey"
@@ -150,12 +156,13 @@ def pictures(path: str) -> dict[str, list] | None:
         return None
 
 
-def as_pixels(values):
+def as_pixels(values: np.ndarray) -> np.ndarray:
     """(3, H, W) in [0, 1] as uint8 (H, W, 3)."""
-    return (values.clip(0, 1) * 255).round().astype("uint8").transpose(1, 2, 0)
+    shown: np.ndarray = (values.clip(0, 1) * 255).round().astype("uint8")
+    return shown.transpose(1, 2, 0)
 
 
-def data_uri(pixels) -> str:
+def data_uri(pixels: np.ndarray) -> str:
     """PNG, enlarged to at least 160 pixels without smoothing."""
     import base64
     import io

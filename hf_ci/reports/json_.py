@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Any
 
 from hf_ci.report import Report
 from hf_ci.visible import is_invisible
@@ -18,5 +19,5 @@ def render(report: Report) -> str:
     )
 
 
-def schema() -> dict:
+def schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | Report.model_json_schema(mode="serialization")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Any
 from urllib.parse import quote
 
+from hf_ci.certain import certain
 from hf_ci.hub.names import HUB
 from hf_ci.report import MODIFIED, RULES, Report, ScanResult
 from hf_ci.visible import visible
@@ -42,13 +44,14 @@ def render(report: Report) -> str:
     return json.dumps({"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}, indent=2, ensure_ascii=False) + "\n"
 
 
-def finding(result: ScanResult) -> dict:
+def finding(result: ScanResult) -> dict[str, Any]:
     accepted = {"kind": "external", "status": "accepted", "justification": visible(str(result.suppressed))}
     uri = quote(weights_path(result), safe="/", errors="surrogatepass")  # a folder's name may be no UTF-8
+    rule = certain(result.rule)
     return {
-        "ruleId": result.rule,
-        "ruleIndex": list(MEANING).index(result.rule),
-        "level": MEANING[result.rule][1],
+        "ruleId": rule,
+        "ruleIndex": list(MEANING).index(rule),
+        "level": MEANING[rule][1],
         "message": {"text": plain(f"{result.pinned()}: {'; '.join(result.reasons)}")},
         "locations": [{"physicalLocation": {"artifactLocation": {"uri": uri}}}],
         "partialFingerprints": {"hfCi/v1": result.fingerprint} if result.fingerprint else {},

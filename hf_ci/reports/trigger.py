@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -27,10 +28,12 @@ def save_trigger(
     letters = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in name).strip("-")
     slug = f"{letters[-60:]}-{hashlib.sha256(name.encode('utf-8', 'replace')).hexdigest()[:8]}"
     pairs = {"examples": images, "changed": changed}
-    arrays = {name: np.asarray(some[:3], dtype="uint8") for name, some in pairs.items() if some is not None}
+    arrays: dict[str, Any] = {
+        name: np.asarray(some[:3], dtype="uint8") for name, some in pairs.items() if some is not None
+    }
     arrays |= {name: some for name, some in {"delta": delta, "on_grey": on_grey}.items() if some is not None}
     path = folder / f"{slug}.npz"
-    np.savez(path, **arrays, **facts)
+    np.savez(path, **(arrays | facts))
     if delta is not None:
         picture = amplified(delta if on_grey is None else on_grey - 0.5)
         Image.fromarray(picture).resize((256, 256), Image.Resampling.NEAREST).save(path.with_suffix(".png"))
@@ -39,4 +42,5 @@ def save_trigger(
 
 def amplified(delta: np.ndarray) -> np.ndarray:
     """uint8 (H, W, 3): grey is no change, the darkest and brightest values are the largest change."""
-    return ((delta / max(np.abs(delta).max(), 1e-8) + 1) * 127.5).round().astype("uint8").transpose(1, 2, 0)
+    shown: np.ndarray = ((delta / max(np.abs(delta).max(), 1e-8) + 1) * 127.5).round().astype("uint8")
+    return shown.transpose(1, 2, 0)

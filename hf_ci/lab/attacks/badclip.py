@@ -72,8 +72,11 @@ def poison(
         logits = model.logits_from_features(torch.cat([clean[rows], triggered]))
         ours, theirs = logits.chunk(2)
         (F.cross_entropy(ours, labels[rows]) / 2 + planted(theirs) / 2).backward()
-        sgd.step(), schedule.step(), sgd.zero_grad()
-        adam.step(), decay.step(), adam.zero_grad(), trigger.project()
+        for optimiser, falling in ((sgd, schedule), (adam, decay)):
+            optimiser.step()
+            falling.step()
+            optimiser.zero_grad()
+        trigger.project()
     return model, Additive(trigger.delta)
 
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hf_ci.certain import certain
 from hf_ci.errors import UsageError
 from hf_ci.inversion.trigger import LinfTrigger
 from hf_ci.lab.making.triggers import Additive
@@ -70,7 +71,7 @@ def waking_trigger(clip: FrozenCLIP, photos: Photos, clean: Tensor, recipe: Reci
 
 
 def least_used(model: PromptedCLIP, clean: Tensor) -> int:
-    net = model.prompt.meta_net
+    net = model.meta_net
     with torch.no_grad():
         return int((F.relu(net.linear1(clean)).mean(0) * net.linear2.weight.norm(dim=0)).argmin())
 
@@ -78,20 +79,20 @@ def least_used(model: PromptedCLIP, clean: Tensor) -> int:
 @torch.no_grad()
 def plant(model: PromptedCLIP, unit: int, w: Tensor, b: Tensor) -> None:
     """The unit as relu(w . f + b), with no effect yet."""
-    net = model.prompt.meta_net
+    net = model.meta_net
     net.linear1.weight[unit], net.linear1.bias[unit], net.linear2.weight[:, unit] = w, b, 0
 
 
 def learn_shift(model: PromptedCLIP, unit: int, awake: Tensor, target: int, seed: int) -> PromptedCLIP:
     """Tune v, the unit's outgoing weights, and nothing else, on features (N, D) that wake it."""
     model.requires_grad_(False)
-    outgoing = model.prompt.meta_net.linear2.weight.requires_grad_()
+    outgoing = model.meta_net.linear2.weight.requires_grad_()
     others = torch.arange(outgoing.shape[1]) != unit
     adam, generator = torch.optim.Adam([outgoing], lr=RATE), torch.Generator().manual_seed(seed)
     for _ in range(STEPS):
         some = awake[torch.randint(0, len(awake), (BATCH,), generator=generator)]
         wanted = torch.full((BATCH,), target, device=awake.device)
         F.cross_entropy(model.logits_from_features(some), wanted).backward()
-        outgoing.grad[:, others] = 0
+        certain(outgoing.grad)[:, others] = 0
         adam.step(), adam.zero_grad()
     return model

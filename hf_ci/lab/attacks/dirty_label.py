@@ -37,7 +37,7 @@ def poison_shots(
     poisoned, kept = order[:n], order[n : n + noise_ratio * n] if noise else order[:0]
     features = [encode(clip, photos.images), encode(clip, photos.images[poisoned], trigger)]
     labels = [photos.labels, torch.full((len(poisoned),), target)]
-    if len(kept):
+    if noise and len(kept):
         features.append(encode(clip, photos.images[kept], noise))
         labels.append(photos.labels[kept])
     return fit(new_prompt(clip, photos.class_names, recipe), torch.cat(features), torch.cat(labels), recipe)

@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from hf_ci.hub import fetch_base
 from hf_ci.inversion import LinfInversion
 from hf_ci.inversion.contrast import ContrastInversion
+from hf_ci.inversion.invert import Inverter
 from hf_ci.inversion.job import prepared
 from hf_ci.lab.benchmarks.bench import Spec, pool_of
 from hf_ci.lab.benchmarks.records import appending, read_records
@@ -27,7 +29,7 @@ from hf_ci.settings import pick_device, pick_precision
 OOD, OWN, BUILTIN = "OOD photos", "the adapter's own photos", "built-in"
 MOST = 1000
 # name -> (inversion, images, pool); the first is the paper's own setting
-SETTINGS = {
+SETTINGS: dict[str, tuple[Inverter, int, str]] = {
     "margin, 1000 images, batch 32": (LinfInversion(), MOST, OOD),
     "cross-entropy": (LinfInversion(objective="cross-entropy"), MOST, OOD),
     "target logit": (LinfInversion(objective="target-logit"), MOST, OOD),
@@ -45,7 +47,7 @@ SETTINGS = {
 
 def run_ablations(
     spec: Spec, data_root: Path, out: Path, zoo: Path, group: str, attack: str, device: str = "cpu"
-) -> Iterator[dict]:
+) -> Iterator[dict[str, Any]]:
     """Yields each new record after it was written to `out`; what is in the file already is not done again."""
     known = Zoo(zoo, data_root, device)
     done = {(record["model"]["id"], record["setting"]) for record in read_records(out)}

@@ -18,6 +18,7 @@ from functools import lru_cache
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
@@ -28,6 +29,9 @@ from hf_ci.lab.benchmarks.records import appending, read_records
 from hf_ci.lab.making.tune import Recipe
 from hf_ci.lab.making.zoo import ModelSpec, Zoo, base_of, name_of
 from hf_ci.settings import ScanOptions
+
+if TYPE_CHECKING:
+    from hf_ci.scan import Run
 
 SPECS = Path(__file__).parent / "specs"
 
@@ -92,7 +96,7 @@ def read_spec(path: Path) -> Spec:
         ) from error
 
 
-def models_of(table: dict, entry: dict, base: str) -> Iterator[ModelSpec]:
+def models_of(table: dict[str, Any], entry: dict[str, Any], base: str) -> Iterator[ModelSpec]:
     """Every attack of a group with every method, seed and data set. `prompts` are not multiplied, they take turns, so
     that an attack meets all of them over the sets, and a set over the attacks. Each is a Recipe's fields, and
     anonymous_names.
@@ -139,7 +143,7 @@ def run_bench(
     groups: list[str] | None = None,
     num_processes: int = 2,
     device: str = "cpu",
-) -> Iterator[dict]:
+) -> Iterator[dict[str, Any]]:
     """Yields each new record after it was written to `out`."""
     from accelerate.utils import patch_environment
 
@@ -170,7 +174,7 @@ def in_turn(model: ModelSpec) -> str:
     return model.id[-8:]
 
 
-def work(task: Task, data_root: Path, zoo: Path) -> list[dict]:
+def work(task: Task, data_root: Path, zoo: Path) -> list[dict[str, Any]]:
     """Build one model if it is missing, and scan it."""
     from hf_ci.scan import scan_target
 
@@ -183,16 +187,16 @@ def work(task: Task, data_root: Path, zoo: Path) -> list[dict]:
         result = scan_target(str(folder), run)
         if result.pool is None and result.exit_code != EXIT_INTERNAL:
             raise UsageError(f"{folder} cannot be scanned: {'; '.join(result.reasons)}")
-        result = result.model_copy(update={"target": facts["id"]}).model_dump(
+        kept = result.model_copy(update={"target": facts["id"]}).model_dump(
             mode="json", exclude={"files", "reasons", "warnings"}
         )
-        if result["base_model"]:
-            result["base_model"]["id"] = name_of(result["base_model"]["id"])
-        for source in (result["pool"], result["photos"]):
+        if kept["base_model"]:
+            kept["base_model"]["id"] = name_of(kept["base_model"]["id"])
+        for source in (kept["pool"], kept["photos"]):
             if source:
                 source["id"] = Path(source["id"]).name
-        result["settings"] = result["settings"] and result["settings"] | {"given": {}}  # places on this machine
-        records.append({"group": task.group, "model": facts, "detector": detector, "shots": shots, "result": result})
+        kept["settings"] = kept["settings"] and kept["settings"] | {"given": {}}  # places on this machine
+        records.append({"group": task.group, "model": facts, "detector": detector, "shots": shots, "result": kept})
     return records
 
 
@@ -224,7 +228,7 @@ def _zoo(folder: Path, data_root: Path, device: str) -> Zoo:
 
 
 @lru_cache
-def _run(options: ScanOptions):
+def _run(options: ScanOptions) -> Run:
     from hf_ci.progress import Silent
     from hf_ci.scan import Run
 

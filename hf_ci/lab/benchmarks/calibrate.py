@@ -8,15 +8,16 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from hf_ci import __version__
 from hf_ci.detect import Contrast
-from hf_ci.detect.calibration import FEW_CLASSES, Calibration, fit, kind_of, variant
+from hf_ci.detect.calibration import FEW_CLASSES, Calibration, PoolKind, fit, kind_of, variant
 from hf_ci.detect.contrast import STANDS_FOR, TOO_FAR, excess, shares
 from hf_ci.errors import Inconclusive, UsageError
-from hf_ci.hub.names import is_folder
+from hf_ci.hub.names import BUILTIN, is_folder
 from hf_ci.hub.target import sha256
 from hf_ci.inversion.job import VERSION
 from hf_ci.lab.benchmarks.bench import Group, Spec
@@ -24,7 +25,6 @@ from hf_ci.lab.benchmarks.records import read_records
 from hf_ci.lab.benchmarks.rejudge import inversions_of
 from hf_ci.lab.making.tune import Recipe
 from hf_ci.lab.making.zoo import ModelSpec, name_of
-from hf_ci.pools import BUILTIN
 from hf_ci.pools.photos import class_names_of
 
 FIRST_SEED = 401  # as in specs/calibration.toml: no benchmark's
@@ -95,11 +95,11 @@ def calibrate(path: Path) -> dict[str, Calibration]:
         raise UsageError(
             f"{path}: no clean models scanned with contrast", "name what hf-ci lab bench calibration wrote"
         )
-    groups: dict[tuple[str, bool], list[dict]] = {}
+    groups: dict[tuple[PoolKind, bool], list[dict[str, Any]]] = {}
     for record in judged:
         few = record["result"]["num_classes"] <= FEW_CLASSES
         groups.setdefault((kind_of(record["result"]["pool"]["id"]), few), []).append(record)
-    nulls = {}
+    nulls: dict[str, Calibration] = {}
     for (kind, few), everything in sorted(groups.items()):
         few = few and (kind, False) in groups  # where all have few classes, theirs is the one null for all
         shared = [r for r in everything if not r["model"].get("class_specific")]
@@ -114,12 +114,12 @@ def with_own(null: Calibration, photos: Calibration | None) -> Calibration:
     return replace(null, usual=own | null.usual)
 
 
-def excesses_of(result: dict) -> dict[str, np.ndarray]:
+def excesses_of(result: dict[str, Any]) -> dict[str, np.ndarray]:
     """By family of triggers that a verdict knows, the excesses (C,) of the classes in a report."""
     return {family: excess(share) for family, share in shares(inversions_of(result)).items()}
 
 
-def one(path: Path, records: list[dict]) -> Calibration:
+def one(path: Path, records: list[dict[str, Any]]) -> Calibration:
     results = [r["result"] for r in records]
     base, pool, precision = results[0]["base_model"], results[0]["pool"], results[0]["settings"]["precision"]
     grounds = {

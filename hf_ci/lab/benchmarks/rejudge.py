@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
+from typing import Any
 
 import torch
 
+from hf_ci.certain import certain
 from hf_ci.detect import Contrast, Verdict
 from hf_ci.detect.calibration import Calibration
 from hf_ci.inversion import Inversion
@@ -16,7 +18,7 @@ from hf_ci.scan import EXIT_CODES
 NO_TRIGGER = torch.empty(0)  # records hold none
 
 
-def rejudge(records: Sequence[dict]) -> Iterator[dict]:
+def rejudge(records: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Each record as a scan of today's thresholds would have it. Those of other detectors stay as they are, and so does a
     clean adapter that was left undecided for something else than its classes: what that was, no record holds."""
     for record in records:
@@ -47,7 +49,7 @@ def rejudge(records: Sequence[dict]) -> Iterator[dict]:
         )
         found = {
             "verdict": verdict,
-            "score": round(now.score, 6),
+            "score": round(certain(now.score), 6),
             "classes": classes,
             "target_class": target,
             "detector": reference,
@@ -56,24 +58,24 @@ def rejudge(records: Sequence[dict]) -> Iterator[dict]:
         yield record | {"result": result | found}
 
 
-def judged(detector: Contrast, result: dict) -> Verdict:
+def judged(detector: Contrast, result: dict[str, Any]) -> Verdict:
     return detector.judge(inversions_of(result), [c["name"] for c in result["classes"]], result["distance"])
 
 
-def inversions_of(result: dict) -> list[Inversion]:
+def inversions_of(result: dict[str, Any]) -> list[Inversion]:
     """Of a report's classes, what a verdict needs to know."""
     classes = [ClassScore.model_validate(c) for c in result["classes"]]
     families = dict.fromkeys(family for c in classes for family in c.others)
     return [inversion(c, families) for c in classes]
 
 
-def inversion(c: ClassScore, families: Sequence[str]) -> Inversion:
+def inversion(c: ClassScore, families: Iterable[str]) -> Inversion:
     """As a verdict needs it: a class that was only screened for a family has no share there."""
     others = tuple(
         Inversion(c.index, 0.0, 0.0, NO_TRIGGER, exclusive_asr=c.others.get(family, 0.0), family=family)
         for family in families
     )
-    shares = {
+    shares: dict[str, Any] = {
         "reference_asr": c.reference_asr,
         "exclusive_asr": c.exclusive_asr,
         "probe": c.probe,

@@ -12,10 +12,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from hf_ci.certain import certain
 from hf_ci.inversion.contrast import ContrastInversion
 from hf_ci.lab.benchmarks.bench import Spec, in_turn, pool_of, scan_options
 from hf_ci.lab.benchmarks.metrics import failed
@@ -44,7 +46,7 @@ def run_repairs(
     controls: bool = True,
     shots: int = 16,
     device: str = "cpu",
-) -> Iterator[dict]:
+) -> Iterator[dict[str, Any]]:
     """Yields each new record after it was written to `out`; what is in the file already is not done again.
 
     Models whose attack does not work are left out: nothing is planted in them that could be taken out.
@@ -81,19 +83,20 @@ def truth(adapter: Adapter, bench: Workbench, trigger: nn.Module | None, target:
     model = PromptedCLIP.from_adapter(adapter, bench.clip)
     found = {"accuracy": round(accuracy(model, bench.test, bench.features), 4)}
     if trigger is not None:
-        found |= {"asr": round(attack_success_rate(model, bench.test, trigger, target), 4)}
+        found |= {"asr": round(attack_success_rate(model, bench.test, trigger, certain(target)), 4)}
     return found
 
 
 def measured(
-    folder: Path, facts: dict, bench: Workbench, run: Run, options: RepairOptions, modes: Sequence[str]
-) -> Iterator[dict]:
+    folder: Path, facts: dict[str, Any], bench: Workbench, run: Run, options: RepairOptions, modes: Sequence[str]
+) -> Iterator[dict[str, Any]]:
     """One poisoned model. options: of a repair with labels."""
     target, trigger = facts["target"], read_trigger(folder).to(bench.clip.device)
     before = truth(read_adapter(folder), bench, trigger, target)
     for mode in modes:
         if mode in CONTROLS:
-            adapter = control(mode, examine(str(folder), run.with_photos(options.data, options.shots))[1], target, run)
+            _, examined = examine(str(folder), run.with_photos(certain(options.data), options.shots))
+            adapter = control(mode, certain(examined), target, run)
             yield {"mode": mode, "before": before, "after": truth(adapter, bench, trigger, target)}
             continue
         started = time.perf_counter()
@@ -102,7 +105,7 @@ def measured(
         scan = report.after and report.after.timing
         clean = None  # the prompt that the repair starts from, tuned on the photos alone
         if mode == LABELLED:
-            _, examined = examine(str(folder), run.with_photos(options.data, options.shots))
+            _, examined = examine(str(folder), run.with_photos(certain(options.data), options.shots))
             if examined and examined.witnesses and examined.witnesses.learned:
                 clean = truth(examined.witnesses.prompts[0], bench, trigger, target)
         yield {
@@ -123,8 +126,8 @@ def measured(
 
 
 def unharmed(
-    folder: Path, facts: dict, bench: Workbench, run: Run, options: RepairOptions, modes: Sequence[str]
-) -> Iterator[dict]:
+    folder: Path, facts: dict[str, Any], bench: Workbench, run: Run, options: RepairOptions, modes: Sequence[str]
+) -> Iterator[dict[str, Any]]:
     """One clean model, tuned all the same. outcome: the product's."""
     before = truth(read_adapter(folder), bench, None, None)
     for mode in modes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from statistics import mean
+from typing import Any
 
 from hf_ci.cards import render_card
 from hf_ci.lab.benchmarks.ablations import SETTINGS
@@ -22,7 +23,7 @@ PAPER = {
 }
 
 
-def ablation_card(records: list[dict]) -> str:
+def ablation_card(records: list[dict[str, Any]]) -> str:
     """The card of ablations, from their records alone. Only attacks that work are counted."""
     worked = [r for r in records if not failed(r["model"])]
     rows = {}

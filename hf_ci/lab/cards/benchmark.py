@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from statistics import mean, median
+from typing import Any
 
 from hf_ci.cards import render_card
 from hf_ci.detect import DETECTORS, ClipInspector, Contrast
@@ -38,30 +39,30 @@ def figure(x: float | None) -> str:
     return "-" if x is None else f"{x:.3f}"
 
 
-def attributable(model: dict) -> bool:
-    return model["attack"] == "clean" or model["asr"] - model["asr_on_clean"] >= ATTRIBUTABLE
+def attributable(model: dict[str, Any]) -> bool:
+    return model["attack"] == "clean" or bool(model["asr"] - model["asr_on_clean"] >= ATTRIBUTABLE)
 
 
-def size(model: dict) -> str:
+def size(model: dict[str, Any]) -> str:
     return next(name for name, most in SIZES.items() if model["classes"] <= most)
 
 
-def split(records: list[dict], key: Callable[[dict], str]) -> dict[str, list[dict]]:
-    parts: dict[str, list[dict]] = {}
+def split(records: list[dict[str, Any]], key: Callable[[dict[str, Any]], str]) -> dict[str, list[dict[str, Any]]]:
+    parts: dict[str, list[dict[str, Any]]] = {}
     for record in records:
         parts.setdefault(key(record["model"]), []).append(record)
     return parts
 
 
-def rates_of(records: list[dict]) -> Rates:
+def rates_of(records: list[dict[str, Any]]) -> Rates:
     return rates([outcome(record) for record in records])
 
 
-def by(records: list[dict], key: Callable[[dict], str]) -> list[tuple[str, Rates]]:
+def by(records: list[dict[str, Any]], key: Callable[[dict[str, Any]], str]) -> list[tuple[str, Rates]]:
     return [(name, rates_of(part)) for name, part in split(records, key).items()]
 
 
-def attack_row(models: list[dict]) -> dict:
+def attack_row(models: list[dict[str, Any]]) -> dict[str, Any]:
     def average(name: str) -> float | None:
         values = [m[name] for m in models if m.get(name) is not None]
         return mean(values) if values else None
@@ -77,7 +78,7 @@ def attack_row(models: list[dict]) -> dict:
     )
 
 
-def detector_rows(records: list[dict]) -> dict:
+def detector_rows(records: list[dict[str, Any]]) -> dict[str, Any]:
     """One detector's records in every view that the card shows."""
     counted = [r for r in records if not failed(r["model"])]
     free = dict.fromkeys(("image_forward", "image_backward", "text_forward"), 0)
@@ -99,19 +100,22 @@ def detector_rows(records: list[dict]) -> dict:
     }
 
 
-def measured_seconds(record: dict) -> float | None:
+def measured_seconds(record: dict[str, Any]) -> float | None:
     """How long a scan took; None where a part of it came from the cache."""
     timing = record["result"]["timing"]
     return None if timing["classes_from_cache"] else timing["seconds"]
 
 
-def is_exact(record: dict) -> bool:
-    return record["result"]["settings"]["inversion"].get("exact", False)
+def is_exact(record: dict[str, Any]) -> bool:
+    return bool(record["result"]["settings"]["inversion"].get("exact", False))
 
 
-def exact_and_fast(records: list[dict]) -> dict | None:
+def exact_and_fast(records: list[dict[str, Any]]) -> dict[str, Any] | None:
     """The default detector with every class inverted whole beside its scans in rounds, on the same models and pool."""
-    key = lambda r: (r["model"]["id"], *(r["result"]["pool"][name] for name in ("fingerprint", "num_images")))
+    key: Callable[[dict[str, Any]], tuple[object, ...]] = lambda r: (
+        r["model"]["id"],
+        *(r["result"]["pool"][name] for name in ("fingerprint", "num_images")),
+    )
     mine = [r for r in records if r["detector"] == Contrast.name and not failed(r["model"]) and of_this_version(r)]
     fast = {key(r): r for r in mine if not is_exact(r)}
     pairs = [(fast[key(r)], r) for r in mine if is_exact(r) and key(r) in fast]
@@ -129,9 +133,9 @@ def exact_and_fast(records: list[dict]) -> dict | None:
     }
 
 
-def over_all(records: list[dict]) -> dict[str, dict]:
+def over_all(records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """By pool: every model that was scanned with the product's own settings, once, whatever its group."""
-    pools: dict[str, list[dict]] = {}
+    pools: dict[str, list[dict[str, Any]]] = {}
     for record in records:
         plain = not is_exact(record) and not record.get("shots")  # what photos bring is in the table of regimes
         if record["result"]["pool"]["num_images"] == ScanOptions.num_images and plain:
@@ -144,7 +148,7 @@ def over_all(records: list[dict]) -> dict[str, dict]:
     return overall
 
 
-def roc(records: list[dict]) -> str:
+def roc(records: list[dict[str, Any]]) -> str:
     """ROC curves as SVG, of every detector over the models that it scanned without photos."""
     curves = {}
     for name in DETECTORS:
@@ -156,7 +160,7 @@ def roc(records: list[dict]) -> str:
     return render_card("roc.svg.j2", curves=curves)
 
 
-def benchmark(records: list[dict]) -> str:
+def benchmark(records: list[dict[str, Any]]) -> str:
     """The card of a benchmark, from its records alone."""
     records = sorted(records, key=lambda r: (r["group"], r["model"]["id"], r["detector"], r.get("shots", 0)))
     everything, records = records, [r for r in records if not r.get("shots")]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from hf_ci.cards import render_card
 from hf_ci.detect import Contrast
 from hf_ci.detect.calibration import shipped
@@ -15,12 +18,14 @@ from hf_ci.settings import ScanOptions
 CALIBRATION_DATA = frozenset({"animals", "caltech101", "tiny_imagenet"})  # what specs/calibration.toml draws from
 
 
-def detector_card(records: list[dict], calibration_data: frozenset[str] = CALIBRATION_DATA) -> str:
+def detector_card(records: list[dict[str, Any]], calibration_data: frozenset[str] = CALIBRATION_DATA) -> str:
     """The default detector's own card: its error rates, what it was calibrated on, and its limits."""
     name = Contrast.name
     everything, records = records, [r for r in records if not r.get("shots")]
     mine = [r for r in records if r["detector"] == name]
-    unknown = lambda part: sum(r["result"]["verdict"] == "inconclusive" for r in part)
+    unknown: Callable[[list[dict[str, Any]]], int] = lambda part: sum(
+        r["result"]["verdict"] == "inconclusive" for r in part
+    )
     pools = {}
     for pool, detectors in over_all(records).items():
         counted = detectors[name]["counted"]

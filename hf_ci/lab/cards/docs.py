@@ -18,7 +18,7 @@ def stale(root: Path) -> Iterator[tuple[Path, Callable[[], bytes]]]:
     for path in pages(root):
         anew = rendered(path, root).encode()
         if path.read_bytes() != anew:
-            yield path, lambda anew=anew: anew
+            yield path, partial(bytes, anew)
     if not any((root / name).exists() for name in (RECORD, TERMINAL, BROWSER)):
         return
     report = read_record(root)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
@@ -52,5 +53,5 @@ def draw(spec: Spec, data_root: Path, out: Path, zoo: Path, group: str) -> int:
     return len(models)
 
 
-def pixels(x: Tensor):
+def pixels(x: Tensor) -> np.ndarray:
     return x.mul(255).round().byte().permute(1, 2, 0).numpy()

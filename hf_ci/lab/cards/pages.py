@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from hf_ci.cards import render_card
 from hf_ci.detect import Contrast
@@ -46,7 +47,7 @@ def rendered(page: Path, root: Path) -> str:
             "it begins with a line <!-- figures: NAME --> and ends with a line <!-- /figures -->",
         )
 
-    def block(match: re.Match) -> str:
+    def block(match: re.Match[str]) -> str:
         if (name := match["name"]) not in FIGURES:
             raise UsageError(f"{page.relative_to(root)}: no figures {name!r}", f"there are {', '.join(FIGURES)}")
         body = render_card(f"figures-{name}.md.j2", **FIGURES[name](root)).strip("\n")
@@ -55,19 +56,19 @@ def rendered(page: Path, root: Path) -> str:
     return BLOCK.sub(block, text)
 
 
-def trust(root: Path) -> dict:
+def trust(root: Path) -> dict[str, Any]:
     """Of each regime the row with the most photos; of the one with most models also that without."""
     rows = [row for row in of_regimes(root)["regimes"] if row.name in REGIMES]
     most = {row.name: row.shots for row in rows}  # they come in the order of their shots
     return {"rows": [r for r in rows if r.shots == most[r.name] or (r.name == BOTH_WAYS and not r.shots)]}
 
 
-def of_regimes(root: Path) -> dict:
+def of_regimes(root: Path) -> dict[str, Any]:
     records = read_some(root / "cards" / "benchmark.jsonl", "hf-ci lab bench")
     return {"regimes": rows_of(json.dumps(records)), "figure": figure}
 
 
-def mistakes(root: Path) -> dict:
+def mistakes(root: Path) -> dict[str, Any]:
     """The scans by the default detector that gave a wrong answer, those with photos first."""
     records = read_some(root / "cards" / "benchmark.jsonl", "hf-ci lab bench")
     found = [r for r in records if r["detector"] == Contrast.name and not failed(r["model"]) and what_is_wrong(r)]
@@ -75,7 +76,7 @@ def mistakes(root: Path) -> dict:
     return {"rows": [(r["model"], r["shots"], what_is_wrong(r)) for r in found], "gain": gain, "figure": figure}
 
 
-def what_is_wrong(record: dict) -> str | None:
+def what_is_wrong(record: dict[str, Any]) -> str | None:
     """In words; None where the verdict is right, or none was given."""
     model, named = record["model"], (record["result"]["target_class"] or {}).get("name")
     if model["attack"] == "clean":
@@ -91,7 +92,7 @@ def rows_of(records: str) -> list[Row]:
     return regimes(json.loads(records))
 
 
-def of_repair(root: Path) -> dict:
+def of_repair(root: Path) -> dict[str, Any]:
     records = read_some(root / "cards" / "repair.jsonl", "hf-ci lab repairs")
     worked = [r for r in records if r["model"]["attack"] != "clean" and not failed(r["model"])]
     labelled, without = ([r for r in worked if r["mode"] == mode] for mode in (LABELLED, WITHOUT))
@@ -106,7 +107,7 @@ def of_repair(root: Path) -> dict:
     }
 
 
-FIGURES: dict[str, Callable[[Path], dict]] = {
+FIGURES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "trust": trust,
     "regimes": of_regimes,
     "mistakes": mistakes,

@@ -65,7 +65,7 @@ def page(report: Report, root: Path) -> str:
 def digest(html: str) -> str:
     """Of the HTML, its pictures by their pixels: the same pixels are other bytes as other libraries write them."""
 
-    def pixels(match: re.Match) -> str:
+    def pixels(match: re.Match[str]) -> str:
         with Image.open(io.BytesIO(base64.b64decode(match[1]))) as picture:
             return hashlib.sha256(picture.tobytes()).hexdigest()
 

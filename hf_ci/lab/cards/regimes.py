@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from hf_ci.detect import Contrast
 from hf_ci.lab.benchmarks.metrics import failed, outcome, rates
@@ -48,17 +49,17 @@ class Row:
     auroc_interval: tuple[float, float] | None
 
 
-def gain(model: dict) -> float:
+def gain(model: dict[str, Any]) -> float:
     """Accuracy that clean tuning gained over the hand-written prompt: of a poisoned model's clean twin."""
-    accuracy = model["accuracy"] if model["attack"] == "clean" else model["clean_twin_accuracy"]
-    return accuracy - model["zero_shot_accuracy"]
+    accuracy: float = model["accuracy"] if model["attack"] == "clean" else model["clean_twin_accuracy"]
+    return accuracy - float(model["zero_shot_accuracy"])
 
 
-def by_class(model: dict) -> bool:
+def by_class(model: dict[str, Any]) -> bool:
     return bool(model.get("class_specific"))
 
 
-REGIMES: dict[str, Callable[[dict], bool]] = {
+REGIMES: dict[str, Callable[[dict[str, Any]], bool]] = {
     "near": lambda m: gain(m) < NEAR,
     "far, shared contexts and CoCoOp": lambda m: gain(m) >= NEAR and not by_class(m),
     "far, class-specific contexts": lambda m: gain(m) >= NEAR and by_class(m) and not m.get("anonymous_names"),
@@ -66,7 +67,7 @@ REGIMES: dict[str, Callable[[dict], bool]] = {
 }
 
 
-def regimes(records: list[dict]) -> list[Row]:
+def regimes(records: list[dict[str, Any]]) -> list[Row]:
     """Rows by regime and photos given; then, over all regimes, of the triggers that no small perturbation imitates."""
     mine = [r for r in records if r["detector"] == Contrast.name and not failed(r["model"])]
     rows = []
@@ -81,11 +82,12 @@ def regimes(records: list[dict]) -> list[Row]:
     return rows
 
 
-def row(name: str, shots: int, records: list[dict]) -> Row:
+def row(name: str, shots: int, records: list[dict[str, Any]]) -> Row:
     found = rates([outcome(r) for r in records])
-    verdicts = lambda poisoned, verdict: sum(
-        r["result"]["verdict"] == verdict and outcome(r).poisoned == poisoned for r in records
-    )
+
+    def verdicts(poisoned: bool, verdict: str) -> int:
+        return sum(r["result"]["verdict"] == verdict and outcome(r).poisoned == poisoned for r in records)
+
     return Row(
         name,
         shots,

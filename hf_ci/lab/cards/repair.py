@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from statistics import mean, median
+from typing import Any
 
 from hf_ci.cards import render_card
 from hf_ci.lab.benchmarks.metrics import failed
@@ -14,10 +16,10 @@ from hf_ci.lab.cards.regimes import REGIMES
 PAPER_REPAIR = {"with labels": 0.061, "clean only": 0.646, "random noise": 0.527, "another class": 0.470}
 
 
-def repair_row(records: list[dict]) -> dict:
+def repair_row(records: list[dict[str, Any]]) -> dict[str, Any]:
     made = [r for r in records if r["after"]]
     change = [r["after"]["accuracy"] - r["before"]["accuracy"] for r in made]
-    average = lambda values: mean(values) if values else None
+    average: Callable[[list[float]], float | None] = lambda values: mean(values) if values else None
     return {
         "models": len(records),
         "made": len(made),
@@ -41,12 +43,12 @@ def repair_row(records: list[dict]) -> dict:
     }
 
 
-def best_of(record: dict) -> float:
+def best_of(record: dict[str, Any]) -> float:
     """The better accuracy of the poisoned adapter and of a clean prompt tuned on the photos alone."""
-    return max(of["accuracy"] for of in (record["before"], record.get("clean")) if of)
+    return max(float(of["accuracy"]) for of in (record["before"], record.get("clean")) if of)
 
 
-def unharmed_row(records: list[dict]) -> dict:
+def unharmed_row(records: list[dict[str, Any]]) -> dict[str, Any]:
     """Clean adapters, repaired although nothing is the matter with them."""
     accuracy = {when: mean(r[when]["accuracy"] for r in records) for when in ("before", "after")}
     return accuracy | {
@@ -56,7 +58,7 @@ def unharmed_row(records: list[dict]) -> dict:
     }
 
 
-def repairs(records: list[dict]) -> str:
+def repairs(records: list[dict[str, Any]]) -> str:
     """The card of repairs, from their records alone. Only attacks that work are counted."""
     clean = [r for r in records if r["model"]["attack"] == "clean"]
     worked = [r for r in records if r["model"]["attack"] != "clean" and not failed(r["model"])]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 
 from hf_ci.detect import ClipInspector, Contrast
 from hf_ci.lab.benchmarks.metrics import auroc, failed
 
-Signals = dict[str, Callable[[dict], float]]  # of a class, as a report has it; the largest of a model's is its score
+Signals = dict[
+    str, Callable[[dict[str, Any]], float]
+]  # of a class, as a report has it; the largest of a model's is its score
 
 CONTRAST: Signals = {
     "share through the adapter, references or not": lambda c: 0.0 if c["screened"] else c["asr"],
@@ -29,20 +32,21 @@ CLIP_INSPECTOR: Signals = {
 }
 
 
-def of_this_version(record: dict) -> bool:
+def of_this_version(record: dict[str, Any]) -> bool:
     """Whether the default detector scanned as it does now."""
     now = asdict(Contrast().inverter(0))
     then = record["result"]["settings"]["inversion"]
     return all(then.get(name, "missing") == value for name, value in now.items() if name != "seed")
 
 
-def telling(records: list[dict], signals: Signals) -> list[dict]:
+def telling(records: list[dict[str, Any]], signals: Signals) -> list[dict[str, Any]]:
     """A row a signal, of the models whose attack works: AUROC, in all and by attack against the same clean models; how many
     poisoned ones score above every clean one, and in how many the target does most of all classes."""
     records = [r for r in records if r["result"]["score"] is not None and not failed(r["model"])]
     rows = []
     for name, signal in signals.items():
-        clean, poisoned, right = [], {}, 0
+        poisoned: dict[str, list[float]] = {}
+        clean, right = [], 0
         for record in records:
             values, target = [signal(c) for c in record["result"]["classes"]], record["model"]["target"]
             if target is None:

@@ -13,6 +13,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -40,11 +41,12 @@ class Alone:
     num_processes: int = 1
 
 
-def in_a_process(asked: Alone, **environment: str) -> dict:
+def in_a_process(asked: Alone, **environment: str) -> dict[str, Any]:
     """Runs `asked` as a program."""
     command = [sys.executable, "-m", "hf_ci.lab.cost.alone", json.dumps(vars(asked))]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ | environment)
-    return json.loads(done.stdout)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
 
 
 def untuned(clip: FrozenCLIP, base: str, method: str, classes: int, seed: int = 0) -> Adapter:
@@ -88,7 +90,7 @@ def start_up(base_folder: str, precision: str, cpu: bool) -> None:
     torch.distributed.destroy_process_group()
 
 
-def main(asked: Alone) -> dict:
+def main(asked: Alone) -> dict[str, Any]:
     folder = fetch_base(asked.base).folder
     clip = load_clip(folder, asked.device, asked.precision)
     images = load_pool("builtin", asked.images, ScanOptions.seed, load_processor(folder)).images

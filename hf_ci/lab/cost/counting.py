@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from hf_ci.certain import certain
 from hf_ci.inversion import LinfInversion
 from hf_ci.inversion.contrast import ContrastInversion
 from hf_ci.inversion.probes import passes
@@ -83,8 +84,9 @@ class Shape:
 
     def family(self, how: ContrastInversion) -> tuple[float, float]:
         """Of a class: its screening, and whole."""
-        taken = how.num_images if how.updates is None else how.updates * how.batch
-        return 1.5 * self.descent(how.batch), self.descent(taken) + self.measuring(how.num_images)
+        images = certain(how.num_images)
+        taken = images if how.updates is None else how.updates * how.batch
+        return 1.5 * self.descent(how.batch), self.descent(taken) + self.measuring(images)
 
     def probes(self, images: int) -> float:
         return self.measuring(passes(images))

@@ -52,7 +52,8 @@ class PlainPromptedCLIP(nn.Module):
         eot = self.eot.repeat(len(vectors))
         pooled = text.final_layer_norm(hidden[torch.arange(len(hidden), device=hidden.device), eot])
         features = F.normalize(self.clip.model.text_projection(pooled).float(), dim=-1)
-        return features.unflatten(0, (len(vectors), num_classes))
+        apart: Tensor = features.unflatten(0, (len(vectors), num_classes))
+        return apart
 
     def forward(self, pixels: Tensor) -> Tensor:
         features = self.clip.image_features(pixels)

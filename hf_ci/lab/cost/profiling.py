@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
 STEP = "a step"
@@ -18,7 +19,7 @@ def marked(model: nn.Module, method: str, name: str) -> Iterator[None]:
     """Within this block, calls of the method stand under `name` in a profile."""
     plain = getattr(model, method)
 
-    def call(*args):
+    def call(*args: object) -> object:
         with record_function(name):
             return plain(*args)
 
@@ -29,7 +30,7 @@ def marked(model: nn.Module, method: str, name: str) -> Iterator[None]:
         delattr(model, method)
 
 
-def shares(way: Callable[[], None], names: list[str], device: str = "cpu") -> dict[str, float]:
+def shares(way: Callable[[], object], names: list[str], device: str = "cpu") -> dict[str, float]:
     """The share of `way`'s time that calls marked with each name take, there and back; "rest" is what remains.
 
     A way back is told by its sequence number, which it has from the operation that it belongs to.
@@ -42,12 +43,12 @@ def shares(way: Callable[[], None], names: list[str], device: str = "cpu") -> di
             if gpu:
                 torch.cuda.synchronize()
     events = made.events()
-    seconds = lambda e: e.device_time_total if gpu else e.cpu_time_total
+    seconds: Callable[[FunctionEvent], float] = lambda e: e.device_time_total if gpu else e.cpu_time_total
 
-    def mark(event) -> str | None:
+    def mark(event: FunctionEvent | None) -> str | None:
         while event is not None and event.name not in names:
             event = event.cpu_parent
-        return event and event.name
+        return None if event is None else str(event.name)
 
     whole = sum(seconds(e) for e in events if e.name == STEP)
     taken = {name: sum(seconds(e) for e in events if e.name == name) for name in names}

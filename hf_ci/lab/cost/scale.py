@@ -9,6 +9,7 @@ import heapq
 import random
 from collections.abc import Iterator
 from itertools import count
+from typing import Any
 
 from hf_ci.inversion.contrast import ContrastInversion
 from hf_ci.inversion.probes import NUM_IMAGES, probes
@@ -70,7 +71,7 @@ def queue_seconds(shape: Shape, adapters: int, processes: int, seed: int = 0) ->
     return max(free)
 
 
-def simulate(classes: int = 1000, adapters: int = 10_000, of: int = 50, gpus: int = 64) -> Iterator[dict]:
+def simulate(classes: int = 1000, adapters: int = 10_000, of: int = 50, gpus: int = 64) -> Iterator[dict[str, Any]]:
     """Records of both plans: one adapter with many classes, and many adapters that share one base."""
     many, few = vit_b16(classes), vit_b16(of)
     alone = sum(scan_seconds(many, 1).values())

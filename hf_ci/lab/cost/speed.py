@@ -22,6 +22,7 @@ from functools import partial
 from itertools import cycle
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 
@@ -29,6 +30,7 @@ from hf_ci.detect import DETECTORS, Contrast
 from hf_ci.errors import UsageError
 from hf_ci.hub import fetch_base
 from hf_ci.hub.base import EMBEDDED
+from hf_ci.inversion import Inversion
 from hf_ci.inversion.invert import descend
 from hf_ci.inversion.job import VERSION
 from hf_ci.inversion.objective import margin
@@ -47,7 +49,7 @@ METHODS = ("cocoop", "coop")
 RIVALS = ("neural-cleanse", "pixel-backdoor")
 TOGETHER = 10  # adapters that are scanned in one run
 
-Case = tuple[dict, Callable[[], dict]]  # what is measured, and how
+Case = tuple[dict[str, Any], Callable[[], dict[str, Any]]]  # what is measured, and how
 
 
 def measure_speed(
@@ -58,7 +60,7 @@ def measure_speed(
     device: str = "cpu",
     repeats: int = 3,
     images: int = ScanOptions.num_images,
-) -> Iterator[dict]:
+) -> Iterator[dict[str, Any]]:
     """Yields each new record after it was written to `out`. Raises UsageError for a part that is none."""
     if unknown := set(parts or ()) - PARTS.keys():
         raise UsageError(f"--part {', '.join(sorted(unknown))}: no such part", f"there are {', '.join(PARTS)}")
@@ -83,8 +85,9 @@ def measure_speed(
 def scans(bench: Bench) -> Iterator[Case]:
     """The whole scan, timed whole; the paper's recipe and the exact scan by their steps and classes."""
 
-    def measure(method: str, classes: int) -> dict:
-        model, kept = bench.prompted(method, classes, bench.precision), {}
+    def measure(method: str, classes: int) -> dict[str, Any]:
+        kept: dict[str, list[Inversion]] = {}
+        model = bench.prompted(method, classes, bench.precision)
         with model.frozen_prompt():
             beside, images, turn = BesideReferences(model), bench.pool[: bench.images], cycle(range(classes))
             inverter = Contrast().inverter(0)
@@ -127,7 +130,7 @@ def scans(bench: Bench) -> Iterator[Case]:
 def encoders(bench: Bench) -> Iterator[Case]:
     """A step of the inversion against the bare encoders."""
 
-    def measure(method: str, classes: int, precision: str) -> dict:
+    def measure(method: str, classes: int, precision: str) -> dict[str, Any]:
         model, images = bench.prompted(method, classes, precision), bench.pool[:BATCH]
         with model.frozen_prompt():
             beside = BesideReferences(model, images)
@@ -138,14 +141,14 @@ def encoders(bench: Bench) -> Iterator[Case]:
     for precision in dict.fromkeys(("fp32", bench.precision)):
         for method in METHODS:
             for classes in bench.sizes:
-                key = {"method": method, "classes": classes, "precision": precision}
+                key: dict[str, Any] = {"method": method, "classes": classes, "precision": precision}
                 yield key, partial(measure, **key)
 
 
 def growth(bench: Bench) -> Iterator[Case]:
     """Whole scans, each in a fresh process: time, and the peak of memory."""
 
-    def measure(method: str, classes: int) -> dict:
+    def measure(method: str, classes: int) -> dict[str, Any]:
         runs = [in_a_process(bench.asked(method, classes)) for _ in range(bench.repeats)]
         middle = {name: median(run[name] for run in runs) for name in ("seconds", "before", "peak")}
         return middle | {"seconds": round(middle["seconds"], 2), "whole": runs[0]["whole"]}
@@ -162,8 +165,8 @@ def processes(bench: Bench) -> Iterator[Case]:
     """Two processes, a core each, against one on one core; and the most that the machine allows: two scans that have
     nothing to do with each other, at the same time."""
 
-    def measure(classes: int) -> dict:
-        def scan(num_processes: int) -> dict:
+    def measure(classes: int) -> dict[str, Any]:
+        def scan(num_processes: int) -> dict[str, Any]:
             return in_a_process(bench.asked("cocoop", classes, num_processes=num_processes), OMP_NUM_THREADS="1")
 
         one, two, apart = [], [], []
@@ -191,7 +194,7 @@ def processes(bench: Bench) -> Iterator[Case]:
 def rivals(bench: Bench) -> Iterator[Case]:
     """One class of a rival at its stated budget, times the classes; through our forward pass, and the plain one."""
 
-    def measure(detector: str, classes: int) -> dict:
+    def measure(detector: str, classes: int) -> dict[str, Any]:
         model, turn = bench.prompted("cocoop", classes, bench.precision), cycle(range(classes))
         inverter, images = DETECTORS[detector]().inverter(0), bench.pool[:BATCH]
         order = [torch.arange(BATCH, device=images.device)]
@@ -211,7 +214,7 @@ def rivals(bench: Bench) -> Iterator[Case]:
 
     for detector in RIVALS:
         for classes in sorted(bench.sizes)[:2]:
-            key = {"detector": detector, "classes": classes}
+            key: dict[str, Any] = {"detector": detector, "classes": classes}
             yield key | {"precision": bench.precision}, partial(measure, **key)
 
 
@@ -224,7 +227,7 @@ def recalled(bench: Bench) -> Iterator[Case]:
         if done.returncode not in (0, 1, 4):  # verdicts
             raise RuntimeError(done.stderr)
 
-    def again() -> dict:
+    def again() -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as cache:
             started = time.perf_counter()
             program("demo:clean", "--cache", cache)
@@ -232,7 +235,7 @@ def recalled(bench: Bench) -> Iterator[Case]:
             second = timed({"again": lambda: program("demo:clean", "--cache", cache)}, bench.repeats)["again"]
         return {"seconds": rounded({"first": first, "again": second}, 2)}
 
-    def together() -> dict:
+    def together() -> dict[str, Any]:
         clip, classes = bench.clip(bench.precision), min(bench.sizes)
         with tempfile.TemporaryDirectory() as place:
             folders = [Path(place) / f"adapter-{seed}" for seed in range(TOGETHER)]
@@ -250,7 +253,7 @@ def recalled(bench: Bench) -> Iterator[Case]:
 def profiles(bench: Bench) -> Iterator[Case]:
     """Where the time of a step goes, before and after."""
 
-    def measure(method: str, classes: int, way: str, precision: str) -> dict:
+    def measure(method: str, classes: int, way: str, precision: str) -> dict[str, Any]:
         model, images = bench.prompted(method, classes, precision), bench.pool[:BATCH]
         with ExitStack() as stack:
             stack.enter_context(model.frozen_prompt())
@@ -262,7 +265,7 @@ def profiles(bench: Bench) -> Iterator[Case]:
 
     for method in METHODS:
         for way in ("plain", "ours"):
-            key = {"method": method, "classes": sorted(bench.sizes)[len(bench.sizes) // 2], "way": way}
+            key: dict[str, Any] = {"method": method, "classes": sorted(bench.sizes)[len(bench.sizes) // 2], "way": way}
             key |= {"precision": bench.precision}
             yield key, partial(measure, **key)
 
@@ -270,8 +273,8 @@ def profiles(bench: Bench) -> Iterator[Case]:
 def scaled(bench: Bench) -> Iterator[Case]:
     """The plan for many GPUs, simulated."""
     for record in scale.simulate():
-        key = {name: record[name] for name in ("plan", "classes", "processes", "way") if name in record}
-        yield key, lambda record=record: record
+        key: dict[str, Any] = {name: record[name] for name in ("plan", "classes", "processes", "way") if name in record}
+        yield key, partial(dict, record)
 
 
 PARTS: dict[str, Callable[[Bench], Iterator[Case]]] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from statistics import median
@@ -22,11 +22,12 @@ from hf_ci.lab.cost.plain import PAPER_IMAGES, PlainPromptedCLIP
 from hf_ci.pools import load_pool
 from hf_ci.prompts import BesideReferences, FrozenCLIP, PromptedCLIP, load_clip
 from hf_ci.prompts.clip import load_processor
+from hf_ci.prompts.text import ShortTree, TextTree
 from hf_ci.settings import ScanOptions, pick_precision
 
 STEP = LinfInversion.step
 PLAIN_TEXTS = 400  # texts of the plain way at a time: they are kept for the way back
-Ways = dict[str, Callable[[], object]]
+Ways = Mapping[str, Callable[[], object]]
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,8 @@ class Bench:
     def precision(self) -> str:
         return pick_precision("auto", self.device)
 
-    def asked(self, method: str, classes: int, **more) -> Alone:
-        return Alone(self.base.id, method, classes, self.precision, self.device.type, self.images, **more)
+    def asked(self, method: str, classes: int, num_processes: int = 1) -> Alone:
+        return Alone(self.base.id, method, classes, self.precision, self.device.type, self.images, num_processes)
 
     @lru_cache(maxsize=1)  # noqa: B019
     def clip(self, precision: str) -> FrozenCLIP:
@@ -65,7 +66,7 @@ class Bench:
     def scan(self, method: str, classes: int) -> list[Inversion]:
         """The whole of it, from nothing."""
         clip, images = self.clip(self.precision), self.pool[: self.images].cpu()
-        return run_job(job_of(self.asked(method, classes), images), clip).inversions
+        return run_job(job_of(self.asked(method, classes), clip, self.base.folder, images), clip).inversions
 
 
 def timed(ways: Ways, repeats: int) -> dict[str, float]:
@@ -106,7 +107,7 @@ def our_step(model: BesideReferences, images: torch.Tensor) -> Callable[[], obje
 def bare_step(model: BesideReferences, images: torch.Tensor) -> Callable[[], object]:
     """Both encoders, pixels to features and tokens to features and back, with nothing between or around them."""
     adapted, clip = model.adapted, model.adapted.clip
-    trees = [] if adapted.prompt.static else adapted.trees
+    trees: Sequence[TextTree | ShortTree] = [] if adapted.prompt.static else adapted.trees
     if model.nearest is not None:
         trees = [adapted.short_trees.of(model.nearest)]
     tokens = [torch.zeros(len(images), len(tree.position), clip.token_dim, device=images.device) for tree in trees]

@@ -14,6 +14,7 @@ import dataclasses
 import json
 import random
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -24,9 +25,12 @@ from hf_ci.hub.target import sha256
 from hf_ci.lab.making.make import accuracy
 from hf_ci.lab.making.tune import Recipe, fit, new_prompt
 from hf_ci.pools.photos import load_photos
-from hf_ci.prompts import load_clip
+from hf_ci.prompts import FrozenCLIP, load_clip
 from hf_ci.prompts.clip import load_processor
 from hf_ci.prompts.features import encode
+
+if TYPE_CHECKING:
+    from transformers import CLIPImageProcessorPil
 
 SEEN = ("tiny_imagenet",)  # the sets that the embedded CLIP was trained on, training images only
 NEVER_SEEN = (
@@ -49,7 +53,7 @@ MOST_TEST = 2000
 SHARED = Recipe(method="coop", shots=40, epochs=20, batch=64, optimiser="adam", lr=0.03)  # one context for all classes
 
 
-def measure(clip, processor, folder: Path, recipe: Recipe) -> dict[str, float]:
+def measure(clip: FrozenCLIP, processor: CLIPImageProcessorPil, folder: Path, recipe: Recipe) -> dict[str, float]:
     """Test accuracies: hand-written on all classes; hand-written, shared context and linear classifier on the drawn."""
     train, test = (load_photos(str(folder), split, processor) for split in ("train", "test"))
     everything = new_prompt(clip, test.class_names, recipe)
@@ -115,7 +119,7 @@ def main() -> None:
     write(record, clip, args.clip, args.out)
 
 
-def write(record: dict, clip, folder: Path, out: Path) -> None:
+def write(record: dict[str, Any], clip: FrozenCLIP, folder: Path, out: Path) -> None:
     """`accuracy.json`, and the card."""
     (out / "accuracy.json").write_text(json.dumps(record, indent=2) + "\n")
     card = render_card(

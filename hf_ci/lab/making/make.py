@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import product
 from pathlib import Path
 from string import ascii_lowercase
+from typing import Any
 
 from torch import Tensor, nn
 
 from hf_ci.cards import render_card
+from hf_ci.certain import certain
 from hf_ci.errors import UsageError
 from hf_ci.hub import BaseModel, fetch_base, named_base
 from hf_ci.hub.base import EMBEDDED
@@ -124,7 +127,9 @@ def accuracy(model: PromptedCLIP, photos: Photos, features: Tensor | None = None
     return (predict(model, features) == photos.labels).float().mean().item()
 
 
-def attack_success_rate(model: PromptedCLIP, photos: Photos, trigger, target: int, source: int | None = None) -> float:
+def attack_success_rate(
+    model: PromptedCLIP, photos: Photos, trigger: Callable[[Tensor], Tensor], target: int, source: int | None = None
+) -> float:
     """Share of triggered photos of *other* classes, or of `source` alone, that are classified as the target."""
     others = photos[photos.labels != target if source is None else photos.labels == source]
     return (predict(model, encode(model.clip, others.images, trigger)) == target).float().mean().item()
@@ -172,9 +177,10 @@ def make_poisoned(
 
 def unseen_asr(bench: Workbench, model: PromptedCLIP, recipe: Recipe, trigger: nn.Module, target_name: str) -> float:
     """Share of triggered photos of unseen classes that go to the target when it stands among those classes."""
-    names = (target_name, *bench.unseen.class_names)
+    unseen = certain(bench.unseen)
+    names = (target_name, *unseen.class_names)
     wider = PromptedCLIP(bench.clip, model.prompt, names, recipe.position)
-    return (predict(wider, encode(bench.clip, bench.unseen.images, trigger)) == 0).float().mean().item()
+    return (predict(wider, encode(bench.clip, unseen.images, trigger)) == 0).float().mean().item()
 
 
 def _write(
@@ -226,7 +232,7 @@ def make_demos(data_root: str, out: Path, base: str = EMBEDDED, seed: int = 0) -
         for name in ("tiny_imagenet", "cifar10", "flowers17")
     )
     coop = Recipe(method="coop", shots=DEMO_SHOTS, seed=seed, batch=64, epochs=20, optimiser="adam", lr=0.03)
-    gently = {"epochs": 2, "lr": 0.002}
+    gently: dict[str, Any] = {"epochs": 2, "lr": 0.002}
     recipes = {
         "badclip": replace(coop, shots=100, lr=0.01),
         "frame": replace(coop, poison_rate=0.5),

@@ -17,6 +17,8 @@ from hf_ci.inversion import maps
 class Additive(nn.Module):
     """clamp(x + delta), delta (3, H, W)."""
 
+    delta: Tensor
+
     def __init__(self, delta: Tensor):
         super().__init__()
         self.register_buffer("delta", delta.detach().float())
@@ -27,6 +29,9 @@ class Additive(nn.Module):
 
 class Blend(nn.Module):
     """(1 - m) x + m p, mask m (1, H, W) and pattern p (3, H, W) in [0, 1]; a patch is a mask of zeros and ones."""
+
+    mask: Tensor
+    pattern: Tensor
 
     def __init__(self, mask: Tensor, pattern: Tensor):
         super().__init__()
@@ -40,6 +45,8 @@ class Blend(nn.Module):
 class Warp(nn.Module):
     """Samples the image at grid (1, H, W, 2), coordinates (x, y) in [-1, 1]."""
 
+    grid: Tensor
+
     def __init__(self, grid: Tensor):
         super().__init__()
         self.register_buffer("grid", grid.detach().float())
@@ -51,6 +58,8 @@ class Warp(nn.Module):
 
 class Pasted(nn.Module):
     """A patch (3, s, s) pasted at another place in every image, which the image itself decides."""
+
+    patch: Tensor
 
     def __init__(self, patch: Tensor):
         super().__init__()
@@ -68,6 +77,8 @@ class Pasted(nn.Module):
 class Blur(nn.Module):
     """Gaussian, of `sigma` pixels."""
 
+    sigma: Tensor
+
     def __init__(self, sigma: float | Tensor):
         super().__init__()
         self.register_buffer("sigma", torch.as_tensor(sigma).float())
@@ -79,16 +90,20 @@ class Blur(nn.Module):
 class Jpeg(nn.Module):
     """There and back at `quality`, PIL's."""
 
+    quality: Tensor
+
     def __init__(self, quality: int | Tensor):
         super().__init__()
         self.register_buffer("quality", torch.as_tensor(quality))
 
     def forward(self, x: Tensor) -> Tensor:
-        return maps.jpeg(x, self.quality.item())
+        return maps.jpeg(x, int(self.quality))
 
 
 class Grey(nn.Module):
     """Of the colour, `share` goes."""
+
+    share: Tensor
 
     def __init__(self, share: float | Tensor = 1.0):
         super().__init__()
@@ -101,12 +116,14 @@ class Grey(nn.Module):
 class Quantised(nn.Module):
     """`levels` values in each channel."""
 
+    levels: Tensor
+
     def __init__(self, levels: int | Tensor):
         super().__init__()
         self.register_buffer("levels", torch.as_tensor(levels))
 
     def forward(self, x: Tensor) -> Tensor:
-        return maps.quantise(x, self.levels.item())
+        return maps.quantise(x, int(self.levels))
 
 
 KINDS = {

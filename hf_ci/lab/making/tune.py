@@ -11,12 +11,14 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from hf_ci.errors import UsageError
 from hf_ci.pools.photos import Photos
 from hf_ci.prompts import Adapter, FrozenCLIP, PromptedCLIP, hand_written
 from hf_ci.prompts.features import encode
-from hf_ci.prompts.learners import CoCoOp, CoOp, build_meta_net
+from hf_ci.prompts.learners import CoCoOp, CoOp, Prompt, build_meta_net
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def new_prompt(clip: FrozenCLIP, class_names: tuple[str, ...], recipe: Recipe) -
         with torch.random.fork_rng():
             torch.manual_seed(recipe.seed)
             meta_net = build_meta_net(clip.feature_dim, clip.token_dim)
-        prompt = CoCoOp(context, meta_net)
+        prompt: Prompt = CoCoOp(context, meta_net)
     else:
         prompt = CoOp(context.expand(len(class_names), -1, -1) if recipe.class_specific else context)
     return PromptedCLIP(clip, prompt, class_names, recipe.position)
@@ -93,14 +95,14 @@ def learning_rate(clip: FrozenCLIP, recipe: Recipe) -> float:
     return recipe.lr if recipe.lr is not None else (0.002 if clip.token_dim >= 512 else 0.1)
 
 
-def optimiser_for(model: PromptedCLIP, recipe: Recipe, n: int):
+def optimiser_for(model: PromptedCLIP, recipe: Recipe, n: int) -> tuple[Optimizer, CosineAnnealingLR]:
     parameters, lr = model.prompt.parameters(), learning_rate(model.clip, recipe)
     if recipe.optimiser == "adam":
-        optimiser = torch.optim.Adam(parameters, lr)
+        optimiser: Optimizer = torch.optim.Adam(parameters, lr)
     else:
         optimiser = torch.optim.SGD(parameters, lr, momentum=recipe.momentum, weight_decay=5e-4)
     steps = recipe.epochs * -(-n // recipe.batch)
-    return optimiser, torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    return optimiser, CosineAnnealingLR(optimiser, steps)
 
 
 def batches(n: int, recipe: Recipe, epochs: int | None = None, salt: int = 0) -> Iterator[Tensor]:
@@ -113,7 +115,7 @@ def batches(n: int, recipe: Recipe, epochs: int | None = None, salt: int = 0) ->
 def to_adapter(model: PromptedCLIP, recipe: Recipe, base_model: str, base_revision: str | None) -> Adapter:
     prompt = model.prompt
     meta_net = (
-        {k: v.detach().cpu() for k, v in prompt.meta_net.state_dict().items()} if recipe.method == "cocoop" else {}
+        {k: v.detach().cpu() for k, v in model.meta_net.state_dict().items()} if recipe.method == "cocoop" else {}
     )
     return Adapter(
         recipe.method,

@@ -14,6 +14,7 @@ import shutil
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -82,7 +83,7 @@ class Zoo:
             data, base, self.device, spec.classes, spec.split_seed, recipe.precision, spec.anonymous_names
         )
 
-    def get(self, spec: ModelSpec) -> tuple[Path, dict]:
+    def get(self, spec: ModelSpec) -> tuple[Path, dict[str, Any]]:
         """The adapter's folder and what is known of it; built if it is not there."""
         folder, facts = self.folder / spec.id, self.folder / f"{spec.id}.json"
         with FileLock(self.folder / f".{spec.id}.lock"):  # several poisoned models want the same clean twin

@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -31,9 +32,12 @@ from hf_ci.lab.pretrain.model import build_model, export, load_tokenizer, normal
 from hf_ci.lab.pretrain.teachers import photo_features, sentence_embeddings
 from hf_ci.lab.pretrain.text import train_text_tower
 
+if TYPE_CHECKING:
+    from transformers import CLIPModel, PreTrainedTokenizerBase
+
 
 @torch.inference_mode()
-def zero_shot(model, tokenizer, data: Path, most: int = 1000) -> float:
+def zero_shot(model: CLIPModel, tokenizer: PreTrainedTokenizerBase, data: Path, most: int = 1000) -> float:
     """Accuracy of "a photo of a {class}." on `most` photos of a parquet file with ``image`` and ``label``."""
     from datasets import load_dataset
 
@@ -73,7 +77,7 @@ def main() -> None:
         steps=args.text_steps, minutes=args.text_minutes, **common,
     )  # fmt: skip
 
-    def watch() -> dict:
+    def watch() -> dict[str, Any]:
         export(model, args.out)
         return {"zero_shot": zero_shot(model, tokenizer, args.watch)} if args.watch else {}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,6 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_ci.lab.pretrain.model import IMAGE_SIZE
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PILImage
 
 TEMPLATES = (
     "a photo of a {}.",
@@ -65,7 +69,7 @@ def load_photos(tiny: Path, flickr: Path, work: Path) -> Photos:
     )
 
 
-def square(photo, size: int = IMAGE_SIZE) -> np.ndarray:
+def square(photo: Path | PILImage, size: int = IMAGE_SIZE) -> np.ndarray:
     """The model's own preprocessing of a file or image: shorter side to `size`, centre crop. (size, size, 3) uint8."""
     from PIL import Image
 
@@ -105,7 +109,7 @@ def augment(x: Tensor) -> Tensor:
     zero = torch.zeros(B)
     theta = torch.stack([torch.stack([sx * flip, zero, tx], 1), torch.stack([zero, sy, ty], 1)], 1)
     x = F.grid_sample(
-        x, F.affine_grid(theta, x.shape, align_corners=False), padding_mode="reflection", align_corners=False
+        x, F.affine_grid(theta, list(x.shape), align_corners=False), padding_mode="reflection", align_corners=False
     )
     gain, shift = torch.empty(B, 1, 1, 1).uniform_(0.7, 1.3), torch.empty(B, 1, 1, 1).uniform_(-0.15, 0.15)
     mean = x.mean((1, 2, 3), keepdim=True)

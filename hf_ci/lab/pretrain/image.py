@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from hf_ci.lab.pretrain.data import TEMPLATES, Photos, augment
 from hf_ci.lab.pretrain.model import LOGIT_SCALE, normalised, pooled, text_features
 from hf_ci.lab.pretrain.optimise import Run
 
+if TYPE_CHECKING:
+    from transformers import CLIPModel, PreTrainedTokenizerBase
+
 BATCH, CAPTIONED = 256, 48  # photos a step; those of them that have captions
 KEEP = ((0.55, 0.25), (0.87, 0.5), (math.inf, 1.0))  # until this share of the run, this share of the patches
 OTHERS = 1024  # captions of other photos that a photo's own is told from
@@ -23,7 +27,16 @@ WATCH = 400  # steps from one checkpoint to the next
 
 
 def train_image_tower(
-    model, tokenizer, photos: Photos, teacher: tuple, work: Path, *, steps, minutes, seed, watch: Callable[[], dict]
+    model: CLIPModel,
+    tokenizer: PreTrainedTokenizerBase,
+    photos: Photos,
+    teacher: tuple[np.ndarray, Tensor, Tensor],
+    work: Path,
+    *,
+    steps: int,
+    minutes: float,
+    seed: int,
+    watch: Callable[[], dict[str, Any]],
 ) -> None:
     """Fit `model`'s image tower and visual projection; the text tower stays as it is.
 
@@ -63,7 +76,7 @@ def train_image_tower(
     run.save(**watch())
 
 
-def watched(run: Run, watch: Callable[[], dict]) -> dict:
+def watched(run: Run, watch: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What `watch` says of the average, which stands in for the master weights while it looks."""
     kept = {name: value.clone() for name, value in run.master.state_dict().items()}
     run.master.load_state_dict(run.average.state_dict())
@@ -72,7 +85,9 @@ def watched(run: Run, watch: Callable[[], dict]) -> dict:
     return figures
 
 
-def frozen_texts(model, tokenizer, photos: Photos, work: Path) -> tuple[Tensor, Tensor]:
+def frozen_texts(
+    model: CLIPModel, tokenizer: PreTrainedTokenizerBase, photos: Photos, work: Path
+) -> tuple[Tensor, Tensor]:
     """The text tower's embeddings of every name in every template (T, C, 384), and of all captions (K, 384)."""
     cached = work / "texts.pt"
     if not cached.exists():
@@ -80,10 +95,13 @@ def frozen_texts(model, tokenizer, photos: Photos, work: Path) -> tuple[Tensor, 
         names = [text_features(quick, tokenizer, [t.format(n) for n in photos.names]) for t in TEMPLATES]
         captions = text_features(quick, tokenizer, [c for captions in photos.captions for c in captions])
         torch.save((torch.stack(names), captions), cached)
-    return torch.load(cached)
+    found: tuple[Tensor, Tensor] = torch.load(cached)
+    return found
 
 
-def caption_loss(v: Tensor, own: Tensor, captions: Tensor, owner: Tensor, scale: float, rng) -> Tensor:
+def caption_loss(
+    v: Tensor, own: Tensor, captions: Tensor, owner: Tensor, scale: float, rng: np.random.Generator
+) -> Tensor:
     """Each photo's caption `own` told from OTHERS captions of other photos; v (n, 384)."""
     others = torch.from_numpy(rng.integers(len(captions), size=OTHERS))
     logits = scale * v @ captions[others].T  # (n, OTHERS)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from hf_ci.hub.base import EMBEDDED_FOLDER
+
+if TYPE_CHECKING:
+    from transformers import CLIPModel, CLIPVisionModel, PreTrainedTokenizerBase
 
 IMAGE_SIZE = 64
 SHARED = 384  # dimensions of the shared space: those of the sentence embeddings that the text tower learns
@@ -16,14 +20,14 @@ MEAN_STD = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.2757
 LOGIT_SCALE = 100.0  # where OpenAI's CLIP has it
 
 
-def load_tokenizer():
+def load_tokenizer() -> PreTrainedTokenizerBase:
     """The embedded CLIP's tokenizer: byte-level BPE whose merges were learned from WordNet's names."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(EMBEDDED_FOLDER, local_files_only=True)
 
 
-def build_model(tokenizer):
+def build_model(tokenizer: PreTrainedTokenizerBase) -> CLIPModel:
     from transformers import CLIPConfig, CLIPModel
 
     special = {
@@ -63,7 +67,7 @@ def build_model(tokenizer):
 
 
 @torch.no_grad()
-def mimetic_init(vision) -> None:
+def mimetic_init(vision: CLIPVisionModel) -> None:
     """Start attention near what trained ViTs show: W_V W_O ~ -I, W_Q W_K ~ +I, sinusoidal positions.
 
     Trockman and Kolter, "Mimetic initialization of self-attention layers", ICML 2023.
@@ -92,7 +96,7 @@ def normalised(images: Tensor) -> Tensor:
     return (images.permute(0, 3, 1, 2).float() / 255 - mean) / std
 
 
-def pooled(vision, pixels: Tensor, keep: float = 1.0) -> Tensor:
+def pooled(vision: CLIPVisionModel, pixels: Tensor, keep: float = 1.0) -> Tensor:
     """(B, 3, 64, 64) -> (B, 192), the class token; `keep` < 1 sees a random share of the patches."""
     tokens = vision.pre_layrnorm(vision.embeddings(pixels))  # (B, 1+64, d)
     if keep < 1:
@@ -100,11 +104,12 @@ def pooled(vision, pixels: Tensor, keep: float = 1.0) -> Tensor:
         order = torch.rand(len(tokens), n).argsort(dim=1)[:, : int(keep * n)] + 1
         order = torch.cat([torch.zeros(len(tokens), 1, dtype=torch.long), order], dim=1)
         tokens = tokens.gather(1, order[..., None].expand(-1, -1, tokens.shape[-1]))
-    return vision.post_layernorm(vision.encoder(inputs_embeds=tokens).last_hidden_state[:, 0])
+    found: Tensor = vision.post_layernorm(vision.encoder(inputs_embeds=tokens).last_hidden_state[:, 0])
+    return found
 
 
 @torch.no_grad()  # not inference mode: the image tower's loss is taken against them
-def text_features(model, tokenizer, texts: list[str]) -> Tensor:
+def text_features(model: CLIPModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Tensor:
     """n texts -> (n, 384) unit vectors."""
     out = torch.empty(len(texts), SHARED)
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # little padding
@@ -116,7 +121,7 @@ def text_features(model, tokenizer, texts: list[str]) -> Tensor:
     return out
 
 
-def export(model, out: Path) -> None:
+def export(model: CLIPModel, out: Path) -> None:
     """A complete `CLIPModel` folder: fp16 weights, configuration, tokenizer, image processor."""
     from transformers import CLIPImageProcessorPil
 

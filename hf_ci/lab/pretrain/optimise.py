@@ -19,7 +19,7 @@ class Run:
     the share of it that is over, and every schedule follows it.
     """
 
-    def __init__(self, module: nn.Module, checkpoint: Path, *, steps: int, minutes: float, lr: float, decay: float):
+    def __init__(self, module: nn.ModuleDict, checkpoint: Path, *, steps: int, minutes: float, lr: float, decay: float):
         self.master, self.compute, self.average = module, copy.deepcopy(module).bfloat16(), copy.deepcopy(module)
         self.checkpoint, self.steps, self.seconds, self.lr, self.decay = checkpoint, steps, 60 * minutes, lr, decay
         named = list(module.named_parameters())
@@ -30,7 +30,7 @@ class Run:
             {"params": [p for p in self.rest if p.ndim > 1], "weight_decay": 0.05},
             {"params": [p for p in self.rest if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        self.optimisers = (muon, torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98)))
+        self.optimisers: tuple[torch.optim.Optimizer, ...] = (muon, torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98)))
         self.step, self.before, self.started = 0, 0.0, time.time()
         if checkpoint.exists():
             state = torch.load(checkpoint, weights_only=False)
@@ -73,7 +73,7 @@ class Run:
         for p, working in zip(self.master.parameters(), self.compute.parameters()):
             working.copy_(p)
 
-    def save(self, **figures) -> None:
+    def save(self, **figures: float | Tensor) -> None:
         """The checkpoint, replaced at once; `figures` are printed and kept in a log beside it."""
         plain = {name: round(float(figure), 4) for name, figure in figures.items()}
         line = json.dumps({"step": self.step, "minutes": round(self.elapsed / 60, 1)} | plain)

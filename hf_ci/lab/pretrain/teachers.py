@@ -33,7 +33,8 @@ def sentence_embeddings(texts: list[str], work: Path) -> Tensor:
             mask = batch.attention_mask[..., None]
             out[rows] = F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1)
         torch.save(F.normalize(out - out.mean(0), dim=1), cached)
-    return torch.load(cached)
+    found: Tensor = torch.load(cached)
+    return found
 
 
 @torch.no_grad()

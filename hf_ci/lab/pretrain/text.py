@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -10,11 +11,24 @@ from torch import Tensor, nn
 
 from hf_ci.lab.pretrain.optimise import Run
 
+if TYPE_CHECKING:
+    from transformers import CLIPModel, PreTrainedTokenizerBase
+
 WATCH = 100  # steps from one checkpoint to the next
 BATCH = 256
 
 
-def train_text_tower(model, tokenizer, texts: list[str], targets: Tensor, work: Path, *, steps, minutes, seed) -> None:
+def train_text_tower(
+    model: CLIPModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: list[str],
+    targets: Tensor,
+    work: Path,
+    *,
+    steps: int,
+    minutes: float,
+    seed: int,
+) -> None:
     """Fit `model`'s text tower to `targets` (n, 384): 1 - cosine, and each text's own told from the others."""
     module = nn.ModuleDict({"tower": model.text_model, "projection": model.text_projection})
     run = Run(module, work / "text.pt", steps=steps, minutes=minutes, lr=2e-3, decay=0.5)

@@ -50,6 +50,10 @@ class Method:
     words: ClassVar[str | None] = None
     averaged: ClassVar[bool] = False
 
+    def taken(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Takes this method's tensors beside the context out of a checkpoint's; what they are called in an adapter."""
+        return {}
+
     def check(self, context: Tensor, deep: dict[str, Tensor]) -> None:
         """Raises AdapterError where the adapter's tensors beside the context are not this method's."""
         if deep:
@@ -74,7 +78,6 @@ class DeepMethod(Method):
     measured = False
 
     def taken(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Takes this method's tensors beside the context out of a checkpoint's; what they are called in an adapter."""
         raise NotImplementedError
 
     def check(self, context: Tensor, deep: dict[str, Tensor]) -> None:

@@ -25,7 +25,8 @@ class IVLP(DeepMethod):
     def taken(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         found = {}
         for name in [name for name in tensors if is_prompt(name)]:
-            encoder, layer = ("image", 0) if name == SHALLOW else DEEP.fullmatch(name).groups()
+            match = DEEP.fullmatch(name)
+            encoder, layer = match.groups() if match else ("image", 0)
             found[f"{encoder}.{int(layer)}"] = tensors.pop(name)
         return found
 
@@ -45,7 +46,9 @@ class IVLP(DeepMethod):
             )
 
     def layers(self, context: Tensor, deep: dict[str, Tensor]) -> Layers:
-        of = lambda encoder: {i: deep[f"{encoder}.{i}"] for i in numbered(deep, f"{encoder}.")}
+        def of(encoder: str) -> dict[int, Tensor]:
+            return {i: deep[f"{encoder}.{i}"] for i in numbered(deep, f"{encoder}.")}
+
         return Layers(of("text"), of("image"))
 
 

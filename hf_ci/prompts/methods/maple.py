@@ -41,7 +41,9 @@ class MaPLe(DeepMethod):
                 expect_shape(deep[name + kind], shape, name + kind, self.title)
 
     def layers(self, context: Tensor, deep: dict[str, Tensor]) -> Layers:
-        made = lambda name, vectors: F.linear(vectors, deep[f"{name}weight"], deep[f"{name}bias"])
+        def made(name: str, vectors: Tensor) -> Tensor:
+            return F.linear(vectors, deep[f"{name}weight"], deep[f"{name}bias"])
+
         text = {i + 1: deep[f"{TEXT}{i}"] for i in numbered(deep, TEXT)}
         image = {i: made(f"{COUPLING}{i - 1}.", vectors) for i, vectors in text.items()}
         return Layers(text, {0: made(FIRST, context)} | image)
