@@ -17,6 +17,7 @@ import shlex
 import signal
 import threading
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -26,6 +27,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from hf_ci import __version__
+from hf_ci.certain import certain
 from hf_ci.console import complain, write_file, write_stdout
 from hf_ci.errors import HfCiError, HubError, Interrupted, UsageError
 from hf_ci.progress import Bar, on_stderr
@@ -230,7 +232,7 @@ def on_jobs(
         return None
     machine = Machine(asked.namespace or account(), asked.image, asked.flavor, asked.seconds, env)
     complain(line)
-    reports, notes = followed(asked, machine, shards, token)
+    reports, notes = followed(asked, machine, shards, certain(token))
     report = merged(reports, shards[0])
     return report.model_copy(update={"notes": (*report.notes, *notes)})
 
@@ -241,7 +243,9 @@ def followed(
     """The shards' reports, each with its name, and notes on those that are missing."""
     from hf_ci.merge import numbered
 
-    run, started, reports, notes = secrets.token_hex(8), {}, [], []
+    run, started = secrets.token_hex(8), dict[str, Shard]()
+    reports: list[tuple[str, Report]] = []
+    notes: list[str] = []
     with cancelling(machine, run, started), TemporaryDirectory(prefix="hf-ci-") as folder:
         start_all(asked, machine, run, shards, token, started)
         for shard, job in ended(machine, run, started):
@@ -331,14 +335,15 @@ def read_log(shard: Shard, lines: Sequence[str], file: Path, asked: Shard) -> Re
         raise UsageError("there is no report in its log")
     try:
         file.write_bytes(gzip.decompress(base64.b64decode("".join(lines[begins[-1] + 1 : ends[-1]]), validate=True)))
-    except (ValueError, EOFError, OSError, gzip.zlib.error) as error:
+    except (ValueError, EOFError, OSError, zlib.error) as error:
         raise UsageError(f"the report in its log is damaged: {error}") from error
     report = read_report(file, "its report", "")
     check_covers("its report", report)
     check_same_run("its report", report, "what was asked for", Report(results=(), shard=asked))
-    if report.shard.index != shard.index:
-        raise UsageError(f"its report is of shard {report.shard.index}/{report.shard.count}")
-    return report.model_copy(update={"shard": report.shard.model_copy(update={"asked": asked.asked})})
+    own = certain(report.shard)
+    if own.index != shard.index:
+        raise UsageError(f"its report is of shard {own.index}/{own.count}")
+    return report.model_copy(update={"shard": own.model_copy(update={"asked": asked.asked})})
 
 
 # ---------------------------------------------------------------- when it ends before its time

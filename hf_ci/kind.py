@@ -66,7 +66,7 @@ def base_kind(folder: Path, name: object = None) -> str:
     if kind not in BASES:
         expected = " or ".join(map(repr, BASES))
         raise BaseModelError(f"{name}: model_type is {cut(repr(kind), 80)}, expected {expected}", advice)
-    return kind
+    return str(kind)
 
 
 def check_kind(folder: Path, read: Callable[[Path], bytes] = read_whole) -> dict[str, Any]:

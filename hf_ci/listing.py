@@ -61,7 +61,7 @@ def folders(pattern: str) -> list[Listed]:
 def entries_of(targets: Sequence[str]) -> list[str | Organisation]:
     """Words of a command line as entries of a configuration; an organisation is `org:NAME`. Raises UsageError for one that
     can be neither, nor folder nor repo."""
-    entries = []
+    entries: list[str | Organisation] = []
     for text in targets:
         name = text.removeprefix("org:")
         if name == text:

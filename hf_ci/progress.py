@@ -96,7 +96,7 @@ class Bar(Silent):
 
     def count(self, text: str, done: int, total: int) -> None:
         self.step(text)
-        self.live.update(self.task, completed=done, total=total)
+        certain(self.live).update(self.task, completed=done, total=total)
 
     def done(self) -> None:
         if self.live is not None:

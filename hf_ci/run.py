@@ -173,7 +173,7 @@ JOBS_ALONE = ("flavor", "job_timeout", "image", "requirement", "namespace", "rep
 def check_together(ctx: typer.Context, jobs: int | None, shard: str | None, changed_since: str | None) -> None:
     """Raises UsageError for flags that say nothing without --jobs, or contradict it."""
     flags = {param.name: param.opts[0] for param in ctx.command.params}
-    given = [flags[name] for name in JOBS_ALONE if ctx.get_parameter_source(name).name == "COMMANDLINE"]
+    given = [flags[name] for name in JOBS_ALONE if certain(ctx.get_parameter_source(name)).name == "COMMANDLINE"]
     if given and not jobs:
         raise UsageError(f"{', '.join(given)} says nothing without --jobs")
     if jobs and (shard or changed_since):

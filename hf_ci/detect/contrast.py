@@ -93,7 +93,7 @@ class Contrast(Detector):
     def for_pool(cls, pool: str, calibration: Path | None = None, **settings: Any) -> Contrast:
         """With the nulls that were fitted on such a pool, the built-in one or photos, of that file or the shipped one."""
         nulls = nulls_for(pool, calibration)
-        return cls(**{"null": nulls[""], "variants": nulls} | settings)
+        return cls(null=nulls[""], variants=nulls, **settings)
 
     def for_adapter(self, class_specific: bool, num_classes: int) -> Contrast:
         """With the null of such adapters: where there is none for their kind of context, that of the others."""

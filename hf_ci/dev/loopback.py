@@ -514,13 +514,13 @@ class _Handler(JobsAnswers, BaseHTTPRequestHandler):
             # With the id of what is there already, the client leaves unchanged files out of its commit.
             oid = file_entry(path, tree[path])["etag"] if path in tree else None
             file |= {"uploadMode": mode, "shouldIgnore": False, "oid": oid}
-        return self.json
+        return cast(dict[str, Any], self.json)
 
     def post_lfs(self, repo: Repo, batch: str) -> dict[str, Any]:
         for wanted in self.json["objects"]:
             if wanted["oid"] not in self.server.lfs_objects:
                 wanted["actions"] = {"upload": {"href": f"{self.server.url}/{repo.web_path}/lfs/{wanted['oid']}"}}
-        return self.json | {"transfer": "basic"}
+        return {**self.json, "transfer": "basic"}
 
     def put_lfs(self, repo: Repo, oid: str) -> dict[str, Any]:
         if hashlib.sha256(self.body).hexdigest() != oid:

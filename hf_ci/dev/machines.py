@@ -17,7 +17,10 @@ import sys
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qsl, urlsplit
+
+from hf_ci.certain import certain
 
 DATE = "2026-01-01T00:00:00.000Z"
 FLAVORS = {"cpu-basic": 167, "a10g-small": 16667}  # -> millionths of a dollar a minute
@@ -33,7 +36,7 @@ class Machines:
 class Machine:
     """A Job: its lines as they come, and how it stands."""
 
-    def __init__(self, spec: dict, machines: Machines, env: dict[str, str]):
+    def __init__(self, spec: dict[str, Any], machines: Machines, env: dict[str, str]):
         self.lines: list[tuple[str, str]] = []  # (time, text)
         self.cancelled = self.late = False
         paths = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "HOME": str(machines.folder)}
@@ -61,10 +64,11 @@ class Machine:
         self.reader.start()
 
     def read(self) -> None:
-        for line in self.process.stdout:
+        out = certain(self.process.stdout)
+        for line in out:
             self.lines.append((f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ}", line.rstrip("\n")))
         self.process.wait()
-        self.process.stdout.close()
+        out.close()
         self.timer.cancel()
 
     def kill(self) -> None:
@@ -92,7 +96,12 @@ class Machine:
 class JobsAnswers:
     """What a handler of the loopback Hub answers below /api/jobs. Secrets are never told again."""
 
-    def answer_jobs(self, verb: str, path: str):
+    server: Any
+    json: Any
+    path: str
+    user: str | None
+
+    def answer_jobs(self, verb: str, path: str) -> Any:
         _, _, owner, *rest = path.split("/")
         if verb == "get" and owner == "hardware":
             return [self._flavor(name, price) for name, price in FLAVORS.items()]
@@ -118,7 +127,7 @@ class JobsAnswers:
                 return 200, events.encode(), {"Content-Type": "text/event-stream"}
         return 404, {"error": f"There is no {path}"}, {}
 
-    def _start(self, owner: str):
+    def _start(self, owner: str) -> Any:
         if self.json["flavor"] not in FLAVORS:
             return 400, {"error": f"Invalid flavor {self.json['flavor']}"}, {}
         id = f"job{len(self.server.jobs) + 1}"
@@ -129,13 +138,13 @@ class JobsAnswers:
             self.server.running[id] = Machine(self.json, self.server.machines, env)
         return self._job(owner, id)
 
-    def _job(self, owner: str, id: str) -> dict:
+    def _job(self, owner: str, id: str) -> dict[str, Any]:
         told = {key: value for key, value in self.server.jobs[id].items() if key != "secrets"}
         machine = self.server.running.get(id)
         status = machine.status() if machine else {"stage": "RUNNING", "message": None}
         owned = {"id": owner, "name": owner, "type": "user"}
         return {"id": id, "createdAt": DATE, "owner": owned, "status": status} | told
 
-    def _flavor(self, name: str, price: int) -> dict:
+    def _flavor(self, name: str, price: int) -> dict[str, Any]:
         more = {"cpu": "2 vCPU", "ram": "16 GB", "accelerator": None, "unitLabel": "minute"}
         return {"name": name, "prettyName": name, "unitCostMicroUSD": price, "unitCostUSD": price / 1e6} | more

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from hf_ci.errors import HfCiError, HubError, UsageError, first_line
 from hf_ci.hub.client import api
+
+if TYPE_CHECKING:
+    from huggingface_hub import JobInfo
 
 LABEL = "hf-ci-run"  # by its value, Jobs of one run are found again
 HOURS = {"minute": 60, "hour": 1, "second": 3600}  # units of a price in one hour
@@ -44,7 +48,8 @@ class Job:
 def account() -> str:
     """Who the token belongs to. Raises HubError where the Hub does not know it."""
     with in_words_of_jobs("the token"):
-        return api().whoami()["name"]
+        name: str = api().whoami()["name"]
+        return name
 
 
 def price_of(flavor: str) -> float | None:
@@ -97,7 +102,7 @@ def cancel(machine: Machine, id: str) -> None:
         api().cancel_job(job_id=id, namespace=machine.namespace)
 
 
-def job_of(info) -> Job:
+def job_of(info: JobInfo) -> Job:
     return Job(info.id, info.url, info.status.stage, info.status.message or "")
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from hf_ci.certain import certain
 from hf_ci.errors import PoolError, first_line
 from hf_ci.hub.names import BUILTIN, DATA_SET, HUB, files_of_pool, is_folder, pool_files
 
@@ -48,7 +49,7 @@ def load_pool(spec: str, num_images: int, seed: int, processor: CLIPImageProcess
     Images that cannot be decoded are skipped and counted; identical pixels are used once. A pool smaller than
     `num_images` is used whole. Raises PoolError when there is no such pool or it holds fewer than 32 usable images.
     """
-    size = side_of(processor)
+    size = certain(side_of(processor))  # a base model with another processor was refused
     decoded = _procedural(seed, size) if spec == BUILTIN else _photos(spec, seed, processor)
     chosen, seen, skipped, duplicates = [], set(), 0, 0
     digest = hashlib.sha256()
@@ -74,10 +75,10 @@ def load_pool(spec: str, num_images: int, seed: int, processor: CLIPImageProcess
     return Pool(spec, torch.from_numpy(np.stack(chosen)), digest.hexdigest(), skipped, duplicates)
 
 
-def side_of(processor) -> int | None:
+def side_of(processor: Any) -> int | None:
     """Height and width of the images that an image processor makes; None where they are not all square and alike."""
     made = processor.crop_size if processor.do_center_crop else processor.size
-    return made.height if made and made.height == made.width else None
+    return int(made.height) if made and made.height == made.width else None
 
 
 def _procedural(seed: int, size: int) -> Iterator[np.ndarray]:

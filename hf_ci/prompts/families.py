@@ -6,7 +6,7 @@ A new kind is a class here and a line in `hf_ci.kind.BASES`.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -26,26 +26,29 @@ class CLIP:
     causal: ClassVar[bool] = True
     layered: ClassVar[bool] = True
 
-    def feature_dim(self, config) -> int:
-        return config.projection_dim
+    def feature_dim(self, config: Any) -> int:
+        return int(config.projection_dim)
 
-    def frame(self, tokenizer) -> tuple[list[int], list[int]]:
+    def frame(self, tokenizer: Any) -> tuple[list[int], list[int]]:
         """Token ids that stand before and behind every text."""
         return [tokenizer.bos_token_id], [tokenizer.eos_token_id]
 
-    def image(self, model, pooled: Tensor) -> Tensor:
+    def image(self, model: Any, pooled: Tensor) -> Tensor:
         """What the image encoder made of images (B, v) -> features (B, D)."""
-        return model.visual_projection(pooled)
+        features: Tensor = model.visual_projection(pooled)
+        return features
 
-    def text(self, model, pooled: Tensor) -> Tensor:
+    def text(self, model: Any, pooled: Tensor) -> Tensor:
         """What the text encoder made of texts (..., d), normed -> features (..., D)."""
-        return model.text_projection(pooled)
+        features: Tensor = model.text_projection(pooled)
+        return features
 
-    def logits(self, model, similarity: Tensor) -> Tensor:
+    def logits(self, model: Any, similarity: Tensor) -> Tensor:
         """Of cosine similarities, of any shape."""
-        return model.logit_scale.float().exp() * similarity
+        logits: Tensor = model.logit_scale.float().exp() * similarity
+        return logits
 
-    def check(self, config) -> None:
+    def check(self, config: Any) -> None:
         """Raises BaseModelError for a variant of which no forward pass is known."""
 
 
@@ -61,24 +64,26 @@ class SigLIP(CLIP):
     causal = False
     layered = False
 
-    def feature_dim(self, config) -> int:
-        return config.text_config.projection_size
+    def feature_dim(self, config: Any) -> int:
+        return int(config.text_config.projection_size)
 
-    def frame(self, tokenizer) -> tuple[list[int], list[int]]:
+    def frame(self, tokenizer: Any) -> tuple[list[int], list[int]]:
         whole, own = tokenizer("a").input_ids, tokenizer("a", add_special_tokens=False).input_ids
         start = next(i for i in range(len(whole)) if whole[i : i + len(own)] == own)
         return whole[:start], whole[start + len(own) :]
 
-    def image(self, model, pooled: Tensor) -> Tensor:
+    def image(self, model: Any, pooled: Tensor) -> Tensor:
         return pooled  # by the attention of its head
 
-    def text(self, model, pooled: Tensor) -> Tensor:
-        return model.text_model.head(pooled)
+    def text(self, model: Any, pooled: Tensor) -> Tensor:
+        features: Tensor = model.text_model.head(pooled)
+        return features
 
-    def logits(self, model, similarity: Tensor) -> Tensor:
-        return super().logits(model, similarity) + model.logit_bias.float()
+    def logits(self, model: Any, similarity: Tensor) -> Tensor:
+        logits: Tensor = super().logits(model, similarity) + model.logit_bias.float()
+        return logits
 
-    def check(self, config) -> None:
+    def check(self, config: Any) -> None:
         image, text = config.vision_config, config.text_config
         if not image.vision_use_head or image.hidden_size != text.projection_size:
             head = "a head" if image.vision_use_head else "no head"

@@ -134,7 +134,7 @@ def before_name(num_context: int, position: str) -> int:
     return {"end": num_context, "middle": num_context // 2, "front": 0}[position]
 
 
-def common_prefix(clip, num_context: int) -> int:
+def common_prefix(clip: FrozenCLIP, num_context: int) -> int:
     """With how many tokens all classes' texts begin alike, so that they are encoded once: the start token and so many
     context vectors; none where tokens see those behind them."""
     return len(clip.start) + num_context if clip.family.causal else 0
