@@ -98,6 +98,18 @@ def _bytes(raw: dict) -> bytes:
         return file.read()
 
 
+def image_column(spec: str, features: dict) -> str:
+    """The first one of images, or the first with a usual name. Raises PoolError where there is none."""
+    from datasets import Image
+
+    columns = [name for name, kind in features.items() if isinstance(kind, Image)] or [
+        name for name in ("image", "img", "jpg") if name in features
+    ]
+    if not columns:
+        raise PoolError(f"pool {spec!r} has no image column, only {', '.join(features) or 'unknown columns'}")
+    return columns[0]
+
+
 def _encoded(spec: str, seed: int) -> Iterator[dict]:
     """Undecoded images, {"bytes": ..., "path": ...}, in seeded order."""
     from datasets import Dataset, Image, disable_progress_bars, load_dataset
@@ -116,20 +128,18 @@ def _encoded(spec: str, seed: int) -> Iterator[dict]:
         raise PoolError(f"no pool at {spec!r}", "give a folder, parquet files, a data set's Hub id, or 'builtin'")
     try:
         if files:
-            table = load_dataset("parquet", data_files=files, split="train").shuffle(seed=seed)
-        else:
-            repo, _, revision = spec.removeprefix(HUB).partition("@")
-            # so that nothing here stands in for it, such as a folder of that path beside one with an @revision
-            table = load_dataset(f"{HUB}datasets/{repo}", revision=revision or None, split="train", streaming=True)
-            table = table.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
-        features = table.features or {}
-        columns = [name for name, kind in features.items() if isinstance(kind, Image)] or [
-            name for name in ("image", "img", "jpg") if name in features
-        ]
-        if not columns:
-            raise PoolError(f"pool {spec!r} has no image column, only {', '.join(features) or 'unknown columns'}")
-        for row in table.select_columns(columns[0]).cast_column(columns[0], Image(decode=False)):
-            yield row[columns[0]] or {}
+            from hf_ci.pools.parquet import features_of, shuffled
+
+            for raw in shuffled(files, image_column(spec, features_of(files[0])), seed):
+                yield raw or {}
+            return
+        repo, _, revision = spec.removeprefix(HUB).partition("@")
+        # so that nothing here stands in for it, such as a folder of that path beside one with an @revision
+        table = load_dataset(f"{HUB}datasets/{repo}", revision=revision or None, split="train", streaming=True)
+        column = image_column(spec, table.features or {})
+        table = table.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
+        for row in table.select_columns(column).cast_column(column, Image(decode=False)):
+            yield row[column] or {}
     except PoolError:
         raise
     except Exception as error:  # of `datasets`, of the Hub's client, of the network: no common ancestor
