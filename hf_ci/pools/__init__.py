@@ -46,7 +46,7 @@ def load_pool(spec: str, num_images: int, seed: int, processor) -> Pool:
     """
     size = processor.crop_size["height"]
     decoded = _procedural(seed, size) if spec == BUILTIN else _photos(spec, seed, processor)
-    chosen, seen, skipped, duplicates = [], set(), 0, 0
+    images, seen, skipped, duplicates = None, set(), 0, 0
     digest = hashlib.sha256()
     for pixels in decoded:
         if pixels is None:
@@ -56,18 +56,20 @@ def load_pool(spec: str, num_images: int, seed: int, processor) -> Pool:
         if key in seen:
             duplicates += 1
             continue
+        if images is None:  # one block, as a list of them would be in memory twice while they are stacked
+            images = np.empty((num_images, *pixels.shape), np.uint8)
+        images[len(seen)] = pixels
         seen.add(key)
         digest.update(key)
-        chosen.append(pixels)
-        if len(chosen) == num_images:
+        if len(seen) == num_images:
             break
-    if len(chosen) < SMALLEST:
+    if len(seen) < SMALLEST:
         raise PoolError(
-            f"pool {spec!r} gives {len(chosen)} usable images ({skipped} unreadable, {duplicates} duplicates), "
+            f"pool {spec!r} gives {len(seen)} usable images ({skipped} unreadable, {duplicates} duplicates), "
             f"at least {SMALLEST} are needed",
             "choose another one with --pool, or use --pool builtin",
         )
-    return Pool(spec, torch.from_numpy(np.stack(chosen)), digest.hexdigest(), skipped, duplicates)
+    return Pool(spec, torch.from_numpy(images[: len(seen)]), digest.hexdigest(), skipped, duplicates)
 
 
 def _procedural(seed: int, size: int) -> Iterator[np.ndarray]:
