@@ -21,7 +21,9 @@ from hf_ci.errors import PoolError, first_line
 from hf_ci.hub.names import BUILTIN, DATA_SET, HUB, files_of_pool, is_folder, pool_files
 
 SMALLEST = 32  # fewer images than one batch say nothing about an adapter
-SHUFFLE_BUFFER = 5_000  # of a streamed set
+STREAMED_FILES = 10  # of a data set of many files, from which on it is enough to draw from some
+READ_AHEAD = 1 << 18  # bytes that come with each part of a file that is asked for; else 5 MB, mostly for nothing
+SHUFFLE_BUFFER = 1_000  # rows of a streamed set, all of which are fetched before the first image is drawn
 
 
 @dataclass(frozen=True)
@@ -137,9 +139,18 @@ def _encoded(spec: str, seed: int) -> Iterator[dict]:
             return
         repo, _, revision = spec.removeprefix(HUB).partition("@")
         # so that nothing here stands in for it, such as a folder of that path beside one with an @revision
-        table = load_dataset(f"{HUB}datasets/{repo}", revision=revision or None, split="train", streaming=True)
+        table = load_dataset(
+            f"{HUB}datasets/{repo}",
+            revision=revision or None,
+            split="train",
+            streaming=True,
+            storage_options={"hf": {"block_size": READ_AHEAD}},
+        )
         column = image_column(spec, table.features or {})
-        table = table.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
+        if (parts := table.num_shards // STREAMED_FILES) > 1:
+            table = table.shard(parts, seed % parts, contiguous=False)
+        # by row groups: of a whole file, 32 MB or more would be fetched for its first row
+        table = table.reshard().shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
         for row in table.select_columns(column).cast_column(column, Image(decode=False)):
             yield row[column] or {}
     except PoolError:
