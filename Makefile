@@ -1,6 +1,6 @@
 # The habits. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup quick test lint format docs figures lock audit image
+.PHONY: help setup quick test coverage lint format docs figures lock audit image
 
 help: ## this list
 	@grep -E '^[a-z]+: ?.*## ' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -13,6 +13,9 @@ quick: ## what finds most mistakes soonest
 
 test: ## everything, on two cores
 	pytest
+
+coverage: ## lines that no test runs, in any process (needs the extra `coverage`; slower than test)
+	pytest --cov --cov-report=term-missing
 
 lint: ## ruff, mypy, and zizmor on what GitHub runs
 	ruff check .

@@ -130,7 +130,7 @@ def scan(
     pool: Annotated[
         str, typer.Option(help="Unlabelled images: 'builtin', a folder, parquet files, a data set's id.")
     ] = "builtin",
-    num_images: Annotated[int, typer.Option(help="Images to draw from the pool.")] = 256,
+    num_images: Annotated[int, typer.Option(help="Images to draw from the pool, 32 to 10000.")] = 256,
     data: Annotated[
         Optional[str],
         typer.Option(

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from hf_ci.detect import Detector
 
+MOST_IMAGES = 10_000  # of a pool, which is held in memory: 1.5 GB at 224 pixels
 THRESHOLDS = ("k", "min_asr")  # of one detector or another
 DEVICE, DEVICES = re.compile(r"auto|(cpu|cuda|mps|xpu)(:\d+)?"), "use cpu, cuda, cuda:N, mps or auto"
 
@@ -47,6 +48,10 @@ class ScanOptions:
     def __post_init__(self) -> None:
         checks = [
             (self.num_images >= 32, f"--num-images {self.num_images}: expected at least 32"),
+            (
+                self.num_images <= MOST_IMAGES,
+                f"--num-images {self.num_images}: expected at most {MOST_IMAGES} (a few hundred do)",
+            ),
             (self.shots >= 1, f"--shots {self.shots}: expected at least 1"),
             (self.seed >= 0, f"--seed {self.seed}: expected 0 or more"),
             (self.k is None or math.isfinite(self.k), f"--k {self.k}: expected a finite number"),

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 import hf_ci
 
@@ -171,13 +172,31 @@ def test_ci_installs_what_the_project_asks_for():
         if found := re.match(r"([\w.-]+)(?:\[.*\])?==([^ \\;]+)", entry):
             assert "--hash=sha256:" in entry, found[1]
             pinned.setdefault(canonical(found[1]), []).append(Version(found[2]))
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    project, build = settings["project"], settings["build-system"]["requires"]
     beside = [line for line in (ROOT / "requirements-ci.in").read_text().splitlines() if line[:1] not in ("", "#")]
     exact = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line[:1] not in ("", "#")]
-    for text in project["dependencies"] + project["optional-dependencies"]["test"] + beside + exact:
+    for text in project["dependencies"] + project["optional-dependencies"]["test"] + build + beside + exact:
         wanted = Requirement(text)
         versions = pinned.get(canonical(wanted.name), [])
         assert versions and all(version in wanted.specifier for version in versions), f"{text}: {versions}"
+
+
+LOCKED = ("pip install --require-hashes -r requirements-ci.txt", "pip install --no-deps --no-build-isolation .")
+
+
+def test_ci_installs_nothing_that_is_not_pinned():
+    """Before every merge, that is: the weekly job is there for what is newest."""
+    installs = []
+    for path in sorted((ROOT / ".github" / "workflows").glob("*.yml")):
+        for name, job in yaml.safe_load(path.read_text())["jobs"].items():
+            lines = [line.strip() for step in job["steps"] for line in step.get("run", "").splitlines()]
+            found = [line for line in lines if re.search(r"\b(install|uvx?|pipx|npx)\b|\.ci/run", line)]
+            if job.get("if") == "github.event_name == 'schedule'":
+                assert (path.name, name, found) == ("test.yml", "newest", [".ci/run"])
+            else:
+                installs += found
+    assert len(installs) >= 5 and set(installs) == set(LOCKED)
 
 
 def canonical(name: str) -> str:

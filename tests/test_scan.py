@@ -301,6 +301,7 @@ def test_exit_code_of_several_targets(adapter_folder, tmp_path):
     [
         ({"device": "warp"}, "--device warp"),
         ({"num_images": 31}, "--num-images 31"),
+        ({"num_images": 100_000}, "--num-images 100000: expected at most 10000"),
         ({"min_asr": 2.0}, "--min-asr 2.0"),
         ({"seed": -1}, "--seed -1"),
         ({"k": float("nan")}, "--k nan"),

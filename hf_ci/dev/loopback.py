@@ -165,7 +165,7 @@ class Repo:
 
 
 class LoopbackHub(ThreadingHTTPServer):
-    """The server. `requests` logs (method, path with its query) in the order of arrival."""
+    """The server. `requests` logs (method, path with its query) in the order of arrival; `sent` counts the bytes of all answers."""
 
     request_queue_size = 64  # snapshot_download opens many connections at once
 
@@ -173,6 +173,7 @@ class LoopbackHub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), _Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.requests: list[tuple[str, str]] = []
+        self.sent = 0
         self.repos: dict[tuple[str, str], Repo] = {}  # (type, id)
         self.lfs_objects: dict[str, bytes] = {}  # sha256 -> content
         self.failures: list[list[Any]] = []  # [how many are left, status, matching, headers]
@@ -343,6 +344,8 @@ class _Handler(JobsAnswers, BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
+            with self.server.lock:
+                self.server.sent += len(content)
 
     def _damage(self) -> str:
         """What is to be done to this answer, if anything. A HEAD has no body that could be damaged."""

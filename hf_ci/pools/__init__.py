@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from transformers import CLIPImageProcessorPil
 
 SMALLEST = 32  # fewer images than one batch say nothing about an adapter
-SHUFFLE_BUFFER = 5_000  # of a streamed set
+STREAMED_FILES = 10  # of a data set of many files, from which on it is enough to draw from some
+READ_AHEAD = 1 << 18  # bytes that come with each part of a file that is asked for; else 5 MB, mostly for nothing
+SHUFFLE_BUFFER = 1_000  # rows of a streamed set, all of which are fetched before the first image is drawn
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,9 @@ def load_pool(spec: str, num_images: int, seed: int, processor: CLIPImageProcess
     """
     size = certain(side_of(processor))  # a base model with another processor was refused
     decoded = _procedural(seed, size) if spec == BUILTIN else _photos(spec, seed, processor)
-    chosen, seen, skipped, duplicates = [], set(), 0, 0
+    images: np.ndarray | None = None
+    seen: set[bytes] = set()
+    skipped = duplicates = 0
     digest = hashlib.sha256()
     for pixels in decoded:
         if pixels is None:
@@ -61,18 +65,20 @@ def load_pool(spec: str, num_images: int, seed: int, processor: CLIPImageProcess
         if key in seen:
             duplicates += 1
             continue
+        if images is None:  # one block, as a list of them would be in memory twice while they are stacked
+            images = np.empty((num_images, *pixels.shape), np.uint8)
+        images[len(seen)] = pixels
         seen.add(key)
         digest.update(key)
-        chosen.append(pixels)
-        if len(chosen) == num_images:
+        if len(seen) == num_images:
             break
-    if len(chosen) < SMALLEST:
+    if len(seen) < SMALLEST:
         raise PoolError(
-            f"pool {spec!r} gives {len(chosen)} usable images ({skipped} unreadable, {duplicates} duplicates), "
+            f"pool {spec!r} gives {len(seen)} usable images ({skipped} unreadable, {duplicates} duplicates), "
             f"at least {SMALLEST} are needed",
             "choose another one with --pool, or use --pool builtin",
         )
-    return Pool(spec, torch.from_numpy(np.stack(chosen)), digest.hexdigest(), skipped, duplicates)
+    return Pool(spec, torch.from_numpy(certain(images)[: len(seen)]), digest.hexdigest(), skipped, duplicates)
 
 
 def side_of(processor: Any) -> int | None:
@@ -111,6 +117,18 @@ def _bytes(raw: dict[str, Any]) -> bytes:
     return content
 
 
+def image_column(spec: str, features: dict[str, Any]) -> str:
+    """The first one of images, or the first with a usual name. Raises PoolError where there is none."""
+    from datasets import Image
+
+    columns = [name for name, kind in features.items() if isinstance(kind, Image)] or [
+        name for name in ("image", "img", "jpg") if name in features
+    ]
+    if not columns:
+        raise PoolError(f"pool {spec!r} has no image column, only {', '.join(features) or 'unknown columns'}")
+    return columns[0]
+
+
 def _encoded(spec: str, seed: int) -> Iterator[dict[str, Any]]:
     """Undecoded images, {"bytes": ..., "path": ...}, in seeded order."""
     from datasets import Dataset, Image, disable_progress_bars, load_dataset
@@ -129,20 +147,27 @@ def _encoded(spec: str, seed: int) -> Iterator[dict[str, Any]]:
         raise PoolError(f"no pool at {spec!r}", "give a folder, parquet files, a data set's Hub id, or 'builtin'")
     try:
         if files:
-            table = load_dataset("parquet", data_files=files, split="train").shuffle(seed=seed)
-        else:
-            repo, _, revision = spec.removeprefix(HUB).partition("@")
-            # so that nothing here stands in for it, such as a folder of that path beside one with an @revision
-            table = load_dataset(f"{HUB}datasets/{repo}", revision=revision or None, split="train", streaming=True)
-            table = table.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
-        features = table.features or {}
-        columns = [name for name, kind in features.items() if isinstance(kind, Image)] or [
-            name for name in ("image", "img", "jpg") if name in features
-        ]
-        if not columns:
-            raise PoolError(f"pool {spec!r} has no image column, only {', '.join(features) or 'unknown columns'}")
-        for row in table.select_columns(columns[0]).cast_column(columns[0], Image(decode=False)):
-            yield row[columns[0]] or {}
+            from hf_ci.pools.parquet import features_of, shuffled
+
+            for raw in shuffled(files, image_column(spec, features_of(files[0])), seed):
+                yield raw or {}
+            return
+        repo, _, revision = spec.removeprefix(HUB).partition("@")
+        # so that nothing here stands in for it, such as a folder of that path beside one with an @revision
+        table = load_dataset(
+            f"{HUB}datasets/{repo}",
+            revision=revision or None,
+            split="train",
+            streaming=True,
+            storage_options={"hf": {"block_size": READ_AHEAD}},
+        )
+        column = image_column(spec, table.features or {})
+        if (parts := table.num_shards // STREAMED_FILES) > 1:
+            table = table.shard(parts, seed % parts, contiguous=False)
+        # by row groups: of a whole file, 32 MB or more would be fetched for its first row
+        table = table.reshard().shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
+        for row in table.select_columns(column).cast_column(column, Image(decode=False)):
+            yield row[column] or {}
     except PoolError:
         raise
     except Exception as error:  # of `datasets`, of the Hub's client, of the network: no common ancestor

@@ -1,12 +1,13 @@
 """What hostile files, kills, faults and load do to the program, measured: python tests/hardening/measure.py PART --out FILE.
 
-Parts: hostile, kills, faults, load, fuzz. Each record is one JSON line; `table` makes cards/hardening.md of them. Everything
+Parts: hostile, kills, faults, load, pools, fuzz. Each record is one JSON line; `table` makes cards/hardening.md of them. Everything
 is the program as a subprocess; nothing here is imported by it.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import random
@@ -53,13 +54,16 @@ def measured(words: list[str], cwd: Path, env: dict[str, str], timeout: float = 
     return {"code": process.returncode, "seconds": round(seconds, 1), "out": out, "err": err}
 
 
-def peak_of(words: list[str], cwd: Path, env: dict[str, str]) -> dict:
-    """As `measured`, in a child of its own, whose largest child is then the program."""
+def peak_of(words: list[str], cwd: Path, env: dict[str, str], timeout: float = 600) -> dict:
+    """As `measured`, in a child of its own, whose largest child is then the program; with its CPU seconds, as the
+    machine may have other things to do."""
     inner = (
         "import json, resource, sys; sys.path[:0] = json.loads(sys.argv[1]); from pathlib import Path\n"
         "from measure import measured; import os\n"
-        "done = measured(json.loads(sys.argv[2]), Path.cwd(), dict(os.environ))\n"
-        "done['peak_mb'] = round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)\n"
+        f"done = measured(json.loads(sys.argv[2]), Path.cwd(), dict(os.environ), {timeout})\n"
+        "used = resource.getrusage(resource.RUSAGE_CHILDREN)\n"
+        "done['peak_mb'] = round(used.ru_maxrss / 1024)\n"
+        "done['cpu_seconds'] = round(used.ru_utime + used.ru_stime, 1)\n"
         "print(json.dumps(done))"
     )
     paths = [str(Path(__file__).parent), str(ROOT)]
@@ -290,6 +294,72 @@ def load(arguments) -> Iterator[dict]:
         }  # fmt: skip
 
 
+# ---------------------------------------------------------------- large pools
+
+FIRST = """
+import sys, time
+from hf_ci.hub.base import EMBEDDED_FOLDER
+from hf_ci.pools import load_pool
+from hf_ci.prompts.clip import load_processor
+processor = load_processor(EMBEDDED_FOLDER)
+started = time.process_time()
+load_pool(sys.argv[1], 32, 0, processor)
+print(round(time.process_time() - started, 1))
+"""  # the fewest that a pool may give: the program itself prints nothing then
+
+
+def pools(arguments) -> Iterator[dict]:
+    """A pool of many small photos: as parquet files here, and as a data set on the Hub, read as it comes. The adapter
+    has one class, of which a scan says when the pool is drawn that it cannot be judged: it is the pool that is measured."""
+    with tempfile.TemporaryDirectory() as text, LoopbackHub() as hub:
+        place = Path(text)
+        shards = photo_shards(place / "photos", arguments.images)
+        hub.add_repo("user/photos", {f"data/{p.name}": p.read_bytes() for p in shards}, repo_type="dataset")
+        size = sum(path.stat().st_size for path in shards)
+        shutil.copytree(DEMOS / "coop", place / "adapter")
+        about = place / "adapter" / "clip_prompt.json"
+        about.write_text(json.dumps(json.loads(about.read_text()) | {"class_names": ["barn"]}))
+        for name, pool, num_images in (
+            ("builtin", "builtin", 256),
+            ("parquet files", str(place / "photos"), 256),
+            ("a data set on the Hub", "user/photos", 256),
+            ("parquet files", str(place / "photos"), 10_000),
+            ("parquet files", str(place / "photos"), arguments.images),
+        ):
+            home = Path(tempfile.mkdtemp(dir=place))
+            env = environment(home) | hub.env(home / "hf")
+            words = ["scan", str(place / "adapter"), "--pool", pool, "--num-images", num_images, "--format", "json"]
+            hub.sent = 0
+            done = peak_of(words, home, env)
+            sent, kept = hub.sent, sum(path.stat().st_size for path in home.rglob("*") if path.is_file())
+            first = subprocess.run([sys.executable, "-c", FIRST, pool], env=env, capture_output=True, text=True)
+            result = json.loads(done["out"])["results"][0] if done["out"] else {"reasons": [done["err"].strip()]}
+            yield {
+                "pool": name, "images": 0 if pool == "builtin" else arguments.images, "pool_mb": round(size / 1e6, 1),
+                "drawn": num_images, "said": result["reasons"][0].replace(f"{text}/", ""),
+                "code": done["code"], "cpu_seconds": done["cpu_seconds"], "cpu_seconds_to_32": float(first.stdout), "peak_mb": done["peak_mb"],
+                "sent_mb": round(sent / 1e6, 1), "kept_mb": round(kept / 1e6, 1),
+            }  # fmt: skip
+
+
+def photo_shards(folder: Path, count: int, shards: int = 10) -> list[Path]:
+    """JPEGs of 64 pixels, all different, a hundred in a row group as on the Hub."""
+    from datasets import Dataset, Features, Image
+    from PIL import Image as PILImage
+
+    draw, features = np.random.default_rng(0), Features({"image": Image()})
+    folder.mkdir()
+    paths = [folder / f"train-{i:05}-of-{shards:05}.parquet" for i in range(shards)]
+    for path in paths:
+        rows = []
+        for coarse in draw.integers(0, 256, (count // shards, 8, 8, 3), dtype=np.uint8):
+            file = io.BytesIO()
+            PILImage.fromarray(coarse).resize((64, 64)).save(file, "jpeg")
+            rows.append({"bytes": file.getvalue(), "path": None})
+        Dataset.from_dict({"image": rows}, features=features).to_parquet(path, batch_size=100)
+    return paths
+
+
 # ---------------------------------------------------------------- fuzzing
 
 
@@ -311,7 +381,14 @@ def fuzz(arguments) -> Iterator[dict]:
 
 
 TARGETS = ("checkpoint", "adapter_model.safetensors", "adapter_config.json", "clip_prompt.json", "config", "card")
-PARTS = {"hostile": hostile, "kills": kills, "faults": faults, "load": load, "fuzz": fuzz}
+PARTS = {
+    "hostile": hostile,
+    "kills": kills,
+    "faults": faults,
+    "load": load,
+    "pools": pools,
+    "fuzz": fuzz,
+}
 
 
 def table(records: list[dict]) -> str:
@@ -335,7 +412,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", choices=[*PARTS, "table"])
     parser.add_argument("--out", type=Path, required=True, help="where records are appended, or the card goes")
-    for name, value in dict(times=200, adapters=1000, inputs=1_000_000, seconds=3600, seed=0).items():
+    for name, value in dict(times=200, adapters=1000, images=100_000, inputs=1_000_000, seconds=3600, seed=0).items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--target", action="append", choices=TARGETS, help="of fuzz; repeatable, all without")
     parser.add_argument("--corpus", default="/tmp/corpus")

@@ -224,5 +224,13 @@ def test_pool_streamed_from_a_data_set_on_the_hub(hub, files, tmp_path):
     assert scan("user/photos").returncode == 2
     for name in ("hf://user/photos", "user/photos@main"):
         assert result_of(scan(name))["pool"]["fingerprint"] == pool["fingerprint"]
+    table = Dataset.from_dict({"image": rows}, features=Features({"image": Image()})).select(list(range(60)) * 150)
+    table.to_parquet(tmp_path / "large.parquet", batch_size=100)
+    large = (tmp_path / "large.parquet").read_bytes()
+    hub.add_repo("user/large", {"data/train-00000-of-00001.parquet": large}, repo_type="dataset")
+    before = hub.sent
+    assert result_of(scan("user/large"))["pool"]["num_images"] == 32
+    sent = hub.sent - before
+    assert sent < len(large) / 2, f"{sent:,} of {len(large):,} bytes"  # what is drawn, and some around it
     done = scan("user/nothing")
     assert done.returncode == 4 and "cannot be read" in result_of(done)["reasons"][0]

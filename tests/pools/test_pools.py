@@ -1,6 +1,7 @@
 """Pools: what is drawn, what is skipped, and that the same is drawn again."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -156,3 +157,36 @@ def test_a_folder_of_parquet_files_is_a_pool(tmp_path, processor, rows):
     (tmp_path / "README.md").write_text("forty photos")
     pool = load_pool(str(tmp_path), 1000, 0, processor)
     assert (len(pool), pool.skipped, pool.duplicates) == (40, 0, 0)
+
+
+def test_parquet_files_are_drawn_from_where_they_lie(tmp_path, rows):
+    """In the order of `datasets`' own shuffle, whatever the row groups, and without its copy of everything."""
+    from datasets import config, load_dataset
+
+    from hf_ci.pools.parquet import shuffled
+
+    table = rows.cast(Features({"image": Image(decode=False), "label": rows.features["label"]}))
+    files = [str(tmp_path / f"{i}.parquet") for i in range(3)]
+    for file, part, size in zip(files, (range(7), range(7, 30), range(30, 40)), (3, 100, 1)):
+        table.select(part).to_parquet(file, batch_size=size)
+    kept = lambda: sorted(Path(config.HF_DATASETS_CACHE).rglob("*"))
+    before = kept()
+    drawn = [raw["bytes"] for raw in shuffled(files, "image", seed=5)]
+    assert kept() == before and len(set(drawn)) == 40
+    theirs = load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache")).shuffle(seed=5)
+    assert drawn == [row["image"]["bytes"] for row in theirs.cast_column("image", Image(decode=False))]
+
+
+def test_of_parquet_files_only_what_is_drawn_is_read(tmp_path, monkeypatch):
+    """A few rows at a time, and each row group once for all of them."""
+    from hf_ci.pools import parquet
+
+    Dataset.from_dict({"image": [b"%d" % i for i in range(300)]}).to_parquet(tmp_path / "a.parquet", batch_size=3)
+    groups, look = [], parquet.looked_up
+    monkeypatch.setattr(
+        parquet, "looked_up", lambda file, group, *rest: groups.append(group) or look(file, group, *rest)
+    )
+    drawn = parquet.shuffled([str(tmp_path / "a.parquet")], "image", seed=0)
+    assert groups == [] and next(drawn)["bytes"]
+    assert len(groups) == len(set(groups)) <= parquet.AHEAD < 100
+    assert len({raw["bytes"] for raw in drawn}) == 299
