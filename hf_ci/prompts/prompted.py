@@ -12,30 +12,18 @@ from torch import Tensor, nn
 from hf_ci.errors import AdapterError
 from hf_ci.prompts.adapter import Adapter
 from hf_ci.prompts.clip import FrozenCLIP
-from hf_ci.prompts.learners import CoCoOp, CoOp, build_meta_net
+from hf_ci.prompts.learners import CoCoOp, CoOp, Deep, build_meta_net
 from hf_ci.prompts.methods import METHODS, Layers
 from hf_ci.prompts.methods.base import check_layers
 from hf_ci.prompts.text import ShortTrees, build_trees
 
 
 class PromptedCLIP(nn.Module):
-    """logits(pixels) = logit_scale * <image features, text features>, as CLIP's own, with the prompt in the text.
+    """logits(pixels) = logit_scale * <image features, text features>, as CLIP's own, with the prompt in the text."""
 
-    layers: prompts in the encoders' layers, beside a prompt that does not depend on the image; with them, image features
-    are not the base model's.
-    """
-
-    def __init__(
-        self,
-        clip: FrozenCLIP,
-        prompt: nn.Module,
-        class_names: tuple[str, ...],
-        position: str = "end",
-        layers: Layers = Layers(),
-    ):
+    def __init__(self, clip: FrozenCLIP, prompt: nn.Module, class_names: tuple[str, ...], position: str = "end"):
         super().__init__()
         self.clip, self.prompt, self.class_names, self.position = clip, prompt.to(clip.device), class_names, position
-        self.layers = layers.to(clip.device)
         try:
             self.trees = build_trees(clip, class_names, prompt.ctx.shape[-2], position, prompt.ctx.ndim == 3)
         except ValueError as error:
@@ -50,10 +38,16 @@ class PromptedCLIP(nn.Module):
             meta_net = build_meta_net(clip.feature_dim, clip.token_dim, len(adapter.meta_net["linear1.bias"]))
             meta_net.load_state_dict(adapter.meta_net)
             prompt = CoCoOp(adapter.context, meta_net)
+        elif adapter.deep:
+            prompt = Deep(METHODS[adapter.method], adapter.context, adapter.deep)
         else:
             prompt = CoOp(adapter.context)
-        names, position = adapter.class_names, adapter.class_token_position
-        return cls(clip, prompt, names, position, adapter.layers).requires_grad_(False)
+        return cls(clip, prompt, adapter.class_names, adapter.class_token_position).requires_grad_(False)
+
+    @property
+    def layers(self) -> Layers:
+        """The prompts in the encoders' layers. With any in the image encoder's, image features are not the base model's."""
+        return self.prompt.layers
 
     @cached_property
     def short_trees(self) -> ShortTrees:
