@@ -27,7 +27,7 @@ from hf_ci.prompts.methods.base import untuned
 
 PROMPTS = 3  # each is tuned without one fold of the photos, on which it is measured
 VIEWS = 6  # of every photo
-STEPS, BATCH = 100, 64
+STEPS, BATCH, BATCH_DEEP = 100, 64, 32  # fewer where each is sent through the image encoder, forward and back
 # Of Adam, in units of the token embeddings' root mean square: what a context moves by is to be seen beside the words.
 RATE, RATE_BY_CLASS, RATE_DEEP = 1.2, 0.8, 0.4
 FEW = 4  # photos of a class; with fewer, prompts tuned on them withstand too little to settle much
@@ -133,8 +133,9 @@ def tuned(clip: FrozenCLIP, adapter: Adapter, views: Tensor, labels: Tensor, see
     adam = torch.optim.Adam([p for p in prompt.parameters() if p.requires_grad], lr=rate * scale)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(adam, STEPS)
     labels = labels.to(clip.device)
+    batch = BATCH_DEEP if model.layers.image else BATCH
     for _ in range(STEPS):
-        view, row = (torch.randint(most, (BATCH,), generator=generator).to(clip.device) for most in views.shape[:2])
+        view, row = (torch.randint(most, (batch,), generator=generator).to(clip.device) for most in views.shape[:2])
         seen = views[view, row]
         features = model.image_features(seen.float() / 255) if model.layers.image else seen
         loss = F.cross_entropy(model.logits_from_features(features), labels[row])

@@ -150,11 +150,17 @@ poison_rate = 0.5
 tinted = 4
 [[group]]
 name = "methods"
-attacks = ["clean", "frame"]
+attacks = ["clean"]
 methods = ["vpt-shallow"]
 seeds = [601]
 detectors = ["contrast"]
 photos = [0, 4]
+[[group]]
+name = "methods, poisoned"
+attacks = ["frame"]
+methods = ["vpt-shallow"]
+seeds = [601]
+detectors = ["contrast"]
 """
 
 
@@ -167,7 +173,7 @@ def records(data, base, tmp_path_factory):
 
 
 def test_a_record_keeps_the_score_and_who_has_it(records):
-    assert {(r["model"]["attack"], r["shots"]) for r in records} == {(a, n) for a in ("clean", "frame") for n in (0, 4)}
+    assert {(r["model"]["attack"], r["shots"]) for r in records} == {("clean", 0), ("clean", 4), ("frame", 0)}
     for record in records:
         result = record["result"]
         assert (record["model"]["method"], result["method"]) == ("vpt-shallow", "vpt")
@@ -177,13 +183,11 @@ def test_a_record_keeps_the_score_and_who_has_it(records):
 
 
 def test_photos_are_a_reference_with_an_encoder_of_its_own(records):
-    for attack in ("clean", "frame"):
-        with_photos, without = (
-            next(r["result"] for r in records if r["shots"] == n and r["model"]["attack"] == attack) for n in (4, 0)
-        )
-        assert with_photos["photos"]["num_images"] == 16
-        if with_photos["photos"]["used"]:
-            assert with_photos["cost"]["image_forward"] > 2 * without["cost"]["image_forward"]
+    by_shots = {r["shots"]: r["result"] for r in records if r["model"]["attack"] == "clean"}
+    photos = by_shots[4]["photos"]
+    assert photos["used"] and photos["accuracy"]["tuned"]["right"] > 8 and photos["accuracy"]["tuned"]["photos"] == 16
+    # each image goes through the adapter's encoder, the base model's, and those of three clean prompts: five, not two
+    assert by_shots[4]["cost"]["image_forward"] > 2 * by_shots[0]["cost"]["image_forward"]
 
 
 def test_judged_anew_they_are_inconclusive_still(records):
@@ -205,11 +209,12 @@ def test_the_table_says_what_scores_are_worth(records):
         ("all of them", 0),
         ("all of them", 4),
     ]
-    for row in rows:
+    assert [(row.clean.models, row.poisoned.models, row.auroc) for row in rows[1::2]] == [(1, 0, None)] * 2
+    for row in rows[::2]:
         assert (row.clean.models, row.poisoned.models, row.auroc, row.failed) == (1, 1, 1.0, 0)
         assert (row.would_alarm.some, row.would_find.some, row.right.some) == (0, 1, 1)
     weak = [r | {"model": r["model"] | ({"asr": 0.1} if r["model"]["attack"] == "frame" else {})} for r in made]
-    assert all((row.poisoned.models, row.auroc, row.failed) == (0, None, 1) for row in method_rows(weak))
+    assert all((row.poisoned.models, row.auroc, row.failed) == (0, None, 1) for row in method_rows(weak)[::2])
 
 
 def test_a_card_has_the_table_where_there_are_records(records):
