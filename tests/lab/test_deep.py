@@ -218,7 +218,7 @@ def test_the_table_says_what_scores_are_worth(records):
 
 
 def test_a_card_has_the_table_where_there_are_records(records):
-    plain = [r | {"shots": 0} for r in records[:1]]
+    plain = [r for r in records if (r["model"]["attack"], r["shots"]) == ("clean", 0)]
     assert "Prompts in the encoders' layers" not in benchmark(plain)
     card = benchmark(plain, records)
     assert "Prompts in the encoders' layers" in card and "| VPT, shallow | none | 1 | " in card
