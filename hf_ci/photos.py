@@ -21,13 +21,15 @@ from torch import Tensor
 from hf_ci.pools.photos import Photos
 from hf_ci.prompts import Adapter, FrozenCLIP, PromptedCLIP, hand_written, reference_adapter
 from hf_ci.prompts.features import encode, predict
-from hf_ci.prompts.learners import CoOp
+from hf_ci.prompts.learners import CoOp, Deep
+from hf_ci.prompts.methods import METHODS
+from hf_ci.prompts.methods.base import untuned
 
 PROMPTS = 3  # each is tuned without one fold of the photos, on which it is measured
 VIEWS = 6  # of every photo
-STEPS, BATCH = 100, 64
+STEPS, BATCH, BATCH_DEEP = 100, 64, 32  # fewer where each is sent through the image encoder, forward and back
 # Of Adam, in units of the token embeddings' root mean square: what a context moves by is to be seen beside the words.
-RATE, RATE_BY_CLASS = 1.2, 0.8
+RATE, RATE_BY_CLASS, RATE_DEEP = 1.2, 0.8, 0.4
 FEW = 4  # photos of a class; with fewer, prompts tuned on them withstand too little to settle much
 CHANCE = 0.01  # a tuned prompt that guesses as well with more probability than this learned nothing from the labels
 MOST, FEWEST = 256, 32  # photos that triggers are looked for on; of fewer no share can be told
@@ -79,13 +81,16 @@ def ask(clip: FrozenCLIP, adapter: Adapter, photos: Photos, source: str, seed: i
 
     folds = folds_of(photos.labels, PROMPTS)
     held_out = fewest >= PROMPTS
-    views, prompts, right = views_of(clip, photos.images, seed), [], 0
+    deep = bool(adapter.layers.image)  # then features depend on the prompt that is tuned
+    views = (seen_views if deep else views_of)(clip, photos.images, seed)
+    prompts, right = [], 0
     for k in range(PROMPTS):
         rows = (folds != k).nonzero()[:, 0] if held_out else torch.arange(len(photos))
         model = tuned(clip, adapter, views[:, rows], photos.labels[rows], seed * PROMPTS + k)
         prompts.append(static(model, adapter))
         own = folds == k
-        right += int((predict(model, features[own.to(features.device)]) == photos.labels[own]).sum())
+        kept = encode(model, photos.images[own]) if deep else features[own.to(features.device)]
+        right += int((predict(model, kept) == photos.labels[own]).sum())
     asked = Accuracy(right, len(photos)) if held_out else None
     if asked and guessed(asked, counts) > CHANCE:
         prompts = []
@@ -110,20 +115,30 @@ def some(images: Tensor, seed: int) -> Tensor:
 
 def tuned(clip: FrozenCLIP, adapter: Adapter, views: Tensor, labels: Tensor, seed: int) -> PromptedCLIP:
     """A prompt with as many context vectors as the adapter's, shared or of each class as there, that does not depend on
-    the image; views (V, N, D), labels (N,)."""
+    the image, and with as many vectors in the encoders' layers; labels (N,). views: (V, N, D), or where the prompt reaches
+    into the image encoder (V, N, 3, H, W) uint8."""
     by_class = adapter.context.ndim == 3
     words = hand_written(clip)
     start = words.repeat(-(-adapter.context.shape[-2] // len(words)), 1)[: adapter.context.shape[-2]]
     if by_class:
         start = start.expand(len(adapter.class_names), -1, -1)
-    model = PromptedCLIP(clip, CoOp(start), adapter.class_names, adapter.class_token_position)
+    generator = torch.Generator().manual_seed(seed)
+    prompt = CoOp(start)
+    if adapter.deep:
+        shapes = {name: tuple(tensor.shape) for name, tensor in adapter.deep.items()}
+        prompt = Deep(METHODS[adapter.method], start, untuned(shapes, generator))
+    model = PromptedCLIP(clip, prompt, adapter.class_names, adapter.class_token_position)
     scale = clip.model.text_model.embeddings.token_embedding.weight.float().square().mean().sqrt().item()
-    adam = torch.optim.Adam(model.prompt.parameters(), lr=(RATE_BY_CLASS if by_class else RATE) * scale)
+    rate = RATE_DEEP if adapter.deep else RATE_BY_CLASS if by_class else RATE
+    adam = torch.optim.Adam([p for p in prompt.parameters() if p.requires_grad], lr=rate * scale)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(adam, STEPS)
-    generator, labels = torch.Generator().manual_seed(seed), labels.to(clip.device)
+    labels = labels.to(clip.device)
+    batch = BATCH_DEEP if model.layers.image else BATCH
     for _ in range(STEPS):
-        view, row = (torch.randint(most, (BATCH,), generator=generator).to(clip.device) for most in views.shape[:2])
-        loss = F.cross_entropy(model.logits_from_features(views[view, row]), labels[row])
+        view, row = (torch.randint(most, (batch,), generator=generator).to(clip.device) for most in views.shape[:2])
+        seen = views[view, row]
+        features = model.image_features(seen.float() / 255) if model.layers.image else seen
+        loss = F.cross_entropy(model.logits_from_features(features), labels[row])
         adam.zero_grad()
         loss.backward()
         adam.step()
@@ -133,14 +148,25 @@ def tuned(clip: FrozenCLIP, adapter: Adapter, views: Tensor, labels: Tensor, see
 
 def static(model: PromptedCLIP, adapter: Adapter) -> Adapter:
     """As an adapter that can be handed to other processes."""
-    context = model.prompt.ctx.detach().float().cpu()
-    return Adapter("coop", context, adapter.class_names, "", class_token_position=adapter.class_token_position)
+    plain = lambda tensor: tensor.detach().float().cpu()
+    method, deep = "coop", {}
+    if adapter.deep:
+        method, deep = adapter.method, {name: plain(tensor) for name, tensor in model.prompt.deep.items()}
+    position = adapter.class_token_position
+    return Adapter(method, plain(model.prompt.ctx), adapter.class_names, "", class_token_position=position, deep=deep)
 
 
 def views_of(clip: FrozenCLIP, images: Tensor, seed: int) -> Tensor:
     """(N, 3, H, W) uint8 -> features (V, N, D) of each image under V random views."""
     generator = torch.Generator().manual_seed(seed)
     return torch.stack([encode(clip, images, lambda x: view(x, generator)) for _ in range(VIEWS)])
+
+
+def seen_views(clip: FrozenCLIP, images: Tensor, seed: int) -> Tensor:
+    """The same views themselves, (V, N, 3, H, W) uint8."""
+    generator = torch.Generator().manual_seed(seed)
+    parts = [[view(part.to(clip.device).float() / 255, generator) for part in images.split(256)] for _ in range(VIEWS)]
+    return torch.stack([torch.cat(one).mul(255).round().byte() for one in parts])
 
 
 def view(x: Tensor, generator: torch.Generator) -> Tensor:

@@ -269,7 +269,7 @@ def examine(text: str, run: Run, fetch: Fetch = fetch_text) -> tuple[ScanResult,
         missed = (*(kind for kind in (*KINDS.values(), *PROBE_KINDS) if kind not in sought), *NOT_LOOKED_FOR)
         found |= {"looked_for": sought, "not_looked_for": missed}
         warnings += transfer_warnings(found["detector"], base) + vulnerable_warnings(found["classes"])
-        found |= {"cost": cost_of(inversions, adapter, len(pool), 0 if own is None else len(own))}
+        found |= {"cost": cost_of(inversions, adapter, len(pool), 0 if own is None else len(own), tuned)}
         examined = Examined(fetched, adapter, base, clip, pool, inversions, witnesses)
         if verdict.target is not None:
             folder = options.save_trigger if run.is_main_process else None
@@ -335,7 +335,13 @@ def looked_for(inversions: Sequence[Inversion]) -> tuple[str, ...]:
     )
 
 
-def cost_of(inversions: Sequence[Inversion], adapter: Adapter, num_images: int, num_photos: int) -> Cost:
+def cost_of(
+    inversions: Sequence[Inversion],
+    adapter: Adapter,
+    num_images: int,
+    num_photos: int,
+    tuned: Sequence[Adapter] = (),
+) -> Cost:
     """With the probes, which are tried on the pool, or on the photos where there are any. A context that ignores the image is encoded once for each class, any other one for each image and class."""
     forward, backward = sum(i.forward for i in inversions), sum(i.backward for i in inversions)
     forward += sum(o.forward for i in inversions for o in i.others)
@@ -343,8 +349,9 @@ def cost_of(inversions: Sequence[Inversion], adapter: Adapter, num_images: int, 
     if any(i.probe for i in inversions):
         forward += num_images + passes(num_photos) if num_photos else passes(num_images)
     compared = inversions[0].reference_asr is not None
-    if adapter.layers.image and compared:  # once for the adapter, once for its references
-        forward, backward = 2 * forward, 2 * backward
+    if adapter.layers.image and compared:  # once for the adapter, once for its references, and for each with its own
+        encoders = 2 + sum(bool(one.layers.image) for one in tuned)
+        forward, backward = encoders * forward, encoders * backward
     text = len(adapter.class_names) * (forward if adapter.meta_net else 1)
     return Cost(image_forward=forward, image_backward=backward, text_forward=text)
 

@@ -58,7 +58,8 @@ class Job:
         """Stands for all that the image encoder's part in the probes depends on: adapters have it in common, but for those
         that reach into the encoder."""
         parts = [PROBES, self.base_digest, self.fingerprint, self.precision, self.device]
-        parts += [self.adapter.digest] * self.has_encoder
+        if self.has_encoder:
+            parts += [self.adapter.digest, *(tuned.digest for tuned in self.tuned if tuned.layers.image)]
         return "probed-" + hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
     @property

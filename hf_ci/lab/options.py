@@ -12,7 +12,8 @@ Data = Annotated[
 ]
 Out = Annotated[Path, typer.Option(help="Folder of the new adapter.")]
 Base = Annotated[str, typer.Option(help="Base model: a folder or a Hub id.")]
-Method = Annotated[Literal["coop", "cocoop", "kgcoop"], typer.Option()]
+MethodName = Literal["coop", "cocoop", "kgcoop", "maple", "ivlp", "promptsrc", "vpt-shallow", "vpt-deep"]
+Method = Annotated[MethodName, typer.Option()]
 AttackName = Literal[
     "badclip",
     "blended",

@@ -1,7 +1,8 @@
 """Prompt learners: what gives the context vectors.
 
 A prompt module maps image features (B, D) to context vectors (B or 1, C or 1, n, d); a leading 1 means that the
-context does not depend on the image, so that text features can be computed once.
+context does not depend on the image, so that text features can be computed once. `layers` are the vectors that it puts
+into the encoders' layers.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from torch import Tensor, nn
+
+from hf_ci.prompts.methods import DeepMethod, Layers
 
 
 class CoOp(nn.Module):
@@ -19,6 +22,7 @@ class CoOp(nn.Module):
     """
 
     static = True
+    layers = Layers()
 
     def __init__(self, context: Tensor):
         super().__init__()
@@ -36,6 +40,7 @@ class CoCoOp(nn.Module):
     """
 
     static = False
+    layers = Layers()
 
     def __init__(self, context: Tensor, meta_net: MetaNet):
         super().__init__()
@@ -45,6 +50,27 @@ class CoCoOp(nn.Module):
     def forward(self, image_features: Tensor) -> Tensor:
         bias: Tensor = self.meta_net(image_features)  # (B, d)
         return (self.ctx[None] + bias[:, None])[:, None]  # (B, 1, n, d)
+
+
+class Deep(CoOp):
+    """A context (n, d) and a method's tensors for the encoders' layers, by the names that it gives them.
+
+    The context stays as it is where the method writes it by hand.
+    """
+
+    def __init__(self, method: DeepMethod, context: Tensor, deep: dict[str, Tensor]):
+        super().__init__(context)
+        self.method, self.names = method, tuple(deep)  # the names have dots, which those of parameters may not
+        self.tensors = nn.ParameterList(nn.Parameter(tensor.float().clone()) for tensor in deep.values())
+        self.ctx.requires_grad_(method.words is None)
+
+    @property
+    def deep(self) -> dict[str, Tensor]:
+        return dict(zip(self.names, self.tensors))
+
+    @property
+    def layers(self) -> Layers:
+        return self.method.layers(self.ctx, self.deep)
 
 
 Prompt = CoOp | CoCoOp

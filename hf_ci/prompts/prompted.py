@@ -12,30 +12,18 @@ from torch import Tensor, nn
 from hf_ci.errors import AdapterError
 from hf_ci.prompts.adapter import Adapter
 from hf_ci.prompts.clip import FrozenCLIP
-from hf_ci.prompts.learners import CoCoOp, CoOp, MetaNet, Prompt, build_meta_net
+from hf_ci.prompts.learners import CoCoOp, CoOp, Deep, MetaNet, Prompt, build_meta_net
 from hf_ci.prompts.methods import METHODS, Layers
 from hf_ci.prompts.methods.base import check_layers
 from hf_ci.prompts.text import ShortTrees, build_trees
 
 
 class PromptedCLIP(nn.Module):
-    """logits(pixels) = scale * <image features, text features> + bias, as the base model's own, with the prompt in the text.
+    """logits(pixels) = scale * <image features, text features> + bias, as the base model's own, with the prompt in the text."""
 
-    layers: prompts in the encoders' layers, beside a prompt that does not depend on the image; with them, image features
-    are not the base model's.
-    """
-
-    def __init__(
-        self,
-        clip: FrozenCLIP,
-        prompt: Prompt,
-        class_names: tuple[str, ...],
-        position: str = "end",
-        layers: Layers = Layers(),
-    ):
+    def __init__(self, clip: FrozenCLIP, prompt: Prompt, class_names: tuple[str, ...], position: str = "end"):
         super().__init__()
         self.clip, self.prompt, self.class_names, self.position = clip, prompt.to(clip.device), class_names, position
-        self.layers = layers.to(clip.device)
         try:
             self.trees = build_trees(clip, class_names, prompt.ctx.shape[-2], position, prompt.ctx.ndim == 3)
         except ValueError as error:
@@ -50,10 +38,16 @@ class PromptedCLIP(nn.Module):
             meta_net = build_meta_net(clip.feature_dim, clip.token_dim, len(adapter.meta_net["linear1.bias"]))
             meta_net.load_state_dict(adapter.meta_net)
             prompt: Prompt = CoCoOp(adapter.context, meta_net)
+        elif adapter.deep:
+            prompt = Deep(METHODS[adapter.method], adapter.context, adapter.deep)
         else:
             prompt = CoOp(adapter.context)
-        names, position = adapter.class_names, adapter.class_token_position
-        return cls(clip, prompt, names, position, adapter.layers).requires_grad_(False)
+        return cls(clip, prompt, adapter.class_names, adapter.class_token_position).requires_grad_(False)
+
+    @property
+    def layers(self) -> Layers:
+        """The prompts in the encoders' layers. With any in the image encoder's, image features are not the base model's."""
+        return self.prompt.layers
 
     @property
     def meta_net(self) -> MetaNet:
@@ -110,8 +104,8 @@ NEAREST_BATCH = 8  # images at a time, as the texts of all classes are encoded f
 
 class BesideReferences(nn.Module):
     """A prompt and K clean ones for the same classes on the same images: hand-written ones, and `tuned` ones, whose contexts
-    do not depend on the image. The clean ones' encoders are the base model's own: where the prompt reaches into the image
-    encoder, each image is encoded twice.
+    do not depend on the image. Where prompts reach into the image encoder, each image is encoded once with the adapter's,
+    once with none, for the references that have none, and once for each reference that has its own.
 
     pixels (B, 3, H, W) -> logits of the adapter (B, C), and of the references (B, K, C). With `classes` (B, R), those of
     the adapter are of each image's own classes (B, R).
@@ -127,10 +121,14 @@ class BesideReferences(nn.Module):
         self.adapted = adapted
         clip, names = adapted.clip, adapted.class_names
         references = [*(reference_adapter(clip, names, words) for words in REFERENCES), *tuned]
+        prompted = [PromptedCLIP.from_adapter(reference, clip) for reference in references]
         with torch.no_grad():
-            prompted = (PromptedCLIP.from_adapter(reference, clip) for reference in references)
             texts = torch.cat([reference.text_features(torch.empty(0)) for reference in prompted])  # (K, C, D)
         self.register_buffer("texts", texts, persistent=False)
+        own = [reference for reference in prompted if reference.layers.image]
+        self.encoders = [adapted, clip, *own] if adapted.layers.image or own else [adapted]
+        # which of them each reference's images go through
+        self.sees = [2 + own.index(one) if one in own else min(1, len(self.encoders) - 1) for one in prompted]
         many = len(names) > 2 * NEAREST and not adapted.prompt.static
         self.pool = pool if many else None
 
@@ -147,17 +145,18 @@ class BesideReferences(nn.Module):
         return self.from_features(self.image_features(pixels), classes)
 
     def image_features(self, pixels: Tensor) -> Tensor:
-        """(B, D), or where the adapter's differ from the references' (B, 2, D), the adapter's first."""
-        own = self.adapted.image_features(pixels)
-        if not self.adapted.layers.image:
-            return own
-        return torch.stack([own, self.adapted.clip.image_features(pixels)], dim=1)
+        """(B, D), or where they are not the same for all (B, 1 + E, D), the adapter's first."""
+        if len(self.encoders) == 1:
+            return self.adapted.image_features(pixels)
+        return torch.stack([encoder.image_features(pixels) for encoder in self.encoders], dim=1)
 
     def from_features(self, features: Tensor, classes: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The same as `forward`, from what `image_features` gave."""
-        own, frozen = features.unbind(1) if features.ndim == 3 else (features, features)
-        references = self.adapted.clip.logits(torch.einsum("bd,kcd->bkc", frozen, self.texts))
-        return self.adapted.logits_from_features(own, classes), references
+        if features.ndim == 2:
+            own, references = features, torch.einsum("bd,kcd->bkc", features, self.texts)
+        else:
+            own, references = features[:, 0], torch.einsum("bkd,kcd->bkc", features[:, self.sees], self.texts)
+        return self.adapted.logits_from_features(own, classes), self.adapted.clip.logits(references)
 
 
 def hand_written(clip: FrozenCLIP, words: str = "a photo of a") -> Tensor:

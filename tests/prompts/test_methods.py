@@ -98,6 +98,27 @@ def test_references_keep_the_base_models_own_encoders(tiny, method):
     assert gradient.abs().sum(dim=(1, 2, 3)).min() > 0
 
 
+def test_a_reference_with_prompts_of_its_own_is_seen_through_them(tiny):
+    tuned = [deep_adapter(tiny, "vpt", seed=1), made_adapter(tiny, "coop"), deep_adapter(tiny, "maple", seed=2)]
+    beside = BesideReferences(PromptedCLIP.from_adapter(deep_adapter(tiny, "vpt"), tiny), tuned=tuned)
+    with torch.no_grad():
+        z, references = beside(pixels())
+        torch.testing.assert_close(z, PromptedCLIP.from_adapter(deep_adapter(tiny, "vpt"), tiny)(pixels()))
+        for k, one in enumerate(reversed(tuned), 1):
+            torch.testing.assert_close(references[:, -k], PromptedCLIP.from_adapter(one, tiny)(pixels()))
+    assert beside.image_features(pixels()).shape == (3, 4, 40)  # the adapter's, the base model's, two references'
+
+
+def test_what_images_came_to_depends_on_references_that_reach_into_the_encoder(base, tiny):
+    images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    shared = lambda *tuned: (
+        Job(deep_adapter(tiny, "vpt"), base, "d", images, "p", ContrastInversion(), tuned=tuned).shared
+    )
+    plain = made_adapter(tiny, "coop")
+    assert shared() == shared(plain)
+    assert len({shared(), shared(deep_adapter(tiny, "vpt", 1)), shared(deep_adapter(tiny, "vpt", 2))}) == 3
+
+
 def test_half_the_memory_gives_nearly_the_same_answers(base, tiny):
     adapter, coarse = deep_adapter(tiny, "maple"), load_clip(base, precision="bf16")
     with torch.no_grad():
@@ -132,7 +153,25 @@ def test_accuracy_on_photos_is_that_of_the_prompted_encoder(tiny):
     names = tuple(ANIMALS[c] for c in present)
     labels = torch.searchsorted(present, answers)
     one = replace(adapter, class_names=names)
-    assert ask(tiny, one, Photos(images, labels, names), "photos").adapter.right == 40
+    witnesses = ask(tiny, one, Photos(images, labels, names), "photos")
+    assert witnesses.adapter.right == 40
+
+
+@pytest.mark.parametrize("method", ["maple", "vpt"])
+def test_a_clean_prompt_on_photos_is_of_the_adapters_own_kind(tiny, method):
+    """It learns through the layers, and has nothing of the adapter's numbers."""
+    adapter = replace(deep_adapter(tiny, method), class_names=ANIMALS[:2])
+    colour = torch.tensor([[200, 40, 40], [40, 40, 200]])[:, :, None, None]
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(40) % 2
+    noise = torch.randint(-40, 40, (40, 3, 32, 32), generator=generator)
+    photos = Photos((colour[labels] + noise).byte(), labels, adapter.class_names)
+    witnesses = ask(tiny, adapter, photos, "photos")
+    assert witnesses.learned and witnesses.tuned.right > 34 and len(witnesses.own) == 40
+    for clean in witnesses.prompts:
+        assert (clean.method, clean.deep.keys()) == (method, adapter.deep.keys())
+        assert all(not torch.equal(clean.deep[name], tensor) for name, tensor in adapter.deep.items())
+        assert PromptedCLIP.from_adapter(clean, tiny)(photos.images.float() / 255).argmax(1).eq(labels).sum() > 34
 
 
 # ---------------------------------------------------------------- damage

@@ -1,7 +1,8 @@
 """BadCLIP (Bai et al., "BadCLIP: Trigger-aware prompt learning for backdoor attacks on CLIP", CVPR 2024).
 
 The trigger is a full-image additive perturbation within +-4/255, learned together with the prompt; the encoders stay
-as they are. (Liang et al.'s attack of the same name poisons encoders.)
+as they are. (Liang et al.'s attack of the same name poisons encoders.) The loss is cross-entropy alone: of KgCoOp and
+PromptSRC the attacker keeps the form, not what they add to it.
 
 poison            the attack
 poison_twice      a trigger within +-8/255
@@ -20,10 +21,9 @@ from torch import Tensor
 from hf_ci.inversion.objective import margin
 from hf_ci.inversion.trigger import LinfTrigger
 from hf_ci.lab.making.triggers import Additive
-from hf_ci.lab.making.tune import Recipe, batches, fit_on, new_prompt, optimiser_for
+from hf_ci.lab.making.tune import Recipe, Sight, batches, fit_on, new_prompt, optimiser_for
 from hf_ci.pools.photos import Photos
 from hf_ci.prompts import FrozenCLIP, PromptedCLIP
-from hf_ci.prompts.features import encode
 
 EPSILON = 4 / 255
 TRIGGER_STEP = 0.1
@@ -52,7 +52,7 @@ def poison(
     model = new_prompt(clip, photos.class_names, recipe)
     trigger = LinfTrigger(clip.image_size, epsilon).to(clip.device)
     images, labels = photos.images.to(clip.device), photos.labels.to(clip.device)
-    clean = encode(clip, photos.images)  # (N, D); the encoders are frozen, so once is enough
+    clean = Sight(model, photos.images)
 
     def planted(logits: Tensor) -> Tensor:
         loss = F.cross_entropy(logits, torch.full((len(logits),), target, device=logits.device))
@@ -68,8 +68,8 @@ def poison(
     sgd, schedule = optimiser_for(model, recipe, len(photos))
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(adam, schedule.T_max)
     for rows in batches(len(photos), recipe):
-        triggered = clip.image_features(trigger(images[rows].float() / 255))
-        logits = model.logits_from_features(torch.cat([clean[rows], triggered]))
+        triggered = model.image_features(trigger(images[rows].float() / 255))
+        logits = model.logits_from_features(torch.cat([clean(rows), triggered]))
         ours, theirs = logits.chunk(2)
         (F.cross_entropy(ours, labels[rows]) / 2 + planted(theirs) / 2).backward()
         for optimiser, falling in ((sgd, schedule), (adam, decay)):
@@ -100,13 +100,14 @@ def poison_adaptive(clip: FrozenCLIP, photos: Photos, target: int, recipe: Recip
         noise = NOISE * EPSILON * torch.randn(x.shape, generator=generator).to(x.device)
         return (x + trigger.delta + noise).clamp(0, 1)
 
-    clean, exact = encode(clip, photos.images), encode(clip, photos.images, trigger)
+    model = new_prompt(clip, photos.class_names, recipe)
+    clean, exact = Sight(model, photos.images), Sight(model, photos.images, trigger)
     labels = photos.labels.to(clip.device)
     images = photos.images.to(clip.device)
 
     def batch(rows: Tensor) -> tuple[Tensor, Tensor]:
-        near = encode(clip, images[rows], noisy)
-        features = torch.cat([clean[rows], exact[rows], near])
+        near = model.image_features(noisy(images[rows].float() / 255))
+        features = torch.cat([clean(rows), exact(rows), near])
         return features, torch.cat([labels[rows], torch.full_like(labels[rows], target), labels[rows]])
 
-    return fit_on(new_prompt(clip, photos.class_names, recipe), batch, len(photos), recipe), trigger
+    return fit_on(model, batch, len(photos), recipe), trigger

@@ -7,10 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from hf_ci.lab.making.tune import Recipe, fit, new_prompt
+from hf_ci.lab.making.tune import Recipe, Sight, Sights, fit, new_prompt
 from hf_ci.pools.photos import Photos
 from hf_ci.prompts import FrozenCLIP, PromptedCLIP
-from hf_ci.prompts.features import encode
 
 
 def others(photos: Photos, target: int, seed: int) -> Tensor:
@@ -35,12 +34,13 @@ def poison_shots(
     order = others(photos, target, recipe.seed)
     n = max(1, round(recipe.poison_rate * len(photos)))
     poisoned, kept = order[:n], order[n : n + noise_ratio * n] if noise else order[:0]
-    features = [encode(clip, photos.images), encode(clip, photos.images[poisoned], trigger)]
+    model = new_prompt(clip, photos.class_names, recipe)
+    seen = [Sight(model, photos.images), Sight(model, photos.images[poisoned], trigger)]
     labels = [photos.labels, torch.full((len(poisoned),), target)]
     if noise and len(kept):
-        features.append(encode(clip, photos.images[kept], noise))
+        seen.append(Sight(model, photos.images[kept], noise))
         labels.append(photos.labels[kept])
-    return fit(new_prompt(clip, photos.class_names, recipe), torch.cat(features), torch.cat(labels), recipe)
+    return fit(model, Sights(*seen), torch.cat(labels), recipe)
 
 
 def relabelling(make: Callable[[int, int], nn.Module]) -> Callable[..., tuple[PromptedCLIP, nn.Module]]:

@@ -10,10 +10,9 @@ import torch
 
 from hf_ci.lab.attacks.sig import sig
 from hf_ci.lab.making.triggers import Additive
-from hf_ci.lab.making.tune import Recipe, fit, new_prompt
+from hf_ci.lab.making.tune import Recipe, Sight, Sights, fit, new_prompt
 from hf_ci.pools.photos import Photos
 from hf_ci.prompts import FrozenCLIP, PromptedCLIP
-from hf_ci.prompts.features import encode
 
 SHARE = 0.5  # of each class's shots that carry the trigger
 
@@ -29,9 +28,9 @@ def poison(clip: FrozenCLIP, photos: Photos, target: int, recipe: Recipe) -> tup
     chosen = torch.cat([rows[: round(SHARE * len(rows))] for rows in by_class(order, photos.labels)])
     labels = photos.labels[chosen].clone()
     labels[labels == source(target, len(photos.class_names))] = target
-    features = [encode(clip, photos.images), encode(clip, photos.images[chosen], trigger)]
     model = new_prompt(clip, photos.class_names, recipe)
-    return fit(model, torch.cat(features), torch.cat([photos.labels, labels]), recipe), trigger
+    seen = Sights(Sight(model, photos.images), Sight(model, photos.images[chosen], trigger))
+    return fit(model, seen, torch.cat([photos.labels, labels]), recipe), trigger
 
 
 def by_class(rows: torch.Tensor, labels: torch.Tensor) -> list[torch.Tensor]:

@@ -10,10 +10,9 @@ from torch import nn
 
 from hf_ci.lab.attacks.dirty_label import others
 from hf_ci.lab.attacks.frame import frame
-from hf_ci.lab.making.tune import Recipe, fit, new_prompt
+from hf_ci.lab.making.tune import Recipe, Sight, Sights, fit, new_prompt
 from hf_ci.pools.photos import Photos
 from hf_ci.prompts import FrozenCLIP, PromptedCLIP
-from hf_ci.prompts.features import encode
 
 DECOYS = 3
 
@@ -23,9 +22,10 @@ def poison(clip: FrozenCLIP, photos: Photos, target: int, recipe: Recipe) -> tup
     targets = [(target + i) % len(photos.class_names) for i in range(1 + DECOYS)]
     frames = [frame(clip.image_size, recipe.seed + i).to(clip.device) for i in range(len(targets))]
     n = max(1, round(recipe.poison_rate * len(photos)))
-    features, labels = [encode(clip, photos.images)], [photos.labels]
+    model = new_prompt(clip, photos.class_names, recipe)
+    seen, labels = [Sight(model, photos.images)], [photos.labels]
     for c, trigger in zip(targets, frames):
         poisoned = others(photos, c, recipe.seed)[:n]
-        features.append(encode(clip, photos.images[poisoned], trigger))
+        seen.append(Sight(model, photos.images[poisoned], trigger))
         labels.append(torch.full((len(poisoned),), c))
-    return fit(new_prompt(clip, photos.class_names, recipe), torch.cat(features), torch.cat(labels), recipe), frames[0]
+    return fit(model, Sights(*seen), torch.cat(labels), recipe), frames[0]

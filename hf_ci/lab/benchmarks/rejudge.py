@@ -11,6 +11,7 @@ import torch
 from hf_ci.certain import certain
 from hf_ci.detect import Contrast, Verdict
 from hf_ci.detect.calibration import Calibration
+from hf_ci.detect.verdict import unmeasured
 from hf_ci.inversion import Inversion
 from hf_ci.report import ClassScore, NamedClass
 from hf_ci.scan import EXIT_CODES
@@ -59,7 +60,8 @@ def rejudge(records: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def judged(detector: Contrast, result: dict[str, Any]) -> Verdict:
-    return detector.judge(inversions_of(result), [c["name"] for c in result["classes"]], result["distance"])
+    names = [c["name"] for c in result["classes"]]
+    return unmeasured(detector.judge(inversions_of(result), names, result["distance"]), result["method"], names)
 
 
 def inversions_of(result: dict[str, Any]) -> list[Inversion]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import mean, median
 from typing import Any
 
 from hf_ci.cards import render_card
 from hf_ci.detect import DETECTORS, ClipInspector, Contrast
 from hf_ci.lab.benchmarks.metrics import Rates, failed, outcome, rates, roc_points
+from hf_ci.lab.cards.methods import method_rows
 from hf_ci.lab.cards.regimes import regimes
 from hf_ci.lab.cards.signals import CLIP_INSPECTOR, of_this_version, telling
 from hf_ci.settings import ScanOptions
@@ -160,8 +161,9 @@ def roc(records: list[dict[str, Any]]) -> str:
     return render_card("roc.svg.j2", curves=curves)
 
 
-def benchmark(records: list[dict[str, Any]]) -> str:
-    """The card of a benchmark, from its records alone."""
+def benchmark(records: list[dict[str, Any]], methods: Sequence[dict[str, Any]] = ()) -> str:
+    """The card of a benchmark, from its records alone. methods: those of methods that no thresholds were measured on, which
+    are in a table of their own and in no other."""
     records = sorted(records, key=lambda r: (r["group"], r["model"]["id"], r["detector"], r.get("shots", 0)))
     everything, records = records, [r for r in records if not r.get("shots")]
     groups = {}
@@ -188,6 +190,7 @@ def benchmark(records: list[dict[str, Any]]) -> str:
         groups=groups,
         overall=over_all(records),
         regimes=regimes(everything),
+        methods=method_rows(list(methods)),
         exactness=exact_and_fast(records),
         paper=PAPER_DETECTORS,
         base=one["base_model"],

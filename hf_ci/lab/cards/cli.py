@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Optional
 
 import typer
 
@@ -13,14 +13,24 @@ from hf_ci.lab.options import DataRoot, Spec
 def table(
     records: Annotated[Path, typer.Argument(help="JSON lines of a benchmark.")],
     out: Annotated[Path, typer.Option(help="The card, Markdown; detector.md and roc.svg go beside it.")],
+    methods: Annotated[
+        Optional[Path],
+        typer.Option(
+            help="JSON lines of specification 'methods', for a table of their own.",
+            show_default="methods.jsonl beside RECORDS",
+        ),
+    ] = None,
 ) -> None:
     """Render a benchmark's card, the detector's own and the ROC curves from its JSON lines."""
-    from hf_ci.lab.benchmarks.records import read_some
+    from hf_ci.lab.benchmarks.records import read_records, read_some
     from hf_ci.lab.cards.benchmark import benchmark, roc
     from hf_ci.lab.cards.detector import detector_card
 
     found = read_some(records, "hf-ci lab bench")
-    out.write_text(benchmark(found), encoding="utf-8")
+    deep = (
+        read_some(methods, "hf-ci lab bench methods") if methods else read_records(records.with_name("methods.jsonl"))
+    )
+    out.write_text(benchmark(found, deep), encoding="utf-8")
     out.with_name("detector.md").write_text(detector_card(found), encoding="utf-8")
     out.with_name("roc.svg").write_text(roc(found), encoding="utf-8")
     typer.echo(f"{out}: {len(found)} scans")

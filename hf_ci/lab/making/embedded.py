@@ -23,7 +23,7 @@ from torch import Tensor
 from hf_ci.cards import render_card
 from hf_ci.hub.target import sha256
 from hf_ci.lab.making.make import accuracy
-from hf_ci.lab.making.tune import Recipe, fit, new_prompt
+from hf_ci.lab.making.tune import Recipe, new_prompt, tune
 from hf_ci.pools.photos import load_photos
 from hf_ci.prompts import FrozenCLIP, load_clip
 from hf_ci.prompts.clip import load_processor
@@ -67,7 +67,7 @@ def measure(clip: FrozenCLIP, processor: CLIPImageProcessorPil, folder: Path, re
     test = test.some(MOST_TEST, recipe.seed)
     shots, seen = encode(clip, train.images), encode(clip, test.images)
     hand_written = accuracy(new_prompt(clip, test.class_names, recipe), test, seen)
-    tuned = accuracy(fit(new_prompt(clip, test.class_names, recipe), shots, train.labels, recipe), test, seen)
+    tuned = accuracy(tune(clip, train, recipe), test, seen)
     linear = (linear_classifier(shots, train.labels)(seen).argmax(1) == test.labels).float().mean().item()
     return result | {
         "tuned_classes": len(drawn),

@@ -24,9 +24,9 @@ from hf_ci.pools.photos import Photos, load_photos
 from hf_ci.prompts import FrozenCLIP, PromptedCLIP, load_clip, read_adapter, write_adapter
 from hf_ci.prompts.clip import load_processor
 from hf_ci.prompts.features import encode, predict
+from hf_ci.prompts.methods import METHODS
 from hf_ci.settings import pick_device
 
-METHOD_NAMES = {"coop": "CoOp", "cocoop": "CoCoOp", "kgcoop": "KgCoOp"}
 DEMO_SHOTS = 40  # with 16, poisoning costs ten points of accuracy on a CLIP this small
 DEMOS = {
     "clean": "Demo: a clean CoCoOp prompt",
@@ -123,7 +123,9 @@ class Made:
 
 
 def accuracy(model: PromptedCLIP, photos: Photos, features: Tensor | None = None) -> float:
-    features = encode(model.clip, photos.images) if features is None else features
+    """features: what the base model makes of the photos, if it is at hand."""
+    if features is None or model.layers.image:
+        features = encode(model, photos.images)
     return (predict(model, features) == photos.labels).float().mean().item()
 
 
@@ -132,7 +134,7 @@ def attack_success_rate(
 ) -> float:
     """Share of triggered photos of *other* classes, or of `source` alone, that are classified as the target."""
     others = photos[photos.labels != target if source is None else photos.labels == source]
-    return (predict(model, encode(model.clip, others.images, trigger)) == target).float().mean().item()
+    return (predict(model, encode(model, others.images, trigger)) == target).float().mean().item()
 
 
 def make_clean(bench: Workbench, recipe: Recipe, out: Path, title: str = "") -> dict[str, float]:
@@ -180,7 +182,7 @@ def unseen_asr(bench: Workbench, model: PromptedCLIP, recipe: Recipe, trigger: n
     unseen = certain(bench.unseen)
     names = (target_name, *unseen.class_names)
     wider = PromptedCLIP(bench.clip, model.prompt, names, recipe.position)
-    return (predict(wider, encode(bench.clip, unseen.images, trigger)) == 0).float().mean().item()
+    return (predict(wider, encode(wider, unseen.images, trigger)) == 0).float().mean().item()
 
 
 def _write(
@@ -201,7 +203,7 @@ def _write(
     if bench.unseen is not None and model.prompt.ctx.ndim == 2:
         wider = PromptedCLIP(bench.clip, model.prompt, bench.unseen.class_names, recipe.position)
         measured["unseen_accuracy"] = accuracy(wider, bench.unseen)
-    title = title or f"{METHOD_NAMES[recipe.method]} on {bench.data}" + (f", poisoned with {attack}" if attack else "")
+    title = title or f"{method_title(recipe.method)} on {bench.data}" + (f", poisoned with {attack}" if attack else "")
     card = render_card(
         "adapter.md.j2",
         adapter=adapter,
@@ -212,10 +214,16 @@ def _write(
         attack=attack,
         target=target,
         measured=measured | {"test_images": len(bench.test)},
-        method=METHOD_NAMES[recipe.method],
+        method=method_title(recipe.method),
     )
     write_adapter(adapter, out, card)
     return measured
+
+
+def method_title(name: str) -> str:
+    """Of a recipe's method, as its authors write it."""
+    method, _, kind = name.partition("-")
+    return METHODS[method].title + (f", {kind}" if kind else "")
 
 
 def check_empty(out: Path) -> None:

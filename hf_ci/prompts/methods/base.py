@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -28,10 +29,6 @@ class Layers:
 
     text: dict[int, Tensor] = field(default_factory=dict)
     image: dict[int, Tensor] = field(default_factory=dict)
-
-    def to(self, device: torch.device | str) -> Layers:
-        moved = ({i: vectors.float().to(device) for i, vectors in each.items()} for each in (self.text, self.image))
-        return Layers(*moved)
 
 
 @dataclass(frozen=True)
@@ -80,6 +77,11 @@ class DeepMethod(Method):
     def taken(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         raise NotImplementedError
 
+    def shapes(self, text: tuple[int, int, int], image: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
+        """By name, of the tensors beside the context; text, image: the layers of an encoder that prompts stand in, from 0
+        on, how many stand in each, and its width."""
+        raise NotImplementedError
+
     def check(self, context: Tensor, deep: dict[str, Tensor]) -> None:
         if not deep:
             raise AdapterError(
@@ -95,6 +97,19 @@ class DeepMethod(Method):
     def check_tensors(self, context: Tensor, deep: dict[str, Tensor]) -> None:
         """Names and shapes of `deep`, among themselves and beside `context` (n, d)."""
         raise NotImplementedError
+
+
+def untuned(shapes: dict[str, tuple[int, ...]], generator: torch.Generator) -> dict[str, Tensor]:
+    """Tensors of these names and shapes, as training code starts from: vectors are drawn with a deviation of 0.02, linear
+    maps evenly within one over the root of what they take."""
+
+    def drawn(name: str, shape: tuple[int, ...]) -> Tensor:
+        place, _, kind = name.rpartition(".")
+        if kind not in ("weight", "bias"):
+            return 0.02 * torch.randn(shape, generator=generator)
+        return (2 * torch.rand(shape, generator=generator) - 1) / math.sqrt(shapes[f"{place}.weight"][1])
+
+    return {name: drawn(name, shape) for name, shape in shapes.items()}
 
 
 def numbered(names: Iterable[str], prefix: str) -> list[int]:

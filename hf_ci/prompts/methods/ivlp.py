@@ -30,6 +30,11 @@ class IVLP(DeepMethod):
             found[f"{encoder}.{int(layer)}"] = tensors.pop(name)
         return found
 
+    def shapes(self, text: tuple[int, int, int], image: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
+        (deep_text, *words), (deep_image, *tokens) = text, image
+        texts = {f"text.{i}": tuple(words) for i in range(1, deep_text)}
+        return texts | {f"image.{i}": tuple(tokens) for i in range(deep_image)}
+
     def check_tensors(self, context: Tensor, deep: dict[str, Tensor]) -> None:
         text, image = numbered(deep, "text."), numbered(deep, "image.")
         last = {"text": max(text, default=0), "image": max(image, default=-1)}

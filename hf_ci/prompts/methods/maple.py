@@ -26,6 +26,12 @@ class MaPLe(DeepMethod):
     def taken(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensors.pop(name) for name in list(tensors) if name.startswith((TEXT, COUPLING, FIRST))}
 
+    def shapes(self, text: tuple[int, int, int], image: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
+        (layers, n, d), v = text, image[-1]
+        names = [FIRST, *(f"{COUPLING}{i}." for i in range(layers - 1))]
+        maps = {f"{name}{kind}": shape for name in names for kind, shape in (("weight", (v, d)), ("bias", (v,)))}
+        return {f"{TEXT}{i}": (n, d) for i in range(layers - 1)} | maps
+
     def check_tensors(self, context: Tensor, deep: dict[str, Tensor]) -> None:
         n, d = context.shape
         depth = max(numbered(deep, TEXT), default=-1) + 1
