@@ -21,8 +21,8 @@ from torch import Tensor
 from hf_ci.pools.photos import Photos
 from hf_ci.prompts import Adapter, FrozenCLIP, PromptedCLIP, hand_written, reference_adapter
 from hf_ci.prompts.features import encode, predict
-from hf_ci.prompts.learners import CoOp, Deep
-from hf_ci.prompts.methods import METHODS
+from hf_ci.prompts.learners import CoOp, Deep, Prompt
+from hf_ci.prompts.methods import deep_method
 from hf_ci.prompts.methods.base import untuned
 
 PROMPTS = 3  # each is tuned without one fold of the photos, on which it is measured
@@ -123,10 +123,10 @@ def tuned(clip: FrozenCLIP, adapter: Adapter, views: Tensor, labels: Tensor, see
     if by_class:
         start = start.expand(len(adapter.class_names), -1, -1)
     generator = torch.Generator().manual_seed(seed)
-    prompt = CoOp(start)
+    prompt: Prompt = CoOp(start)
     if adapter.deep:
         shapes = {name: tuple(tensor.shape) for name, tensor in adapter.deep.items()}
-        prompt = Deep(METHODS[adapter.method], start, untuned(shapes, generator))
+        prompt = Deep(deep_method(adapter.method), start, untuned(shapes, generator))
     model = PromptedCLIP(clip, prompt, adapter.class_names, adapter.class_token_position)
     scale = clip.model.text_model.embeddings.token_embedding.weight.float().square().mean().sqrt().item()
     rate = RATE_DEEP if adapter.deep else RATE_BY_CLASS if by_class else RATE
@@ -148,12 +148,14 @@ def tuned(clip: FrozenCLIP, adapter: Adapter, views: Tensor, labels: Tensor, see
 
 def static(model: PromptedCLIP, adapter: Adapter) -> Adapter:
     """As an adapter that can be handed to other processes."""
-    plain = lambda tensor: tensor.detach().float().cpu()
-    method, deep = "coop", {}
-    if adapter.deep:
-        method, deep = adapter.method, {name: plain(tensor) for name, tensor in model.prompt.deep.items()}
-    position = adapter.class_token_position
-    return Adapter(method, plain(model.prompt.ctx), adapter.class_names, "", class_token_position=position, deep=deep)
+
+    def plain(tensor: Tensor) -> Tensor:
+        return tensor.detach().float().cpu()
+
+    prompt, position = model.prompt, adapter.class_token_position
+    deep = {name: plain(tensor) for name, tensor in prompt.deep.items()} if isinstance(prompt, Deep) else {}
+    method = adapter.method if deep else "coop"
+    return Adapter(method, plain(prompt.ctx), adapter.class_names, "", class_token_position=position, deep=deep)
 
 
 def views_of(clip: FrozenCLIP, images: Tensor, seed: int) -> Tensor:

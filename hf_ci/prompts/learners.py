@@ -22,11 +22,14 @@ class CoOp(nn.Module):
     """
 
     static = True
-    layers = Layers()
 
     def __init__(self, context: Tensor):
         super().__init__()
         self.ctx = nn.Parameter(context.float().clone())
+
+    @property
+    def layers(self) -> Layers:
+        return Layers()
 
     def forward(self, image_features: Tensor | None = None) -> Tensor:
         ctx = self.ctx if self.ctx.ndim == 3 else self.ctx[None]

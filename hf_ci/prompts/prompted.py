@@ -13,7 +13,7 @@ from hf_ci.errors import AdapterError
 from hf_ci.prompts.adapter import Adapter
 from hf_ci.prompts.clip import FrozenCLIP
 from hf_ci.prompts.learners import CoCoOp, CoOp, Deep, MetaNet, Prompt, build_meta_net
-from hf_ci.prompts.methods import METHODS, Layers
+from hf_ci.prompts.methods import METHODS, Layers, deep_method
 from hf_ci.prompts.methods.base import check_layers
 from hf_ci.prompts.text import ShortTrees, build_trees
 
@@ -39,7 +39,7 @@ class PromptedCLIP(nn.Module):
             meta_net.load_state_dict(adapter.meta_net)
             prompt: Prompt = CoCoOp(adapter.context, meta_net)
         elif adapter.deep:
-            prompt = Deep(METHODS[adapter.method], adapter.context, adapter.deep)
+            prompt = Deep(deep_method(adapter.method), adapter.context, adapter.deep)
         else:
             prompt = CoOp(adapter.context)
         return cls(clip, prompt, adapter.class_names, adapter.class_token_position).requires_grad_(False)
@@ -126,7 +126,9 @@ class BesideReferences(nn.Module):
             texts = torch.cat([reference.text_features(torch.empty(0)) for reference in prompted])  # (K, C, D)
         self.register_buffer("texts", texts, persistent=False)
         own = [reference for reference in prompted if reference.layers.image]
-        self.encoders = [adapted, clip, *own] if adapted.layers.image or own else [adapted]
+        self.encoders: list[PromptedCLIP | FrozenCLIP] = (
+            [adapted, clip, *own] if adapted.layers.image or own else [adapted]
+        )
         # which of them each reference's images go through
         self.sees = [2 + own.index(one) if one in own else min(1, len(self.encoders) - 1) for one in prompted]
         many = len(names) > 2 * NEAREST and not adapted.prompt.static

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 import numpy as np
 
@@ -50,7 +51,7 @@ class MethodRow:
     seconds: float | None
 
 
-def method_rows(records: list[dict]) -> list[MethodRow]:
+def method_rows(records: list[dict[str, Any]]) -> list[MethodRow]:
     """By method and photos given, then of all methods together."""
     rows = []
     for name in [*sorted({r["model"]["method"] for r in records}), None]:
@@ -61,12 +62,11 @@ def method_rows(records: list[dict]) -> list[MethodRow]:
     return rows
 
 
-def row(name: str, shots: int, records: list[dict]) -> MethodRow:
+def row(name: str, shots: int, records: list[dict[str, Any]]) -> MethodRow:
     scored = [r for r in records if r["result"]["score"] is not None and not failed(r["model"])]
     clean, poisoned = ([r for r in scored if (r["model"]["attack"] != "clean") == bad] for bad in (False, True))
     negative, positive = (np.sort([r["result"]["score"] for r in some]) for some in (clean, poisoned))
     both = bool(clean and poisoned)
-    would = lambda some: Share(sum(any(c["flagged"] for c in r["result"]["classes"]) for r in some), len(some))
     gains = [r["model"]["accuracy"] - r["model"]["zero_shot_accuracy"] for r in clean]
     timings = [r["result"]["timing"] for r in scored]
     seconds = [timing["seconds"] for timing in timings if not timing["classes_from_cache"]]
@@ -75,8 +75,8 @@ def row(name: str, shots: int, records: list[dict]) -> MethodRow:
         shots,
         Scores.of(list(negative)),
         Scores.of(list(positive)),
-        would(clean),
-        would(poisoned),
+        would_flag(clean),
+        would_flag(poisoned),
         Share(sum(first(r) == r["model"]["target"] for r in poisoned), len(poisoned)),
         auroc(negative, positive) if both else None,
         bootstrap(negative, positive) if both else None,
@@ -86,6 +86,12 @@ def row(name: str, shots: int, records: list[dict]) -> MethodRow:
     )
 
 
-def first(record: dict) -> int:
+def would_flag(records: list[dict[str, Any]]) -> Share:
+    """Of those in which a class is flagged."""
+    return Share(sum(any(c["flagged"] for c in r["result"]["classes"]) for r in records), len(records))
+
+
+def first(record: dict[str, Any]) -> int:
     """Index of the class with the largest score."""
-    return max(record["result"]["classes"], key=lambda c: c["score"])["index"]
+    largest = max(record["result"]["classes"], key=lambda c: c["score"])
+    return int(largest["index"])

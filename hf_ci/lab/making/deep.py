@@ -14,7 +14,7 @@ from torch import Tensor
 from hf_ci.errors import UsageError
 from hf_ci.prompts import FrozenCLIP, PromptedCLIP, hand_written
 from hf_ci.prompts.learners import Deep
-from hf_ci.prompts.methods import METHODS
+from hf_ci.prompts.methods import deep_method
 from hf_ci.prompts.methods.base import untuned
 from hf_ci.prompts.prompted import REFERENCES, reference_adapter
 
@@ -28,7 +28,7 @@ MIDDLE, SPREAD = 15 / 20, 1 / 20  # of the weights of its mean over epochs, in s
 
 def new_deep(clip: FrozenCLIP, context: Tensor, name: str, seed: int) -> Deep:
     """The prompt of a method of `DEEP`, untuned, with the context (n, d)."""
-    method = METHODS[DEEP[name]]
+    method = deep_method(DEEP[name])
     if method.words and not torch.equal(context, hand_written(clip, method.words)):
         raise UsageError(f"--words: the text of {method.title} is {method.words!r}", "leave --words out")
     text, image = (getattr(clip.model.config, f"{tower}_config") for tower in ("text", "vision"))
@@ -38,7 +38,8 @@ def new_deep(clip: FrozenCLIP, context: Tensor, name: str, seed: int) -> Deep:
     if name == "maple":
         in_text = min(in_text, in_image)
     tokens = TOKENS * (2 if method.words else 1)
-    shapes = method.shapes((in_text, *context.shape), (in_image, tokens, image.hidden_size))
+    n, d = context.shape
+    shapes = method.shapes((in_text, n, d), (in_image, tokens, image.hidden_size))
     return Deep(method, context, untuned(shapes, torch.Generator().manual_seed(seed)))
 
 
@@ -66,9 +67,9 @@ class StayNear:
         found = TEXT_WEIGHT * (text - self.texts).abs().mean()
         if frozen is None:
             return found
-        scale = self.model.clip.logit_scale
-        ours = F.log_softmax(scale * (features[:, None] * text).sum(-1), dim=-1)
-        theirs = F.log_softmax(scale * (frozen[:, None] * self.texts).sum(-1), dim=-1)
+        logits = self.model.clip.logits
+        ours = F.log_softmax(logits((features[:, None] * text).sum(-1)), dim=-1)
+        theirs = F.log_softmax(logits((frozen[:, None] * self.texts).sum(-1)), dim=-1)
         near = F.kl_div(ours, theirs, reduction="sum", log_target=True) / ours.numel()
         return found + IMAGE_WEIGHT * (features - frozen).abs().mean() + near
 

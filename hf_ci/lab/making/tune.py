@@ -16,12 +16,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
+from hf_ci.certain import certain
 from hf_ci.errors import UsageError
 from hf_ci.lab.making.deep import DEEP, StayNear, new_deep
 from hf_ci.pools.photos import Photos
 from hf_ci.prompts import Adapter, FrozenCLIP, PromptedCLIP, hand_written
 from hf_ci.prompts.features import encode
-from hf_ci.prompts.learners import CoCoOp, CoOp, Prompt, build_meta_net
+from hf_ci.prompts.learners import CoCoOp, CoOp, Deep, Prompt, build_meta_net
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Sight:
     def frozen(self) -> Tensor:
         """(N, D), the base model's own."""
         with torch.no_grad():
-            return torch.cat([self.model.clip.image_features(part) for part in self.pixels.split(256)])
+            return torch.cat([self.model.clip.image_features(part) for part in certain(self.pixels).split(256)])
 
     def __call__(self, rows: Tensor) -> Tensor:
         return self.frozen[rows] if self.pixels is None else self.model.image_features(self.pixels[rows])
@@ -102,7 +103,7 @@ class Sights(Sight):
     def __init__(self, *parts: Sight):
         self.model, self.pixels = parts[0].model, None
         if self.model.layers.image:
-            self.pixels = torch.cat([part.pixels for part in parts])
+            self.pixels = torch.cat([certain(part.pixels) for part in parts])
         else:
             self.frozen = torch.cat([part.frozen for part in parts])
 
@@ -175,7 +176,7 @@ def to_adapter(model: PromptedCLIP, recipe: Recipe, base_model: str, base_revisi
     meta_net = (
         {k: v.detach().cpu() for k, v in model.meta_net.state_dict().items()} if recipe.method == "cocoop" else {}
     )
-    deep = {name: tensor.detach().cpu() for name, tensor in prompt.deep.items()} if recipe.method in DEEP else {}
+    deep = {name: tensor.detach().cpu() for name, tensor in prompt.deep.items()} if isinstance(prompt, Deep) else {}
     return Adapter(
         DEEP.get(recipe.method, recipe.method),
         prompt.ctx.detach().cpu(),

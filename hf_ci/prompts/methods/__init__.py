@@ -23,4 +23,12 @@ ALL: tuple[Method, ...] = (  # of those that claim a checkpoint, the first one i
 )
 METHODS = {method.name: method for method in ALL}
 
-__all__ = ["ALL", "METHODS", "DeepMethod", "Layers", "Method"]
+
+def deep_method(name: str) -> DeepMethod:
+    """One that puts prompts into layers, as adapters with tensors for these have."""
+    method = METHODS[name]
+    assert isinstance(method, DeepMethod)
+    return method
+
+
+__all__ = ["ALL", "METHODS", "DeepMethod", "Layers", "Method", "deep_method"]

@@ -29,8 +29,10 @@ class MaPLe(DeepMethod):
     def shapes(self, text: tuple[int, int, int], image: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
         (layers, n, d), v = text, image[-1]
         names = [FIRST, *(f"{COUPLING}{i}." for i in range(layers - 1))]
-        maps = {f"{name}{kind}": shape for name in names for kind, shape in (("weight", (v, d)), ("bias", (v,)))}
-        return {f"{TEXT}{i}": (n, d) for i in range(layers - 1)} | maps
+        found: dict[str, tuple[int, ...]] = {f"{TEXT}{i}": (n, d) for i in range(layers - 1)}
+        for name in names:
+            found |= {f"{name}weight": (v, d), f"{name}bias": (v,)}
+        return found
 
     def check_tensors(self, context: Tensor, deep: dict[str, Tensor]) -> None:
         n, d = context.shape
