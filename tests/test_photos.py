@@ -19,10 +19,11 @@ from hf_ci.photos import Accuracy as Asked
 from hf_ci.photos import folds_of, guessed, view
 from hf_ci.pools.procedural import images
 from hf_ci.prompts import read_adapter
+from hf_ci.settings import default_cache
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"  # beside the project in development; a user has none
 PHOTOS = pytest.mark.skipif(not SHARED.is_dir(), reason=f"real photos are needed: no {SHARED}")
-QUICK = ScanOptions(num_images=64)
+QUICK = ScanOptions(num_images=32)
 
 
 def written(folder: Path, pictures, labels, names) -> str:
@@ -69,8 +70,9 @@ def test_labels_that_cannot_be_learned_settle_nothing(adapter_folder, tmp_path):
     """Their prompts would be no better than any, and an attacker may have sent them."""
     names = read_adapter(adapter_folder).class_names
     data = written(tmp_path / "data", drawn(30), [i % len(names) for i in range(30)], [n.upper() for n in names])
+    known = replace(QUICK, cache=default_cache())
     with_photos, without = (
-        scan([str(adapter_folder)], options).results[0] for options in (replace(QUICK, data=data), QUICK)
+        scan([str(adapter_folder)], options).results[0] for options in (replace(known, data=data), known)
     )
     assert with_photos.photos.used is False and with_photos.photos.accuracy["adapter"].photos == 30
     assert any("cannot be learned" in warning for warning in with_photos.warnings)
