@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 ACTION = yaml.safe_load((ROOT / "action.yml").read_text())
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 EXAMPLES = sorted((ROOT / ".github" / "examples").glob("*.yml"))
-QUICK = {"HF_CI_NUM_IMAGES": "64"}
+QUICK = {"HF_CI_NUM_IMAGES": "32"}
 
 
 class Runner:

@@ -43,7 +43,8 @@ from hf_ci.report import ClassScore, NamedClass, Report, ScannedFile, ScanResult
 from hf_ci.reports import FORMATS, render
 from hf_ci.visible import is_invisible
 
-QUICK = ("--num-images", "64", "--format", "json")  # as other tests scan the demos
+QUICK = ("--num-images", "32", "--format", "json")  # as other tests scan the demos
+FORCED = ("--detector", "clip-inspector", "--k", "-1e9", "--min-asr", "0")  # backdoored, if it is scanned at all
 
 
 @pytest.fixture
@@ -112,7 +113,7 @@ def test_a_forged_report_passes_the_check_of_card_and_badge(run, poisoned):
     for path, content in render_files(Report(results=(forged(poisoned),)), b"# A\n", None).items():
         (poisoned / path).parent.mkdir(exist_ok=True)
         (poisoned / path).write_bytes(content)
-    quick = {"HF_CI_NUM_IMAGES": "64"}
+    quick = {"HF_CI_NUM_IMAGES": "32"}
     for command in ("card", "badge"):
         done = run(command, poisoned, "--check", env=quick)
         assert done.returncode == 4 and done.stdout == "", done.stdout
@@ -145,7 +146,7 @@ def test_a_base_from_an_unmerged_pull_request(run, tmp_path, poisoned, hub, hub_
         (poisoned / CONFIG).write_text(
             json.dumps(config | {"base_model_name_or_path": "org/clip", "revision": revision})
         )
-        done = run("scan", poisoned, *QUICK, *args, env=hub.env(hub_home))
+        done = run("scan", poisoned, *QUICK, *FORCED, *args, env=hub.env(hub_home))
         return done.returncode, json.loads(done.stdout)["results"][0]
 
     for revision in ("refs/pr/1", opened.oid):

@@ -19,7 +19,7 @@ from hf_ci.listing import changed_since, expand, list_targets
 from hf_ci.prompts import read_adapter
 from hf_ci.reports import render
 
-QUICK = ("--num-images", "64", "--format", "json")
+QUICK = ("--num-images", "32", "--format", "json")
 END = ("--position", "end")  # of the class's name, which a checkpoint does not state
 
 

@@ -17,7 +17,7 @@ from hf_ci.hub.target import DEMOS, sha256
 from hf_ci.report import Report, ScannedFile, ScanResult
 from hf_ci.webhook import Push, pushed
 
-QUICK = {"HF_CI_NUM_IMAGES": "64"}
+QUICK = {"HF_CI_NUM_IMAGES": "32"}
 
 
 def forged(folder) -> str:
