@@ -19,8 +19,8 @@ from hf_ci.hub.base import EMBEDDED_FOLDER
 from hf_ci.prompts import FrozenCLIP, load_clip, write_adapter
 
 LONGEST = """
-lab/test_bench test_evasions test_docs test_photos test_scan lab/test_attacks repair/test_repair test_cli
-hub/test_targets test_action test_readme lab/test_calibrate test_run lab/test_speed
+test_photos test_evasions lab/test_bench test_action test_scan repair/test_repair test_cli test_run lab/test_attacks
+test_docs hub/test_write_back test_readme hub/test_targets test_recall lab/test_speed lab/test_tune lab/test_calibrate
 """.split()
 
 
