@@ -122,7 +122,7 @@ def test_a_failure_is_not_kept_and_a_damaged_file_is_scanned_anew(adapter_folder
     assert again.verdict == first.verdict and json.loads(kept.read_text())["verdict"] == first.verdict
 
 
-FOUND = ScanOptions(num_images=32)  # of the poisoned demo, which other tests scan so, too
+FOUND = ScanOptions(num_images=64)  # of the poisoned demo, which other tests scan so, too
 
 
 def test_a_picture_that_is_asked_for_is_made(tmp_path):
@@ -134,7 +134,7 @@ def test_a_picture_that_is_asked_for_is_made(tmp_path):
 
 
 def test_no_report_names_a_picture_that_is_gone(run, tmp_path):
-    command = ("scan", "demo:frame", "--num-images", "32", "--k", "4.2", "--output", f"json={tmp_path / 'r.json'}")
+    command = ("scan", "demo:frame", "--num-images", "64", "--k", "4.2", "--output", f"json={tmp_path / 'r.json'}")
     done = run(*command, "--output", f"html={tmp_path / 'r.html'}")
     (result,) = json.loads((tmp_path / "r.json").read_text())["results"]
     assert result["trigger"]["path"] == "" and "Reconstructed trigger" not in done.stdout

@@ -84,7 +84,7 @@ def test_unlearning_brings_the_answers_with_and_without_a_trigger_to_what_is_wan
 @pytest.fixture(scope="module")
 def repaired(shared_cache):
     """The poisoned demo, repaired without labels on the built-in pool, whatever it learned."""
-    run = Run(ScanOptions(num_images=32, cache=shared_cache / "hf-ci"), Quiet())
+    run = Run(ScanOptions(num_images=64, cache=shared_cache / "hf-ci"), Quiet())
     return repair("demo:frame", run, RepairOptions(rounds=2, forget=True)), run
 
 
@@ -263,7 +263,7 @@ def test_repaired_weights_are_offered_in_a_pull_request_and_load_from_there(repa
     (tmp_path / "w.safetensors").write_bytes(offered.tree["adapter_model.safetensors"])
     weights = load_file(tmp_path / "w.safetensors")["prompt_embeddings"]
     assert float(python(LOAD)) == pytest.approx(float(weights.double().sum()), abs=1e-9)
-    small = {"HF_CI_NUM_IMAGES": "32"}  # as the repair was checked
+    small = {"HF_CI_NUM_IMAGES": "64"}  # as the repair was checked
     checked = run("card", "user/bad@refs/pr/1", "--check", env=hub.env(hub_home) | small)
     assert checked.returncode == 0, checked.stderr
 
