@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes share the cores; more threads would fight over them
 
@@ -13,12 +14,13 @@ from deep import save_tiny_clip
 from making import made_adapter
 from program import Programs
 
+from hf_ci.dev.loopback import LoopbackHub
 from hf_ci.hub.base import EMBEDDED_FOLDER
 from hf_ci.prompts import FrozenCLIP, load_clip, write_adapter
 
 LONGEST = """
-lab/test_bench test_evasions test_docs test_photos test_scan lab/test_attacks repair/test_repair test_cli
-hub/test_targets test_action test_readme lab/test_calibrate test_run lab/test_speed
+test_photos test_evasions lab/test_bench test_action test_scan repair/test_repair test_cli test_run lab/test_attacks
+test_docs hub/test_write_back test_readme hub/test_targets test_recall lab/test_speed lab/test_tune lab/test_calibrate
 """.split()
 
 
@@ -78,6 +80,31 @@ def programs():
     made = Programs()
     yield made
     made.end()
+
+
+@pytest.fixture(scope="session")
+def running_hub():
+    with LoopbackHub() as hub:
+        yield hub
+
+
+@pytest.fixture
+def hub(running_hub) -> LoopbackHub:
+    """An empty Hub. All have one address, which the program's libraries read when they are loaded: so they are loaded once."""
+    for kept in vars(running_hub).values():
+        if isinstance(kept, list | dict):
+            kept.clear()
+    running_hub.runs_jobs = False
+    return running_hub
+
+
+@pytest.fixture
+def hub_home(tmp_path_factory) -> Path:
+    """Where the Hub's client keeps what it fetches: nothing yet, and at one place for the same reason."""
+    home = tmp_path_factory.getbasetemp() / "hub-home"
+    shutil.rmtree(home, ignore_errors=True)
+    home.mkdir()
+    return home
 
 
 @pytest.fixture

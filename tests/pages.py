@@ -7,15 +7,12 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image
 from markdown_it import MarkdownIt
 from PIL import Image as PILImage
-from program import Program
 
 from hf_ci.detect.calibration import SHIPPED
 from hf_ci.dev.loopback import LoopbackHub
@@ -27,6 +24,7 @@ from hf_ci.prompts import read_adapter
 ROOT = Path(__file__).parents[1]
 README, DOCS = ROOT / "README.md", sorted(ROOT.glob("docs/*.md"))
 SHELL = ("", "sh", "bash", "console")  # languages of blocks that hold commands
+FEW = ["--shots", "2", "--epochs", "1"]  # of tuning
 TYPED = re.compile(r"^(?:\$ )?(?:.* && )?(hf-ci .*?)(?:  +#.*)?$", re.M)  # a line that a reader would type
 
 
@@ -79,11 +77,10 @@ def write_data(folder: Path, names) -> None:
         Dataset.from_dict(table, features=features).to_parquet(folder / f"{part}.parquet")
 
 
-@contextmanager
-def place(folder: Path, home: Path) -> Iterator[tuple[Path, dict[str, str]]]:
-    """A working directory with what the commands name, and a Hub with its repos; with the environment that leads there.
+def furnish(folder: Path, hub: LoopbackHub, home: Path) -> dict[str, str]:
+    """Makes a working directory with what the commands name, and the repos on the Hub; returns the environment that leads there.
 
-    64 images a scan: no figure is looked at. All adapters are one poisoned demo, so that what one command inverted is
+    32 images a scan: no figure is looked at. All adapters are one poisoned demo, so that what one command inverted is
     there for the next. DATA has its classes, but its pictures are no photos of them: its labels cannot be learned.
     """
     shutil.copytree(DEMOS / "frame", folder / "my-adapter")
@@ -102,22 +99,20 @@ def place(folder: Path, home: Path) -> Iterator[tuple[Path, dict[str, str]]]:
         ("commit", "-q", "-m", "an adapter"),
     ):
         subprocess.run([*git, *command], cwd=folder, check=True)
-    with LoopbackHub() as hub:
-        hub.add_repo("org/model", files_of(DEMOS / "frame") | files_of(DEMOS / "frame", "prompts/pets/"))
-        hub.repo("org/model").refs["refs/tags/v1.2"] = hub.repo("org/model").refs["refs/heads/main"]
-        hub.add_repo("openai/clip-vit-base-patch16", files_of(EMBEDDED_FOLDER))
-        yield folder, os.environ | hub.env(home) | {"HF_CI_NUM_IMAGES": "64"}
+    hub.add_repo("org/model", files_of(DEMOS / "frame") | files_of(DEMOS / "frame", "prompts/pets/"))
+    hub.repo("org/model").refs["refs/tags/v1.2"] = hub.repo("org/model").refs["refs/heads/main"]
+    hub.add_repo("openai/clip-vit-base-patch16", files_of(EMBEDDED_FOLDER))
+    return os.environ | hub.env(home) | {"HF_CI_NUM_IMAGES": "32"}
 
 
 def words(command: str) -> list[str]:
-    """As a shell has them, after the program's name; a repair takes its number of images from no environment."""
-    _, name, *rest = shlex.split(command)
-    return [name, *rest, *(["--num-images", "64"] if name == "repair" else [])]
+    """As a shell has them, after the program's name; with less of what is set by no environment."""
+    _, *given = shlex.split(command)
+    less = {"repair": ["--num-images", "32"], "lab tune": FEW, "lab poison": FEW}
+    return given + less.get(given[0], less.get(" ".join(given[:2]), []))
 
 
-def run_all(commands: list[str], folder: Path, env: dict[str, str]) -> list[tuple[int, str]]:
+def run_all(run, commands: list[str], folder: Path, env: dict[str, str]) -> list[tuple[int, str]]:
     """Exit code and output of each, run in this order."""
-    program = Program(env)
-    done = [program(words(command), env, folder) for command in commands]
-    program.end()
+    done = [run(*words(command), env=env, cwd=folder) for command in commands]
     return [(ended.returncode, ended.stdout + ended.stderr) for ended in done]

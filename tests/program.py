@@ -13,7 +13,7 @@ from pathlib import Path
 from threading import Timer
 
 # What may differ from the environment that the libraries were loaded in: it is read when it is needed, not on loading.
-LATE = ("HF_CI_", "XDG_CACHE_HOME", "COLUMNS", "NO_COLOR", "FORCE_COLOR", "PYTEST_CURRENT_TEST")
+LATE = ("HF_CI_", "HF_TOKEN", "XDG_CACHE_HOME", "COLUMNS", "NO_COLOR", "FORCE_COLOR", "PYTEST_CURRENT_TEST")
 NURSERY = """
 import json, os, sys
 import datasets, peft, torch, transformers, hf_ci.repair.engine, hf_ci.scan

@@ -12,7 +12,6 @@ import pytest
 import yaml
 from making import made_adapter
 
-from hf_ci.dev.loopback import LoopbackHub
 from hf_ci.hub.target import DEMOS
 from hf_ci.prompts import write_adapter
 
@@ -20,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 ACTION = yaml.safe_load((ROOT / "action.yml").read_text())
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 EXAMPLES = sorted((ROOT / ".github" / "examples").glob("*.yml"))
-QUICK = {"HF_CI_NUM_IMAGES": "64"}
+QUICK = {"HF_CI_NUM_IMAGES": "32"}
 
 
 class Runner:
@@ -236,19 +235,18 @@ def test_the_pull_requests_own_configuration_does_not_count(configured, action, 
     assert result["target"] == "./models/bad" and result["settings"]["seed"] == bool(configured)
 
 
-def test_a_job_without_a_stored_token_keeps_a_card_up_to_date(action, clip, tmp_path):
+def test_a_job_without_a_stored_token_keeps_a_card_up_to_date(action, clip, hub, hub_home, tmp_path):
     write_adapter(made_adapter(clip, "coop"), tmp_path / "made")
-    with LoopbackHub() as hub:
-        hub.add_repo("user/adapter", {path.name: path.read_bytes() for path in (tmp_path / "made").iterdir()})
-        keyless = hub.env(tmp_path / "home", token="") | {
-            "GITHUB_ACTIONS": "true",
-            "ACTIONS_ID_TOKEN_REQUEST_URL": f"{hub.url}/identity?x=1",
-            "ACTIONS_ID_TOKEN_REQUEST_TOKEN": "of-the-runner",
-        }
-        inputs = {"targets": "user/adapter", "push": "main", "hub-repository": "user/adapter"}
-        done = action(inputs, **keyless)
-        assert done.output("verdict") == "clean", done.log
-        assert ".hf-ci/report.json" in hub.repo("user/adapter").find("main").tree
+    hub.add_repo("user/adapter", {path.name: path.read_bytes() for path in (tmp_path / "made").iterdir()})
+    keyless = hub.env(hub_home, token="") | {
+        "GITHUB_ACTIONS": "true",
+        "ACTIONS_ID_TOKEN_REQUEST_URL": f"{hub.url}/identity?x=1",
+        "ACTIONS_ID_TOKEN_REQUEST_TOKEN": "of-the-runner",
+    }
+    inputs = {"targets": "user/adapter", "push": "main", "hub-repository": "user/adapter"}
+    done = action(inputs, **keyless)
+    assert done.output("verdict") == "clean", done.log
+    assert ".hf-ci/report.json" in hub.repo("user/adapter").find("main").tree
 
 
 def test_every_foreign_action_is_pinned_to_a_commit():

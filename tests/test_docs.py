@@ -107,17 +107,17 @@ def test_there_are_commands_and_they_are_told_apart_from_others():
         command_in(["scann", "org/model"])
 
 
-def test_every_command_of_the_docs_runs(tmp_path, tmp_path_factory):
+def test_every_command_of_the_docs_runs(run, hub, hub_home, tmp_path):
     typed = {text for page in pages.DOCS for text in pages.typed(page)}
     unknown = typed - RUN.keys() - ELSEWHERE.keys()
     assert RUN.keys() <= typed and not unknown, f"add to RUN, or to ELSEWHERE what runs in other tests: {unknown}"
     assert all((pages.ROOT / "tests" / ELSEWHERE[text]).is_file() for text in typed & ELSEWHERE.keys())
-    with pages.place(tmp_path, tmp_path_factory.mktemp("home")) as (folder, env):
-        done = dict(zip(RUN, pages.run_all([*RUN], folder, env)))
-        wrong = [f"{text}: {code}\n{said}" for text, (code, said) in done.items() if code not in RUN[text]]
-        assert not wrong, "\n".join(wrong)
-        for made in ("benchmark.md", "bad-adapter/adapter_model.safetensors", "repaired/repair.json", "report.html"):
-            assert (folder / made).is_file(), made
+    env = pages.furnish(tmp_path, hub, hub_home)
+    done = dict(zip(RUN, pages.run_all(run, [*RUN], tmp_path, env)))
+    wrong = [f"{text}: {code}\n{said}" for text, (code, said) in done.items() if code not in RUN[text]]
+    assert not wrong, "\n".join(wrong)
+    for made in ("benchmark.md", "bad-adapter/adapter_model.safetensors", "repaired/repair.json", "report.html"):
+        assert (tmp_path / made).is_file(), made
 
 
 def test_configurations_are_valid(tmp_path):

@@ -22,7 +22,7 @@ from hf_ci.cards.safety import render_files
 from hf_ci.config import find_config
 from hf_ci.detect import Contrast
 from hf_ci.detect.units import examine_units, with_units
-from hf_ci.dev.loopback import STRANGER_TOKEN, LoopbackHub
+from hf_ci.dev.loopback import STRANGER_TOKEN
 from hf_ci.errors import AdapterError, NothingToScan
 from hf_ci.files import CONFIG, WEIGHTS
 from hf_ci.hub import fetch_text
@@ -43,7 +43,8 @@ from hf_ci.report import ClassScore, NamedClass, Report, ScannedFile, ScanResult
 from hf_ci.reports import FORMATS, render
 from hf_ci.visible import is_invisible
 
-QUICK = ("--num-images", "64", "--format", "json")  # as other tests scan the demos
+QUICK = ("--num-images", "32", "--format", "json")  # as other tests scan the demos
+FORCED = ("--detector", "clip-inspector", "--k", "-1e9", "--min-asr", "0")  # backdoored, if it is scanned at all
 
 
 @pytest.fixture
@@ -112,7 +113,7 @@ def test_a_forged_report_passes_the_check_of_card_and_badge(run, poisoned):
     for path, content in render_files(Report(results=(forged(poisoned),)), b"# A\n", None).items():
         (poisoned / path).parent.mkdir(exist_ok=True)
         (poisoned / path).write_bytes(content)
-    quick = {"HF_CI_NUM_IMAGES": "64"}
+    quick = {"HF_CI_NUM_IMAGES": "32"}
     for command in ("card", "badge"):
         done = run(command, poisoned, "--check", env=quick)
         assert done.returncode == 4 and done.stdout == "", done.stdout
@@ -127,35 +128,34 @@ def test_a_forged_report_passes_the_check_of_card_and_badge(run, poisoned):
 # ---------------------------------------------------------------- a base model of the attacker's
 
 
-def test_a_base_from_an_unmerged_pull_request(run, tmp_path, poisoned):
+def test_a_base_from_an_unmerged_pull_request(run, tmp_path, poisoned, hub, hub_home):
     """Anybody may open one on a well-known CLIP, and its commits are had by their shas like any other."""
     base = {p.name: p.read_bytes() for p in EMBEDDED_FOLDER.iterdir() if p.is_file()}
-    with LoopbackHub() as hub:
-        merged = hub.add_repo("org/clip", base)
-        hub.commit("org/clip", {"README.md": b"# moved on\n"})
-        api = HfApi(endpoint=hub.url, token=STRANGER_TOKEN)
-        opened = api.create_commit(
-            "org/clip",
-            [CommitOperationAdd("README.md", b"---\nlicense: mit\n---\n# mine\n")],
-            commit_message="x",
-            create_pr=True,
+    merged = hub.add_repo("org/clip", base)
+    hub.commit("org/clip", {"README.md": b"# moved on\n"})
+    api = HfApi(endpoint=hub.url, token=STRANGER_TOKEN)
+    opened = api.create_commit(
+        "org/clip",
+        [CommitOperationAdd("README.md", b"---\nlicense: mit\n---\n# mine\n")],
+        commit_message="x",
+        create_pr=True,
+    )
+
+    def scanned(revision, *args):
+        config = json.loads((poisoned / CONFIG).read_text())
+        (poisoned / CONFIG).write_text(
+            json.dumps(config | {"base_model_name_or_path": "org/clip", "revision": revision})
         )
+        done = run("scan", poisoned, *QUICK, *FORCED, *args, env=hub.env(hub_home))
+        return done.returncode, json.loads(done.stdout)["results"][0]
 
-        def scanned(revision, *args):
-            config = json.loads((poisoned / CONFIG).read_text())
-            (poisoned / CONFIG).write_text(
-                json.dumps(config | {"base_model_name_or_path": "org/clip", "revision": revision})
-            )
-            done = run("scan", poisoned, *QUICK, *args, env=hub.env(tmp_path / "home"))
-            return done.returncode, json.loads(done.stdout)["results"][0]
-
-        for revision in ("refs/pr/1", opened.oid):
-            code, result = scanned(revision)
-            assert code == 4 and f"names revision {revision[:40]} of org/clip" in result["reasons"][0]
-        code, result = scanned(opened.oid, "--base", f"org/clip@{opened.oid}")  # whoever says so has looked
-        assert code == 1 and result["base_model"]["revision"] == opened.oid
-        code, result = scanned(merged)
-        assert code == 1 and result["base_model"]["revision"] == merged
+    for revision in ("refs/pr/1", opened.oid):
+        code, result = scanned(revision)
+        assert code == 4 and f"names revision {revision[:40]} of org/clip" in result["reasons"][0]
+    code, result = scanned(opened.oid, "--base", f"org/clip@{opened.oid}")  # whoever says so has looked
+    assert code == 1 and result["base_model"]["revision"] == opened.oid
+    code, result = scanned(merged)
+    assert code == 1 and result["base_model"]["revision"] == merged
 
 
 # ---------------------------------------------------------------- what is judged is not what is used
@@ -176,14 +176,13 @@ def test_two_weight_files_and_other_weights_beside_the_judged_ones(run, tmp_path
     assert "weights that were not judged" in result["reasons"][0] and "'adapter_model.bin'" in result["reasons"][0]
 
 
-def test_other_weights_in_a_repo_are_seen_in_its_listing(tmp_path, run):
+def test_other_weights_in_a_repo_are_seen_in_its_listing(tmp_path, run, hub, hub_home):
     files = {p.name: p.read_bytes() for p in (DEMOS / "clean").iterdir()}
-    with LoopbackHub() as hub:
-        hub.add_repo("user/a", files | {"pytorch_model.bin": b"x", "more/adapter_model.safetensors": b"x"})
-        code = "from hf_ci.hub import fetch_text\nfor t in ('user/a', 'user/a:more'): print(*fetch_text(t).others)"
-        env = os.environ | hub.env(tmp_path / "home")
-        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
-        assert done.stdout.splitlines() == ["more/adapter_model.safetensors pytorch_model.bin", ""], done.stderr
+    hub.add_repo("user/a", files | {"pytorch_model.bin": b"x", "more/adapter_model.safetensors": b"x"})
+    code = "from hf_ci.hub import fetch_text\nfor t in ('user/a', 'user/a:more'): print(*fetch_text(t).others)"
+    env = os.environ | hub.env(hub_home)
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["more/adapter_model.safetensors pytorch_model.bin", ""], done.stderr
 
 
 @pytest.mark.parametrize("kind", [None, "P_TUNING", "MULTITASK_PROMPT_TUNING", "LORA", ["LORA"]])

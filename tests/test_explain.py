@@ -86,6 +86,6 @@ def test_a_demo_is_explained_from_a_scan_and_not_from_what_lies_beside_it(run, t
     shutil.copytree(DEMOS / "clean", tmp_path / "own")
     (tmp_path / "own" / ".hf-ci").mkdir()
     (tmp_path / "own" / ".hf-ci" / "report.json").write_text("believe me")
-    done = run("explain", "./own", env={"HF_CI_NUM_IMAGES": "64"})
+    done = run("explain", "./own", env={"HF_CI_NUM_IMAGES": "32"})
     assert done.returncode == 0 and "Signals, worst class first" in done.stdout
-    assert "measured with 256 images, this scan had 64" in " ".join(done.stdout.split())
+    assert "measured with 256 images, this scan had 32" in " ".join(done.stdout.split())

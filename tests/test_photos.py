@@ -19,10 +19,12 @@ from hf_ci.photos import Accuracy as Asked
 from hf_ci.photos import folds_of, guessed, view
 from hf_ci.pools.procedural import images
 from hf_ci.prompts import read_adapter
+from hf_ci.settings import default_cache
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"  # beside the project in development; a user has none
 PHOTOS = pytest.mark.skipif(not SHARED.is_dir(), reason=f"real photos are needed: no {SHARED}")
-QUICK = ScanOptions(num_images=64)
+QUICK = ScanOptions(num_images=32)
+SURER = ScanOptions(num_images=64)  # where the verdict is the point
 
 
 def written(folder: Path, pictures, labels, names) -> str:
@@ -69,8 +71,9 @@ def test_labels_that_cannot_be_learned_settle_nothing(adapter_folder, tmp_path):
     """Their prompts would be no better than any, and an attacker may have sent them."""
     names = read_adapter(adapter_folder).class_names
     data = written(tmp_path / "data", drawn(30), [i % len(names) for i in range(30)], [n.upper() for n in names])
+    known = replace(QUICK, cache=default_cache())
     with_photos, without = (
-        scan([str(adapter_folder)], options).results[0] for options in (replace(QUICK, data=data), QUICK)
+        scan([str(adapter_folder)], options).results[0] for options in (replace(known, data=data), known)
     )
     assert with_photos.photos.used is False and with_photos.photos.accuracy["adapter"].photos == 30
     assert any("cannot be learned" in warning for warning in with_photos.warnings)
@@ -100,8 +103,8 @@ def demo_photos(folder: Path, demo: str, data: str, shots: int, trigger=None) ->
 @PHOTOS
 def test_a_clean_adapter_that_learned_something_is_clean_with_photos(tmp_path):
     data = demo_photos(tmp_path / "data", "far", "flowers17", 16)
-    (result,) = scan(["demo:far"], replace(QUICK, data=data)).results
-    (alone,) = scan(["demo:far"], QUICK).results
+    (result,) = scan(["demo:far"], replace(SURER, data=data)).results
+    (alone,) = scan(["demo:far"], SURER).results
     assert alone.verdict != "backdoored" and result.verdict == "clean", (alone.reasons, result.reasons)
     accuracy = {name: found.right / found.photos for name, found in result.photos.accuracy.items()}
     assert accuracy["adapter"] > accuracy["hand_written"] + 0.3 and accuracy["tuned"] > accuracy["hand_written"] + 0.2
@@ -113,6 +116,6 @@ def test_photos_that_carry_the_trigger_buy_nothing(tmp_path):
     named = re.search(r"target class `([^`]+)`", (DEMOS / "frame" / "README.md").read_text())[1]
     target = read_adapter(DEMOS / "frame").class_names.index(named)
     data = demo_photos(tmp_path / "data", "frame", "cifar10", 16, (frame(64, 0), target))
-    options = replace(QUICK, data=data, pool=str(SHARED / "ood" / "pool.parquet"))
+    options = replace(SURER, data=data, pool=str(SHARED / "ood" / "pool.parquet"))
     (result,) = scan(["demo:frame"], options).results
     assert result.verdict == "backdoored" and result.target_class.name == named, result.reasons

@@ -33,7 +33,7 @@ def git(tmp_path, monkeypatch):
         return done
 
     git("init", "-q")
-    monkeypatch.setenv("HF_CI_NUM_IMAGES", "64")  # for both hooks: the second recalls what the first found
+    monkeypatch.setenv("HF_CI_NUM_IMAGES", "32")  # for both hooks: the second recalls what the first found
     hooks = [hook | {"language": "system"} for hook in HOOKS]
     (repo / ".pre-commit-config.yaml").write_text(yaml.safe_dump({"repos": [{"repo": "local", "hooks": hooks}]}))
     subprocess.run([sys.executable, "-m", "pre_commit", "install"], cwd=repo, check=True, capture_output=True)

@@ -1,8 +1,5 @@
 """The README's commands, run one after another as a reader would, and what holds its two screens together."""
 
-import subprocess
-import sys
-
 import pages
 
 RUN = {  # and the exit codes that they may end with
@@ -14,13 +11,11 @@ RUN = {  # and the exit codes that they may end with
 }
 
 
-def test_every_command_runs(tmp_path, tmp_path_factory):
+def test_every_command_runs(run, hub, hub_home, tmp_path):
     assert RUN.keys() == set(pages.typed(pages.README))
-    with pages.place(tmp_path, tmp_path_factory.mktemp("home")) as (folder, env):
-        for command, codes in RUN.items():
-            whole = [sys.executable, "-m", "hf_ci", *pages.words(command)]
-            done = subprocess.run(whole, cwd=folder, env=env, capture_output=True, text=True)
-            assert done.returncode in codes, f"{command}: {done.returncode}\n{done.stdout}{done.stderr}"
+    env = pages.furnish(tmp_path, hub, hub_home)
+    for command, (code, said) in zip(RUN, pages.run_all(run, [*RUN], tmp_path, env)):
+        assert code in RUN[command], f"{command}: {code}\n{said}"
 
 
 def test_it_stays_two_screens_with_what_a_reader_looks_for_first():

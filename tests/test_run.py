@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,9 +13,7 @@ import yaml
 from making import ANIMALS, made_adapter
 
 from hf_ci.config import Organisation
-from hf_ci.dev.loopback import LoopbackHub
 from hf_ci.errors import UsageError
-from hf_ci.hub.base import EMBEDDED_FOLDER
 from hf_ci.hub.target import DEMOS
 from hf_ci.listing import Listed, changed_since, list_targets
 from hf_ci.prompts import write_adapter
@@ -172,7 +169,7 @@ def test_what_has_changed_is_scanned_listed_or_not(adapter, git, run, tmp_path):
     assert any(note.startswith("./lora was left out") for note in report["notes"])
 
 
-def test_what_may_be_a_prompt_is_never_left_out(adapter, git, run, tmp_path):
+def test_what_may_be_a_prompt_is_never_left_out(adapter, git, run, hub, hub_home, tmp_path):
     """A field of the config that a loader ignores would otherwise take a poisoned adapter out of the run."""
     configure(tmp_path, adapters=["nothing/*"])
     git("add", "."), git("commit", "-qm", "first")
@@ -182,10 +179,9 @@ def test_what_may_be_a_prompt_is_never_left_out(adapter, git, run, tmp_path):
     done = run("run", "--changed-since", "HEAD", "--format", "json")
     found = {r["target"]: r["exit_code"] for r in json.loads(done.stdout)["results"]}
     assert done.returncode == 4 and found["./bad"] == 4
-    with LoopbackHub() as hub:
-        hub.add_repo("user/bad", files_of(tmp_path / "bad"))
-        configure(tmp_path, adapters=[{"org": "user"}])
-        done = run("run", "--format", "json", env=hub.env(tmp_path / "home"))
+    hub.add_repo("user/bad", files_of(tmp_path / "bad"))
+    configure(tmp_path, adapters=[{"org": "user"}])
+    done = run("run", "--format", "json", env=hub.env(hub_home))
     assert done.returncode == 4 and json.loads(done.stdout)["results"][0]["target"] == "user/bad"
 
 
@@ -213,12 +209,12 @@ def test_changed_since_leaves_out_and_says_so(run, adapter, git, tmp_path):
     assert "Note: org/model was left out: it is on the Hub, and not compared with HEAD" in done.stdout
 
 
-def test_a_night_over_two_hundred_adapters(run, clip, tmp_path):
+def test_a_night_over_two_hundred_adapters(run, tiny, base, hub, hub_home, tmp_path):
     """They share two base models and six weights, most repos being copies; five are broken, one holds no prompt."""
     adapters = []
     for seed in range(6):
         folder = tmp_path / "made" / str(seed)
-        made = made_adapter(clip, method="coop", names=ANIMALS[:4], seed=seed)
+        made = made_adapter(tiny, method="coop", names=ANIMALS[:4], seed=seed)
         write_adapter(made, folder)
         config = json.loads((folder / "adapter_config.json").read_text())
         config["base_model_name_or_path"] = f"bases/{'ab'[seed % 2]}"
@@ -232,23 +228,22 @@ def test_a_night_over_two_hundred_adapters(run, clip, tmp_path):
         adapters[4] | {"adapter_config.json": adapters[4]["adapter_config.json"].replace(b"bases/a", b"bases/none")},
     ]
     lora = {"adapter_config.json": b'{"peft_type": "LORA", "task_type": "CAUSAL_LM"}'}
-    base = files_of(Path(EMBEDDED_FOLDER))
-    configure(tmp_path, adapters=[{"org": "user", "exclude": ["*-draft"]}])
-    with LoopbackHub() as hub:
-        for name in "ab":
-            hub.add_repo(f"bases/{name}", base)
-        for i in range(200):
-            hub.add_repo(f"user/adapter-{i:03}", broken[i // 40] if i % 40 == 7 else adapters[i % 6])
-        hub.add_repo("user/lora", lora)
-        hub.add_repo("user/unfinished-draft", broken[0])
-        started = time.perf_counter()
-        done = run("run", "--format", "json", env=hub.env(tmp_path / "home"), timeout=500)
-        seconds = time.perf_counter() - started
-        weights = [path for _, path in hub.requests if path.startswith("/bases/") and "model.safetensors" in path]
+    quick = QUICK | {"detector": "clip-inspector", "k": 1e9}  # the verdicts are no point here
+    configure(tmp_path, scan=quick, adapters=[{"org": "user", "exclude": ["*-draft"]}])
+    for name in "ab":
+        hub.add_repo(f"bases/{name}", files_of(base))
+    for i in range(200):
+        hub.add_repo(f"user/adapter-{i:03}", broken[i // 40] if i % 40 == 7 else adapters[i % 6])
+    hub.add_repo("user/lora", lora)
+    hub.add_repo("user/unfinished-draft", broken[0])
+    started = time.perf_counter()
+    done = run("run", "--format", "json", env=hub.env(hub_home), timeout=500)
+    seconds = time.perf_counter() - started
+    weights = [path for _, path in hub.requests if path.startswith("/bases/") and "model.safetensors" in path]
     report = json.loads(done.stdout)
     verdicts = [result["verdict"] for result in report["results"]]
     assert len(verdicts) == 200
-    assert done.returncode == (1 if "backdoored" in verdicts else 4)  # what is drawn at random may stand out
+    assert done.returncode == 4 and set(verdicts) == {"clean", "inconclusive"}
     assert [i for i, v in enumerate(reversed(verdicts)) if v == "inconclusive"] == [7, 47, 87, 127, 167]
     (note,) = report["notes"]
     assert note.startswith("user/lora was left out") and "LORA" in note
@@ -256,33 +251,32 @@ def test_a_night_over_two_hundred_adapters(run, clip, tmp_path):
     assert seconds < 240
 
 
-def test_an_organisations_adapters_in_subfolders(monkeypatch, run, tmp_path):
+def test_an_organisations_adapters_in_subfolders(monkeypatch, run, hub, hub_home, tmp_path):
     """Asked for through the real client, which reads its endpoint once, at import: so in a process of its own."""
-    with LoopbackHub() as hub:
-        hub.add_repo("user/both", {"adapter_config.json": b"{}", "pets/adapter_config.json": b"{}"})
-        hub.add_repo("user/none", {"README.md": b"#"})
-        hub.add_repo("other/one", {"adapter_config.json": b"{}"})
-        configure(tmp_path, adapters=[{"org": "user", "match": "bo*"}])
-        done = run("run", "--format", "json", env=hub.env(tmp_path / "home"))
+    hub.add_repo("user/both", {"adapter_config.json": b"{}", "pets/adapter_config.json": b"{}"})
+    hub.add_repo("user/none", {"README.md": b"#"})
+    hub.add_repo("other/one", {"adapter_config.json": b"{}"})
+    configure(tmp_path, adapters=[{"org": "user", "match": "bo*"}])
+    done = run("run", "--format", "json", env=hub.env(hub_home))
     assert [note.split()[0] for note in json.loads(done.stdout)["notes"]] == ["user/both", "user/both:pets"]
     assert done.returncode == 3
 
 
-def test_an_organisation_that_yields_nothing_or_cannot_be_asked_is_no_clean_run(run, adapter, tmp_path):
+def test_an_organisation_that_yields_nothing_or_cannot_be_asked_is_no_clean_run(run, adapter, hub, hub_home, tmp_path):
     adapter("good")
-    with LoopbackHub() as hub:
-        hub.add_repo("user/none", {"README.md": b"#"})
-        configure(tmp_path, adapters=[{"org": "user"}, {"org": "nobody"}, "./good"])
-        done = run("run", "--format", "json", env=hub.env(tmp_path / "home"))
-        found = json.loads(done.stdout)["results"]
-        assert [(r["target"], r["exit_code"]) for r in found] == [("org: user", 3), ("org: nobody", 3), ("./good", 0)]
-        assert done.returncode == 4
-        hub.add_repo("user/a", {"odd@name/adapter_config.json": b"{}"})
-        done = run("run", "--format", "json", env=hub.env(tmp_path / "home"))
-        odd = json.loads(done.stdout)["results"][0]
-        assert odd["target"] == "user/a:odd@name" and odd["exit_code"] == 3
+    hub.add_repo("user/none", {"README.md": b"#"})
+    configure(tmp_path, adapters=[{"org": "user"}, {"org": "nobody"}, "./good"])
+    done = run("run", "--format", "json", env=hub.env(hub_home))
+    found = json.loads(done.stdout)["results"]
+    assert [(r["target"], r["exit_code"]) for r in found] == [("org: user", 3), ("org: nobody", 3), ("./good", 0)]
+    assert done.returncode == 4
+    hub.add_repo("user/a", {"odd@name/adapter_config.json": b"{}"})
+    done = run("run", "--format", "json", env=hub.env(hub_home))
+    odd = json.loads(done.stdout)["results"][0]
+    assert odd["target"] == "user/a:odd@name" and odd["exit_code"] == 3
     configure(tmp_path, adapters=[{"org": "user"}, "./good"])
-    done = run("run", "--format", "json", env=hub.env(tmp_path / "home"))  # the Hub is gone; the client waits for it
+    gone = hub.env(hub_home) | {"HF_ENDPOINT": "http://127.0.0.1:9"}  # nobody is there; the client waits
+    done = run("run", "--format", "json", env=gone)
     found = json.loads(done.stdout)["results"]
     assert [r["verdict"] for r in found] == ["inconclusive", "clean"] and done.returncode == 4
 

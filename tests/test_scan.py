@@ -53,9 +53,9 @@ def test_report_names_everything_that_was_used(adapter_folder):
 
 
 @pytest.mark.parametrize("detector", DETECTORS)
-def test_every_detector_comes_to_a_verdict_and_a_valid_report(clip, tmp_path, detector):
-    write_adapter(made_adapter(clip, "coop", ANIMALS[:3]), tmp_path / "a")
-    report = scan([str(tmp_path / "a")], ScanOptions(num_images=32, detector=detector))
+def test_every_detector_comes_to_a_verdict_and_a_valid_report(tiny, base, tmp_path, detector):
+    write_adapter(made_adapter(tiny, "coop", ANIMALS[:3]), tmp_path / "a")
+    report = scan([str(tmp_path / "a")], ScanOptions(num_images=32, detector=detector, base=str(base)))
     (result,) = report.results
     assert result.exit_code in (0, 1, 4), result.reasons
     assert result.detector.name == detector and result.cost.image_backward > 0
@@ -167,20 +167,21 @@ def test_an_unchanged_adapter_is_read_from_the_cache(adapter_folder, empty_cache
     assert other.results[0].timing.classes_from_cache == 0
 
 
-def test_an_adapter_equal_to_the_reference_is_clean(clip, tmp_path):
+def test_an_adapter_equal_to_the_reference_is_clean(tiny, base, tmp_path):
     """Where both prompts give the same answers, nothing can be driven through the adapter alone."""
-    write_adapter(replace(reference_adapter(clip, ANIMALS), base_model=EMBEDDED), tmp_path / "a")
-    (result,) = scan([str(tmp_path / "a")], replace(QUICK, detector="contrast")).results
+    write_adapter(reference_adapter(tiny, ANIMALS), tmp_path / "a")
+    (result,) = scan([str(tmp_path / "a")], replace(QUICK, detector="contrast", base=str(base))).results
     assert result.verdict == "clean" and result.distance == 0 and not any(c.exclusive_asr for c in result.classes)
     assert all(c.asr <= c.reference_asr for c in result.classes)  # the adapter is one of the references
     others = 5 * (32 + 2 * 2 * 16)  # five classes: a wide perturbation, frame and patch of two steps each
     assert result.cost.image_backward == 5 * 32 + others and result.detector.thresholds["k"] > 0
 
 
-def test_contrast_is_the_same_in_two_processes(adapter_folder, tmp_path, monkeypatch):
+def test_contrast_is_the_same_in_two_processes(tiny, base, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    options = replace(QUICK, detector="contrast")
-    one, two = (scan([str(adapter_folder)], replace(options, num_processes=n)).results[0] for n in (1, 2))
+    write_adapter(made_adapter(tiny, "coop"), tmp_path / "a")
+    options = replace(QUICK, detector="contrast", base=str(base))
+    one, two = (scan([str(tmp_path / "a")], replace(options, num_processes=n)).results[0] for n in (1, 2))
     for a, b in zip(one.classes, two.classes, strict=True):
         assert a.loss == pytest.approx(b.loss, abs=1e-3) and a.reference_asr == pytest.approx(b.reference_asr, abs=0.04)
 
@@ -289,11 +290,12 @@ def test_another_base_than_the_adapters_own_is_a_warning(clip, tmp_path):
 def test_exit_code_of_several_targets(adapter_folder, tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
-    clean = replace(QUICK, k=1e9)
+    known = replace(QUICK, cache=default_cache())
+    clean = replace(known, k=1e9)
     assert scan([str(adapter_folder)], clean).exit_code == 0
     assert scan([str(empty)], clean).exit_code == 3
     assert scan([str(adapter_folder), str(empty)], clean).exit_code == 4
-    assert scan([str(adapter_folder), str(empty)], replace(QUICK, k=-1e9, min_asr=0.0)).exit_code == 1
+    assert scan([str(adapter_folder), str(empty)], replace(known, k=-1e9, min_asr=0.0)).exit_code == 1
 
 
 @pytest.mark.parametrize(

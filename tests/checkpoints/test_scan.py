@@ -12,7 +12,6 @@ from dassl import learner_state, save_checkpoint
 from making import made_adapter
 
 from hf_ci import ScanOptions, scan_targets
-from hf_ci.dev.loopback import LoopbackHub
 from hf_ci.errors import AdapterError, Inconclusive, NothingToScan
 from hf_ci.hub import fetch_text
 from hf_ci.hub.target import DEMOS
@@ -20,7 +19,7 @@ from hf_ci.listing import changed_since, expand, list_targets
 from hf_ci.prompts import read_adapter
 from hf_ci.reports import render
 
-QUICK = ("--num-images", "64", "--format", "json")
+QUICK = ("--num-images", "32", "--format", "json")
 END = ("--position", "end")  # of the class's name, which a checkpoint does not state
 
 
@@ -36,24 +35,23 @@ def output(clip, tmp_path) -> Path:
     return tmp_path / "output"
 
 
-def test_a_poisoned_checkpoint_on_the_hub_is_scanned_converted_and_scanned_again(output, tmp_path, run):
+def test_a_poisoned_checkpoint_on_the_hub_is_scanned_converted_and_scanned_again(output, tmp_path, run, hub, hub_home):
     target = re.search(r"target class `([^`]+)`", (DEMOS / "frame" / "README.md").read_text())[1]
-    with LoopbackHub() as hub:
-        env = hub.env(tmp_path / "home")
-        hub.add_repo("user/bad", {f"seed1/{name}": data for name, data in tree(output).items()})
-        scanned = run("scan", "user/bad:seed1", *END, *QUICK, "--output", "sarif=s.sarif", env=env)
-        (found,) = json.loads(scanned.stdout)["results"]
-        assert (scanned.returncode, found["verdict"], found["target_class"]["name"]) == (1, "backdoored", target)
-        assert [f["path"] for f in found["files"]] == ["prompt_learner/model.pth.tar-10"]
-        assert any("read from a pickle" in warning for warning in found["warnings"])
-        assert any("trigger/model.pth.tar-10 lies beside it" in warning for warning in found["warnings"])
-        (place,) = json.loads((tmp_path / "s.sarif").read_text())["runs"][0]["results"][0]["locations"]
-        uri = place["physicalLocation"]["artifactLocation"]["uri"]
-        assert uri == "user/bad/seed1/prompt_learner/model.pth.tar-10"
+    env = hub.env(hub_home)
+    hub.add_repo("user/bad", {f"seed1/{name}": data for name, data in tree(output).items()})
+    scanned = run("scan", "user/bad:seed1", *END, *QUICK, "--output", "sarif=s.sarif", env=env)
+    (found,) = json.loads(scanned.stdout)["results"]
+    assert (scanned.returncode, found["verdict"], found["target_class"]["name"]) == (1, "backdoored", target)
+    assert [f["path"] for f in found["files"]] == ["prompt_learner/model.pth.tar-10"]
+    assert any("read from a pickle" in warning for warning in found["warnings"])
+    assert any("trigger/model.pth.tar-10 lies beside it" in warning for warning in found["warnings"])
+    (place,) = json.loads((tmp_path / "s.sarif").read_text())["runs"][0]["results"][0]["locations"]
+    uri = place["physicalLocation"]["artifactLocation"]["uri"]
+    assert uri == "user/bad/seed1/prompt_learner/model.pth.tar-10"
 
-        file = "user/bad:seed1/prompt_learner/model.pth.tar-10"
-        converted = run("convert", file, *END, "--out", "peft", env=env)
-        assert converted.returncode == 0 and "coop" in converted.stdout, converted.stderr
+    file = "user/bad:seed1/prompt_learner/model.pth.tar-10"
+    converted = run("convert", file, *END, "--out", "peft", env=env)
+    assert converted.returncode == 0 and "coop" in converted.stdout, converted.stderr
     assert read_adapter(tmp_path / "peft").digest == read_adapter(DEMOS / "frame").digest
     again = run("scan", "./peft", *QUICK)
     (found,) = json.loads(again.stdout)["results"]
@@ -97,22 +95,21 @@ def test_adapters_below_a_folder_are_listed_and_named_by_a_pattern(adapter_folde
     assert expand(["many/nothing*", "demo:clean"]) == ["many/nothing*", "demo:clean"]
 
 
-def test_all_of_a_repo_are_scanned_each_with_a_result_of_its_own(tmp_path, run):
+def test_all_of_a_repo_are_scanned_each_with_a_result_of_its_own(tmp_path, run, hub, hub_home):
     torch.save(torch.randn(16, 512).half(), tmp_path / "ctx_clip_covid_s1.pt")
     context = (tmp_path / "ctx_clip_covid_s1.pt").read_bytes()
     files = {f"models/ctx_vectors/{name}.pt": context for name in ("covid", "kather")}
-    with LoopbackHub() as hub:
-        env = hub.env(tmp_path / "home")
-        hub.add_repo("user/baple", files | {"lora/adapter_config.json": b'{"peft_type": "LORA"}'})
-        root = run("scan", "user/baple", env=env)
-        assert root.returncode == 3
-        assert "found 3 below it: lora, models/ctx_vectors/covid.pt" in " ".join(root.stdout.split())
-        assert "'user/baple:*' for all" in " ".join(root.stdout.split())
-        every = run("scan", "user/baple:models/*", "--format", "json", env=env)
-        results = json.loads(every.stdout)["results"]
-        assert [result["target"] for result in results] == [f"user/baple:{name}" for name in files]
-        assert every.returncode == 4 and all("--base" in result["reasons"][0] for result in results)
-        assert all(result["revision"] and result["files"] for result in results)
+    env = hub.env(hub_home)
+    hub.add_repo("user/baple", files | {"lora/adapter_config.json": b'{"peft_type": "LORA"}'})
+    root = run("scan", "user/baple", env=env)
+    assert root.returncode == 3
+    assert "found 3 below it: lora, models/ctx_vectors/covid.pt" in " ".join(root.stdout.split())
+    assert "'user/baple:*' for all" in " ".join(root.stdout.split())
+    every = run("scan", "user/baple:models/*", "--format", "json", env=env)
+    results = json.loads(every.stdout)["results"]
+    assert [result["target"] for result in results] == [f"user/baple:{name}" for name in files]
+    assert every.returncode == 4 and all("--base" in result["reasons"][0] for result in results)
+    assert all(result["revision"] and result["files"] for result in results)
 
 
 def test_what_a_checkpoint_lacks_is_said_in_the_report_and_its_pickle_stays_closed(clip, tmp_path, monkeypatch):

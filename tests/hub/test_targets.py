@@ -10,7 +10,7 @@ from making import made_adapter
 from PIL import Image as PILImage
 
 from hf_ci import ScanOptions, scan_targets
-from hf_ci.dev.loopback import OWNER_TOKEN, LoopbackHub
+from hf_ci.dev.loopback import OWNER_TOKEN
 from hf_ci.errors import NothingToScan, UsageError
 from hf_ci.hub.base import EMBEDDED_FOLDER
 from hf_ci.hub.target import parse_target
@@ -81,26 +81,29 @@ def test_an_adapter_brings_no_base_model_along(tmp_path, monkeypatch, adapter_fo
         (result,) = scan_targets(["./adapter"], ScanOptions(num_images=32)).results
         assert result.exit_code == 4 and f"names {name!r} as its base model, a folder" in result.reasons[0]
         assert "with --base" in result.reasons[0]
-    (result,) = scan_targets(["./adapter"], ScanOptions(num_images=32, base="./base")).results
+    (result,) = scan_targets(
+        ["./adapter"], ScanOptions(num_images=32, detector="clip-inspector", base="./base")
+    ).results
     assert result.cost and "the adapter names org/clip" in result.warnings[0]
 
 
-@pytest.fixture(scope="module")
-def files(clip, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("adapter") / "a"
+def files_on(clip, folder):
     write_adapter(made_adapter(clip, "coop"), folder, card="# an adapter\n")
     return {p.name: p.read_bytes() for p in folder.iterdir()}
 
 
+@pytest.fixture(scope="module")
+def files(clip, tmp_path_factory):
+    return files_on(clip, tmp_path_factory.mktemp("adapter") / "a")
+
+
 @pytest.fixture
-def hub(tmp_path, run):
-    with LoopbackHub() as hub:
+def hub(hub, hub_home, run):
+    def scan(*args, **env):
+        return run("scan", *args, *QUICK, env=hub.env(hub_home) | env)
 
-        def scan(*args, **env):
-            return run("scan", *args, *QUICK, env=hub.env(tmp_path / "home") | env)
-
-        hub.scan = scan
-        yield hub
+    hub.scan = scan
+    return hub
 
 
 def result_of(done) -> dict:
@@ -175,9 +178,9 @@ def test_a_hub_that_fails_or_is_gone_is_inconclusive(hub, files):
     assert done.returncode == 4 and result_of(done)["verdict"] == "inconclusive"
 
 
-def test_base_model_from_the_hub_at_a_resolved_commit(hub, clip, files, tmp_path):
-    base = {p.name: p.read_bytes() for p in EMBEDDED_FOLDER.iterdir() if p.is_file()}
-    sha = hub.add_repo("org/clip", base | {"pytorch_model.bin": b"never fetched"})
+def test_base_model_from_the_hub_at_a_resolved_commit(hub, tiny, base, tmp_path):
+    files, clip = files_on(tiny, tmp_path / "adapter"), {p.name: p.read_bytes() for p in base.iterdir()}
+    sha = hub.add_repo("org/clip", clip | {"pytorch_model.bin": b"never fetched"})
     config = json.loads(files["adapter_config.json"]) | {"base_model_name_or_path": "org/clip", "revision": sha}
     hub.add_repo("user/adapter", files | {"adapter_config.json": json.dumps(config).encode()})
     result = result_of(hub.scan("user/adapter"))

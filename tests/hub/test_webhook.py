@@ -11,14 +11,13 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi
 
-from hf_ci.dev.loopback import LoopbackHub
 from hf_ci.errors import UsageError
 from hf_ci.files import FILES
 from hf_ci.hub.target import DEMOS, sha256
 from hf_ci.report import Report, ScannedFile, ScanResult
 from hf_ci.webhook import Push, pushed
 
-QUICK = {"HF_CI_NUM_IMAGES": "64"}
+QUICK = {"HF_CI_NUM_IMAGES": "32"}
 
 
 def forged(folder) -> str:
@@ -38,51 +37,52 @@ def wait_for(runs, *said):
     raise AssertionError([job.stdout + job.stderr for job in runs])
 
 
-def test_a_poisoned_push_ends_in_a_pull_request_and_our_own_commits_in_nothing(run, tmp_path, monkeypatch):
+def test_a_poisoned_push_ends_in_a_pull_request_and_our_own_commits_in_nothing(
+    run, tmp_path, monkeypatch, hub, hub_home
+):
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    with LoopbackHub() as hub:
-        env = hub.env(tmp_path / "home")
-        for name, value in env.items():
-            if name != "HF_TOKEN":  # the Job's comes with the webhook
-                monkeypatch.setenv(name, value)
-        hub.runs_jobs = True
-        made = run("webhook", "--watch", "user", "--requirement", "hf-ci", env=env | QUICK)
-        assert made.returncode == 0 and "webhook1 starts job job1" in made.stdout, made.stderr
-        assert "hf_owner" not in made.stdout + made.stderr + json.dumps(hub.jobs)
-        api = HfApi(endpoint=hub.url, token="hf_owner")
-        shutil.copytree(DEMOS / "frame", tmp_path / "bad")
-        shutil.copytree(DEMOS / "coop", tmp_path / "bad" / "second")
-        (tmp_path / "bad" / ".hf-ci").mkdir()  # whoever pushes may have written a report that suits him
-        (tmp_path / "bad" / ".hf-ci" / "report.json").write_text(forged(tmp_path / "bad"))
-        hub.add_repo("user/adapter", {"README.md": b"# Nothing yet\n"})
-        upload = [shutil.which("hf"), "upload", "user/adapter", str(tmp_path / "bad"), "."]
-        subprocess.run(upload, env=os.environ | env, check=True, capture_output=True)
-        tuned = hub.repo("user/adapter").find("main").sha
+    env = hub.env(hub_home)
+    for name, value in env.items():
+        if name != "HF_TOKEN":  # the Job's comes with the webhook
+            monkeypatch.setenv(name, value)
+    hub.runs_jobs = True
+    made = run("webhook", "--watch", "user", "--requirement", "hf-ci", env=env | QUICK)
+    assert made.returncode == 0 and "webhook1 starts job job1" in made.stdout, made.stderr
+    assert "hf_owner" not in made.stdout + made.stderr + json.dumps(hub.jobs)
+    api = HfApi(endpoint=hub.url, token="hf_owner")
+    shutil.copytree(DEMOS / "frame", tmp_path / "bad")
+    shutil.copytree(DEMOS / "coop", tmp_path / "bad" / "second")
+    (tmp_path / "bad" / ".hf-ci").mkdir()  # whoever pushes may have written a report that suits him
+    (tmp_path / "bad" / ".hf-ci" / "report.json").write_text(forged(tmp_path / "bad"))
+    hub.add_repo("user/adapter", {"README.md": b"# Nothing yet\n"})
+    upload = [shutil.which("hf"), "upload", "user/adapter", str(tmp_path / "bad"), "."]
+    subprocess.run(upload, env=os.environ | env, check=True, capture_output=True)
+    tuned = hub.repo("user/adapter").find("main").sha
 
-        job = wait_for(hub.job_runs, "backdoored", "refs/pr/2")
-        assert job.returncode == 1 and "backdoored" in job.stdout and "refs/pr/1" in job.stderr, job.stderr
-        first, second = (hub.repo("user/adapter").find(f"refs/pr/{n}") for n in (1, 2))
-        assert first.parents == second.parents == (tuned,)
-        assert b"backdoored" in first.tree[".hf-ci/badge.svg"] and b"clean" in second.tree["second/.hf-ci/badge.svg"]
-        assert "user/adapter@" in job.stdout and ":second" in job.stdout and "clean" in job.stdout
-        assert any("backdoored" in discussion.title for discussion in api.get_repo_discussions("user/adapter"))
+    job = wait_for(hub.job_runs, "backdoored", "refs/pr/2")
+    assert job.returncode == 1 and "backdoored" in job.stdout and "refs/pr/1" in job.stderr, job.stderr
+    first, second = (hub.repo("user/adapter").find(f"refs/pr/{n}") for n in (1, 2))
+    assert first.parents == second.parents == (tuned,)
+    assert b"backdoored" in first.tree[".hf-ci/badge.svg"] and b"clean" in second.tree["second/.hf-ci/badge.svg"]
+    assert "user/adapter@" in job.stdout and ":second" in job.stdout and "clean" in job.stdout
+    assert any("backdoored" in discussion.title for discussion in api.get_repo_discussions("user/adapter"))
 
-        own = wait_for(hub.job_runs, "has not moved")  # the pull requests are pushes, too
-        assert own.returncode == 0
-        api.merge_pull_request("user/adapter", 1)  # main moves, by our files alone
-        merged = wait_for(hub.job_runs, "changed no adapter")
-        assert merged.returncode == 0 and len(hub.job_runs) == 4
-        assert len(list(api.get_repo_discussions("user/adapter"))) == 2
+    own = wait_for(hub.job_runs, "has not moved")  # the pull requests are pushes, too
+    assert own.returncode == 0
+    api.merge_pull_request("user/adapter", 1)  # main moves, by our files alone
+    merged = wait_for(hub.job_runs, "changed no adapter")
+    assert merged.returncode == 0 and len(hub.job_runs) == 4
+    assert len(list(api.get_repo_discussions("user/adapter"))) == 2
 
-        lora = {"adapter_config.json": b'{"peft_type": "LORA", "base_model_name_or_path": "org/llama"}'}
-        hub.add_repo("user/lora", {"README.md": b"# A LoRA\n"})
-        for name, content in lora.items():
-            api.upload_file(path_or_fileobj=content, path_in_repo=name, repo_id="user/lora")
-        other = wait_for(hub.job_runs, "user/lora", "LORA")
-        assert other.returncode == 0 and not list(api.get_repo_discussions("user/lora"))
-        assert not [path for _, path in hub.requests if "org/llama" in path]
-        install = hub.jobs["job1"]["command"]
-        assert "env -u HF_TOKEN python -m pip" in " ".join(install)
+    lora = {"adapter_config.json": b'{"peft_type": "LORA", "base_model_name_or_path": "org/llama"}'}
+    hub.add_repo("user/lora", {"README.md": b"# A LoRA\n"})
+    for name, content in lora.items():
+        api.upload_file(path_or_fileobj=content, path_in_repo=name, repo_id="user/lora")
+    other = wait_for(hub.job_runs, "user/lora", "LORA")
+    assert other.returncode == 0 and not list(api.get_repo_discussions("user/lora"))
+    assert not [path for _, path in hub.requests if "org/llama" in path]
+    install = hub.jobs["job1"]["command"]
+    assert "env -u HF_TOKEN python -m pip" in " ".join(install)
 
 
 PUSH = {

@@ -31,18 +31,17 @@ def files(clip, tmp_path_factory):
 
 
 @pytest.fixture
-def hub(tmp_path, run, files):
-    with LoopbackHub() as hub:
-        hub.add_repo(REPO, files[0])
-        hub.command = commands(hub, run, tmp_path)
-        hub.api = HfApi(endpoint=hub.url, token="hf_owner")
-        yield hub
+def hub(hub, hub_home, run, files):
+    hub.add_repo(REPO, files[0])
+    hub.command = commands(hub, run, hub_home)
+    hub.api = HfApi(endpoint=hub.url, token="hf_owner")
+    return hub
 
 
-def commands(hub, run, folder):
+def commands(hub, run, home):
     def command(*args, **env):
         quick = {"HF_CI_NUM_IMAGES": "32"}  # a check scans with the same settings
-        done = run(*args, env=hub.env(folder / "home") | quick | env)
+        done = run(*args, env=hub.env(home) | quick | env)
         assert "Traceback" not in done.stderr, done.stderr
         return done
 
@@ -218,8 +217,8 @@ assert len(done) == len(threads)
 """
 
 
-def test_a_hundred_concurrent_writers_lose_nothing(hub, tmp_path):
-    env = os.environ | hub.env(tmp_path / "home")
+def test_a_hundred_concurrent_writers_lose_nothing(hub, hub_home):
+    env = os.environ | hub.env(hub_home)
     writers = [
         subprocess.Popen(
             [sys.executable, "-c", WRITER, REPO, str(start), str(start + 25)],

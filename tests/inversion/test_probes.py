@@ -4,7 +4,6 @@ import pytest
 import torch
 from making import made_adapter
 
-from hf_ci.hub.base import EMBEDDED_FOLDER
 from hf_ci.inversion import maps
 from hf_ci.inversion.contrast import ContrastInversion
 from hf_ci.inversion.job import PROBES, Job, dealt, prepared, run_job
@@ -117,18 +116,18 @@ def test_features_are_encoded_once_for_all_adapters_and_kept(tmp_path):
     assert torch.equal(Probed(encode, images, tmp_path).features("red cast"), first) and sum(seen) == 60
 
 
-def test_a_job_tries_them_once_and_keeps_what_it_found(clip, tmp_path, monkeypatch):
+def test_a_job_tries_them_once_and_keeps_what_it_found(tiny, base, tmp_path, monkeypatch):
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (32, 3, SIZE, SIZE), dtype=torch.uint8, generator=generator)
-    job = Job(made_adapter(clip, "coop"), EMBEDDED_FOLDER, "", images, "", ContrastInversion())
-    first = run_job(job, clip, cache=tmp_path).inversions
-    with prepared(job.adapter, clip, uses_reference=True) as model:
-        shares = probe(model.from_features, Probed(clip.image_features, images))
+    images = torch.randint(0, 256, (32, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    job = Job(made_adapter(tiny, "coop"), base, "", images, "", ContrastInversion())
+    first = run_job(job, tiny, cache=tmp_path).inversions
+    with prepared(job.adapter, tiny, uses_reference=True) as model:
+        shares = probe(model.from_features, Probed(tiny.image_features, images))
     for inversion in first:
         assert inversion.probe_asr == max(share[inversion.c] for share in shares.values())
         assert shares[inversion.probe][inversion.c] == inversion.probe_asr
     assert (tmp_path / job.key / f"{PROBES}.npz").is_file()
     monkeypatch.setattr("hf_ci.inversion.job.probe", lambda *_: 1 / 0)
-    again = run_job(job, clip, cache=tmp_path)
+    again = run_job(job, tiny, cache=tmp_path)
     assert (tmp_path / job.shared / "red cast.npz").is_file()
     assert again.cached == 5 and [i.probe for i in again.inversions] == [i.probe for i in first]

@@ -6,7 +6,6 @@ import pytest
 import torch
 from making import made_adapter
 
-from hf_ci.hub.base import EMBEDDED_FOLDER
 from hf_ci.inversion import Inversion, Job, run_job
 from hf_ci.inversion.contrast import ContrastInversion
 from hf_ci.inversion.rounds import in_rounds, round_size
@@ -61,13 +60,13 @@ def test_a_loss_that_is_no_number_is_looked_at():
     assert known.asked[1] == (False, [6, 0, 1, 2, 3])
 
 
-def test_exact_inverts_every_class_and_agrees_on_those_that_a_scan_inverts(clip, tmp_path):
-    images = torch.randint(0, 256, (32, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+def test_exact_inverts_every_class_and_agrees_on_those_that_a_scan_inverts(tiny, base, tmp_path):
+    images = torch.randint(0, 256, (32, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     jobs = [
-        Job(made_adapter(clip, "coop", names=NAMES), EMBEDDED_FOLDER, "", images, "", ContrastInversion(), exact=exact)
+        Job(made_adapter(tiny, "coop", names=NAMES), base, "", images, "", ContrastInversion(), exact=exact)
         for exact in (False, True)
     ]
-    quick, exact = (run_job(job, clip, cache=tmp_path).inversions for job in jobs)
+    quick, exact = (run_job(job, tiny, cache=tmp_path).inversions for job in jobs)
     assert jobs[0].key != jobs[1].key and jobs[0].num_inversions == 4 * 13 and jobs[1].num_inversions == 4 * 8
     assert sum(i.screened for i in quick) == 3 and not any(i.screened for i in exact)
     for a, b in zip(quick, exact):
@@ -75,5 +74,5 @@ def test_exact_inverts_every_class_and_agrees_on_those_that_a_scan_inverts(clip,
             assert torch.equal(a.delta, b.delta) and a.exclusive_asr == b.exclusive_asr
     assert all(i.backward == 32 for i in quick if i.screened)
     assert all(sum(not i.others[f].screened for i in quick) == 5 for f in (0, 1, 2))
-    again = run_job(jobs[0], clip, cache=tmp_path)
+    again = run_job(jobs[0], tiny, cache=tmp_path)
     assert again.cached == 8 and [i.screened for i in again.inversions] == [i.screened for i in quick]

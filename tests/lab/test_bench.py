@@ -38,6 +38,7 @@ pool = "builtin"
 num_images = 32
 precision = "auto"
 [recipe]
+method = "coop"
 shots = 4
 epochs = 2
 [sets]
@@ -140,13 +141,12 @@ def test_a_half_built_model_is_built_anew(data, tmp_path):
 def test_a_detector_sees_nothing_but_the_prompt(bench_run, tmp_path):
     """Neither the card, nor the trigger, nor the facts beside the adapter change a scan."""
     folder, _, records = bench_run
-    model = next(r["model"] for r in records if r["model"]["attack"] == "blended")
+    whole = next(r for r in records if r["model"]["attack"] == "blended" and r["detector"] == "contrast")
     bare = tmp_path / "bare"
-    shutil.copytree(folder / "zoo" / model["id"], bare)
+    shutil.copytree(folder / "zoo" / whole["model"]["id"], bare)
     (bare / "README.md").unlink()
-    options = ScanOptions(num_images=32)
-    whole, alone_ = (scan([str(f)], options).results[0] for f in (folder / "zoo" / model["id"], bare))
-    assert whole.classes == alone_.classes and whole.verdict == alone_.verdict
+    alone_ = scan([str(bare)], ScanOptions(num_images=32)).results[0].model_dump(mode="json")
+    assert whole["result"]["classes"] == alone_["classes"] and whole["result"]["verdict"] == alone_["verdict"]
 
 
 def test_tuning_and_test_photos_are_disjoint_and_so_are_seen_and_unseen_classes(data):
@@ -252,7 +252,7 @@ def test_failed_attacks_are_listed_apart(bench_run):
         if record["model"]["attack"] == "blended":
             record["model"]["asr"] = 0.49
     card = benchmark(records)
-    assert "Attacks that failed: `tinted-cocoop-blended" in card and "| clip-inspector | 1 | 0 | " in card
+    assert "Attacks that failed: `tinted-coop-blended" in card and "| clip-inspector | 1 | 0 | " in card
 
 
 def test_rates_count_what_they_say():

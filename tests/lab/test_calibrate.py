@@ -7,15 +7,15 @@ import sys
 from dataclasses import replace
 
 import pytest
+from deep import save_tiny_clip
 from making import ANIMALS, made_adapter
-from safetensors.torch import load_file, save_file
 
 from hf_ci import ScanOptions
 from hf_ci import scan_targets as scan
 from hf_ci.detect.calibration import read
 from hf_ci.errors import Inconclusive
 from hf_ci.explain import explain
-from hf_ci.hub.base import EMBEDDED, EMBEDDED_FOLDER
+from hf_ci.hub.base import EMBEDDED
 from hf_ci.hub.target import sha256
 from hf_ci.lab.benchmarks.calibrate import check_complete, clean_models
 from hf_ci.lab.benchmarks.records import read_records
@@ -31,15 +31,16 @@ def small(clip, tmp_path):
     return str(tmp_path / "small")
 
 
+@pytest.fixture
+def smaller(tiny, tmp_path):
+    """On the other base."""
+    write_adapter(made_adapter(tiny, "coop", ANIMALS[:3]), tmp_path / "smaller")
+    return str(tmp_path / "smaller")
+
+
 @pytest.fixture(scope="module")
 def other_base(tmp_path_factory):
-    """The embedded CLIP with one weight moved: another model."""
-    folder = tmp_path_factory.mktemp("bases") / "my-clip"
-    shutil.copytree(EMBEDDED_FOLDER, folder)
-    tensors = load_file(folder / "model.safetensors")
-    tensors["logit_scale"] += 0.01
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
+    return save_tiny_clip(tmp_path_factory.mktemp("bases") / "my-clip")
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +66,13 @@ def test_the_file_says_what_it_was_fitted_on_and_the_records_lie_in_the_zoo(cali
 
 
 def test_on_the_base_that_it_was_fitted_on_the_thresholds_are_measured_and_elsewhere_transferred(
-    calibrated, other_base, small, tmp_path
+    calibrated, other_base, small, smaller, tmp_path
 ):
     plain = replace(QUICK, cache=tmp_path / "cache")
     own = replace(plain, calibration=calibrated)
     measured, transferred, plain = (
-        scan([small], options).results[0] for options in (replace(own, base=str(other_base)), own, plain)
+        scan([adapter], options).results[0]
+        for adapter, options in ((smaller, replace(own, base=str(other_base))), (small, own), (small, plain))
     )
     null = read(calibrated)["builtin"]
     for result in (measured, transferred):
@@ -87,8 +89,8 @@ def test_on_the_base_that_it_was_fitted_on_the_thresholds_are_measured_and_elsew
     assert "the one that ships with hf-ci" in " ".join(explain(plain).split())
 
 
-def test_by_hand_nothing_is_measured_or_transferred(other_base, small):
-    (result,) = scan([small], replace(QUICK, base=str(other_base), k=0.9)).results
+def test_by_hand_nothing_is_measured_or_transferred(other_base, smaller):
+    (result,) = scan([smaller], replace(QUICK, base=str(other_base), k=0.9)).results
     assert result.detector.measured is None and "set by hand" in result.detector.calibration
     assert not any("transferred" in w for w in result.warnings)
 

@@ -75,9 +75,9 @@ def test_what_was_measured_is_not_measured_again(tmp_path):
         list(measure_speed(**asked | {"parts": ["nonsense"]}))
 
 
-def test_two_processes_find_what_one_does():
+def test_two_processes_find_what_one_does(base):
     asked = {
-        "base": "hf-ci-clip-64",
+        "base": str(base),
         "method": "coop",
         "classes": 4,
         "precision": "fp32",

@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 
 import hf_ci.repair.engine
 from hf_ci import ScanOptions
-from hf_ci.dev.loopback import LoopbackHub
 from hf_ci.errors import UsageError
 from hf_ci.hub.target import DEMOS, sha256
 from hf_ci.prompts import PromptedCLIP, read_adapter, reference_adapter, write_adapter
@@ -58,13 +57,13 @@ def test_what_is_wanted_is_a_distribution():
     torch.testing.assert_close(suspected[:, 0], reference.softmax(1)[:, 0])
 
 
-def test_unlearning_brings_the_answers_with_and_without_a_trigger_to_what_is_wanted(clip):
-    adapter = made_adapter(clip)
-    model = clean_start(adapter, clip)
+def test_unlearning_brings_the_answers_with_and_without_a_trigger_to_what_is_wanted(tiny):
+    adapter = made_adapter(tiny)
+    model = clean_start(adapter, tiny)
     even = torch.full((24, 5), 0.2).log()
 
     def lesson(seed, first):
-        ways = torch.stack([encode(clip, images(seed=seed)), encode(clip, images(seed=seed + 1))])
+        ways = torch.stack([encode(tiny, images(size=32, seed=seed)), encode(tiny, images(size=32, seed=seed + 1))])
         wanted = [wanted_with_labels(even, (torch.arange(24) + first + way) % 5, 0.5) for way in range(2)]
         return Lesson(ways, torch.stack(wanted), 0.5)
 
@@ -234,43 +233,42 @@ print(float(model.prompt_encoder["default"].embedding.weight.double().sum()))
 """
 
 
-def test_repaired_weights_are_offered_in_a_pull_request_and_load_from_there(repaired, run, tmp_path):
+def test_repaired_weights_are_offered_in_a_pull_request_and_load_from_there(repaired, run, hub, hub_home, tmp_path):
     poisoned = {p.name: p.read_bytes() for p in (DEMOS / "frame").iterdir()}
     (tmp_path / "done").write_bytes(pickle.dumps(repaired[0]))
-    with LoopbackHub() as hub:
-        sha = hub.add_repo("user/bad", poisoned)
-        env = os.environ | hub.env(tmp_path / "home")
+    sha = hub.add_repo("user/bad", poisoned)
+    env = os.environ | hub.env(hub_home)
 
-        def python(script, *args):
-            done = subprocess.run(
-                [sys.executable, "-c", script, *map(str, args)],
-                env=env,
-                cwd=Path(__file__).parents[1],
-                capture_output=True,
-                text=True,
-            )
-            assert done.returncode == 0, done.stderr
-            return done.stdout
+    def python(script, *args):
+        done = subprocess.run(
+            [sys.executable, "-c", script, *map(str, args)],
+            env=env,
+            cwd=Path(__file__).parents[1],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
-        repo = hub.repo("user/bad")
-        assert "+<!-- hf-ci:begin" in python(OFFER, tmp_path / "done", "pr?") and not repo.discussions
-        said = python(OFFER, tmp_path / "done", "pr", "repo")
-        assert "refs/pr/1" in said and "user/bad-repaired" in said
-        offered = repo.find("refs/pr/1")
-        assert offered.parents == (sha,) and repo.find("main").tree == poisoned
-        assert {"adapter_model.safetensors", "repair.json", "README.md", ".hf-ci/badge.svg"} <= set(offered.tree)
-        assert b"repaired" in offered.tree[".hf-ci/badge.svg"]
-        assert offered.tree["README.md"].startswith(poisoned["README.md"][:200])
+    repo = hub.repo("user/bad")
+    assert "+<!-- hf-ci:begin" in python(OFFER, tmp_path / "done", "pr?") and not repo.discussions
+    said = python(OFFER, tmp_path / "done", "pr", "repo")
+    assert "refs/pr/1" in said and "user/bad-repaired" in said
+    offered = repo.find("refs/pr/1")
+    assert offered.parents == (sha,) and repo.find("main").tree == poisoned
+    assert {"adapter_model.safetensors", "repair.json", "README.md", ".hf-ci/badge.svg"} <= set(offered.tree)
+    assert b"repaired" in offered.tree[".hf-ci/badge.svg"]
+    assert offered.tree["README.md"].startswith(poisoned["README.md"][:200])
 
-        (tmp_path / "w.safetensors").write_bytes(offered.tree["adapter_model.safetensors"])
-        weights = load_file(tmp_path / "w.safetensors")["prompt_embeddings"]
-        assert float(python(LOAD)) == pytest.approx(float(weights.double().sum()), abs=1e-9)
-        small = {"HF_CI_NUM_IMAGES": "64"}  # as the repair was checked
-        checked = run("card", "user/bad@refs/pr/1", "--check", env=hub.env(tmp_path / "home") | small)
-        assert checked.returncode == 0, checked.stderr
+    (tmp_path / "w.safetensors").write_bytes(offered.tree["adapter_model.safetensors"])
+    weights = load_file(tmp_path / "w.safetensors")["prompt_embeddings"]
+    assert float(python(LOAD)) == pytest.approx(float(weights.double().sum()), abs=1e-9)
+    small = {"HF_CI_NUM_IMAGES": "64"}  # as the repair was checked
+    checked = run("card", "user/bad@refs/pr/1", "--check", env=hub.env(hub_home) | small)
+    assert checked.returncode == 0, checked.stderr
 
-        new, asked = hub.repo("user/bad-repaired").find("main").tree, repo.find("refs/pr/2").tree
-        assert new["adapter_model.safetensors"] == offered.tree["adapter_model.safetensors"]
-        assert b"base_model_relation: adapter" in new["README.md"] and b"hf-ci:begin" in new["README.md"]
-        assert b"new_version: user/bad-repaired" in asked["README.md"]
-        assert asked.keys() == poisoned.keys() and repo.find("main").tree == poisoned
+    new, asked = hub.repo("user/bad-repaired").find("main").tree, repo.find("refs/pr/2").tree
+    assert new["adapter_model.safetensors"] == offered.tree["adapter_model.safetensors"]
+    assert b"base_model_relation: adapter" in new["README.md"] and b"hf-ci:begin" in new["README.md"]
+    assert b"new_version: user/bad-repaired" in asked["README.md"]
+    assert asked.keys() == poisoned.keys() and repo.find("main").tree == poisoned
