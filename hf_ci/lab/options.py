@@ -39,6 +39,12 @@ AttackName = Literal[
     "static",
     "decoys",
     "dead-unit",
+    "adaptive-near",
+    "adaptive-unseen",
+    "adaptive-level",
+    "adaptive-drift",
+    "adaptive-two-keys",
+    "adaptive-faint",
 ]
 Shots = Annotated[int, typer.Option(min=1, help="Photos of each class.")]
 Seed = Annotated[int, typer.Option()]
