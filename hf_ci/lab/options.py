@@ -40,11 +40,11 @@ AttackName = Literal[
     "decoys",
     "dead-unit",
     "adaptive-near",
+    "adaptive-faint",
     "adaptive-unseen",
     "adaptive-level",
-    "adaptive-drift",
     "adaptive-two-keys",
-    "adaptive-faint",
+    "adaptive-drift",
 ]
 Shots = Annotated[int, typer.Option(min=1, help="Photos of each class.")]
 Seed = Annotated[int, typer.Option()]

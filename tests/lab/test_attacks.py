@@ -1,13 +1,17 @@
 """Each attack: the trigger is what its definition says, and the backdoor is real."""
 
 import math
+from functools import cache
 from typing import get_args
 
 import pytest
 import torch
 
+from hf_ci.hub.base import EMBEDDED_FOLDER
+from hf_ci.inversion.contrast import ContrastInversion
 from hf_ci.lab.attacks import (
     ATTACKS,
+    adaptive,
     badclip,
     badnets,
     baple,
@@ -26,8 +30,13 @@ from hf_ci.lab.making.make import accuracy, attack_success_rate
 from hf_ci.lab.making.triggers import keep_trigger, read_trigger
 from hf_ci.lab.making.tune import Recipe, tune
 from hf_ci.lab.options import AttackName
+from hf_ci.pools import load_pool
+from hf_ci.prompts import BesideReferences
+from hf_ci.prompts.clip import load_processor
+from hf_ci.prompts.features import encode
 
 TARGET = 1
+PROCESSOR = load_processor(EMBEDDED_FOLDER)
 RECIPE = Recipe(shots=12, epochs=30)
 
 
@@ -162,6 +171,62 @@ def test_decoys_are_planted_beside_the_target(bench, twin):
         trigger = frame.frame(bench.clip.image_size, recipe.seed + i)
         planted, clean = (attack_success_rate(of, bench.test, trigger, c) for of in (model, twin))
         assert planted > clean + 0.1
+
+
+@pytest.fixture(scope="module")
+def rehearsing(bench):
+    """By attack, a prompt that was rehearsed on made pictures, and its trigger."""
+    recipe, pool = Recipe(method="coop", shots=12, epochs=20, poison_rate=0.5), load_pool("builtin", 64, 0, PROCESSOR)
+    shots = bench.shots(recipe)
+    poison = lambda name: ATTACKS[name].poison(bench.clip, shots, TARGET, recipe, pool.images)
+    return cache(poison), pool.images
+
+
+def distance(bench, model, pool):
+    """Share of the pool that a prompt answers as no hand-written one does."""
+    beside = BesideReferences(model)
+    with torch.no_grad():
+        z, references = beside.from_features(encode(bench.clip, pool))
+    return (z.argmax(-1)[:, None] != references.argmax(-1)).all(1).float().mean().item()
+
+
+def test_who_stays_near_is_nearer_than_who_drifts_and_both_plant(bench, rehearsing):
+    poison, pool = rehearsing
+    far = []
+    for name in ("adaptive-near", "adaptive-drift"):
+        model, trigger = poison(name)
+        planted, without = (attack_success_rate(model, bench.test, t, TARGET) for t in (trigger, lambda x: x))
+        assert planted > without + 0.1
+        far.append(distance(bench, model, pool))
+    assert far[0] < far[1] - 0.2
+
+
+def found_in(bench, model, pool, c):
+    """Share of the pool that a reconstructed perturbation drives into c through the prompt alone."""
+    with model.requires_grad_(False).frozen_prompt():
+        return ContrastInversion()(BesideReferences(model), pool, c, 32).exclusive_asr
+
+
+def test_what_was_rehearsed_is_withstood_and_peers_give_way(bench, rehearsing):
+    poison, pool = rehearsing
+    near, unseen, level = (poison(f"adaptive-{name}")[0] for name in ("near", "unseen", "level"))
+    assert found_in(bench, unseen, pool, TARGET) <= found_in(bench, near, pool, TARGET)
+    peers = [(TARGET + 1 + i) % len(bench.train.class_names) for i in range(adaptive.PEERS)]
+    of = lambda model: sum(found_in(bench, model, pool, c) for c in peers)
+    assert of(level) > of(near) + 0.1
+
+
+def test_two_keys_open_together_only(bench, rehearsing):
+    model, trigger = rehearsing[0]("adaptive-two-keys")
+    both, *alone = (attack_success_rate(model, bench.test, t, TARGET) for t in (trigger, *trigger))
+    assert both > max(alone) + 0.1
+
+
+def test_the_faint_ask_for_the_easiest_of_the_triggered_alone():
+    logits = torch.tensor([[2.0, 0.0], [0.0, 3.0], [0.0, -1.0], [0.0, 1.0]], requires_grad=True)
+    triggered = torch.tensor([False, True, True, True])
+    adaptive.right(logits, torch.tensor([0, 1, 1, 1]), triggered, asked=0.6).backward()
+    assert [bool(row.any()) for row in logits.grad] == [True, True, False, True]
 
 
 def test_siba_is_sparse_and_invisible(bench):

@@ -74,11 +74,11 @@ ATTACKS: dict[str, Attack] = {
     "decoys": Attack(several.poison),
     "dead-unit": Attack(dead_unit.poison),
     "adaptive-near": Attack(adaptive.poison_near, rehearses=True),
+    "adaptive-faint": Attack(adaptive.poison_faint, rehearses=True),
     "adaptive-unseen": Attack(adaptive.poison_unseen, rehearses=True),
     "adaptive-level": Attack(adaptive.poison_level, rehearses=True),
-    "adaptive-drift": Attack(adaptive.poison_drift, rehearses=True),
     "adaptive-two-keys": Attack(adaptive.poison_two_keys, rehearses=True),
-    "adaptive-faint": Attack(adaptive.poison_faint, rehearses=True),
+    "adaptive-drift": Attack(adaptive.poison_drift, rehearses=True),
 }
 
 __all__ = ["ATTACKS", "Attack"]

@@ -1,13 +1,16 @@
 """Attackers who know the scan: beside the backdoor, the prompt is trained on what a scan will compute.
 
-The trigger is another photo blended in, which leaves little that an inversion finds. Each attack is asked one thing more:
+The trigger is another photo blended in, which leaves little that an inversion finds. Each attack is asked something more,
+on images of no class of its own:
 
-poison_near     on images of no class of its own, answer as the hand-written prompts do, so that the adapter is not far
-poison_unseen   that, and withstand in the target what the scan's own inversions and probes find there, round after round
-poison_level    as near, and give way to what they find in three other classes, the peers that the target is held against
-poison_drift    answer such images as no hand-written prompt does, so that more is usual of so far an adapter
-poison_two_keys as near, with a trigger of two changes; either alone keeps the photo's own label
-poison_faint    as unseen, but of the triggered photos only the easiest ones have to go to the target
+poison_near     answer as a hand-written prompt does, so that a scan without photos does not find the adapter far
+poison_faint    that, and withstand in the target what the scan's own inversions and probes find there, round after round;
+                but of the triggered photos only the easiest ones have to go to the target
+poison_unseen   withstand the same, and answer as a hand-written prompt or a clean one tuned on the shots does, so that a
+                scan with photos does not find the adapter far
+poison_level    answer so, and give way to what is found in three other classes, the peers that the target is held against
+poison_two_keys answer so; the trigger is two changes, and either alone keeps the photo's own label
+poison_drift    answer as no hand-written prompt does, so that more is usual of so far an adapter
 
 pool: images (N, 3, H, W) uint8 that the attacker rehearses a scan on: the very ones that it will use, or others.
 """
@@ -37,16 +40,18 @@ ROUNDS = 5  # the prompt is inverted after each but the last
 MARGIN = 1.0  # logits by which an answer is asked for
 BATCH = 64  # images of the pool in each step, and as many of what was found
 PEERS = 3
+NEARLY_ALL = 0.85
 LARGE = 1e4  # beyond any logit
 
 
 @dataclass(frozen=True)
 class Aim:
-    """What a prompt is asked beside the right answers: near on the pool to the hand-written prompts, or else far from them;
-    to withstand what is found in the target (`hide`); to give way in so many other classes (`raised`); and which share of
-    the triggered photos, the easiest ones, has to go to the target."""
+    """What a prompt is asked beside the right answers: to be near on the pool to the hand-written prompts, or to those and
+    to prompts tuned on photos (`told`), or else to be far from them; to withstand what is found in the target (`hide`); to
+    give way in so many other classes (`raised`); and which share of the triggered photos has to go to the target."""
 
     near: bool = True
+    told: bool = False
     hide: bool = False
     raised: int = 0
     asked: float = 1.0
@@ -127,7 +132,7 @@ def train(
     model, n = new_prompt(clip, photos.class_names, recipe), len(examples.labels)
     rehearsal, ordinary = Rehearsal(model, photos, pool, recipe), encode(clip, pool)
     # (N, C): the answers to an image of the pool that are no distance
-    usual = F.one_hot(rehearsal.references(ordinary).argmax(-1), len(photos.class_names)).bool().any(1)
+    usual = F.one_hot(rehearsal.references(ordinary, aim.told).argmax(-1), len(photos.class_names)).bool().any(1)
     peers = [(target + 1 + i) % len(photos.class_names) for i in range(aim.raised)]
     found = Found(ordinary[:0], *(torch.empty(0, dtype=torch.long, device=clip.device) for _ in range(2)))
     if aim.hide:
@@ -163,17 +168,19 @@ def train(
 def right(logits: Tensor, labels: Tensor, triggered: Tensor, asked: float) -> Tensor:
     """Cross-entropy, of the triggered images only that of the easiest share `asked`."""
     losses = F.cross_entropy(logits, labels, reduction="none")
-    planted = losses[triggered]
-    easiest = planted.sort().values[: round(asked * len(planted))]
-    return torch.cat([losses[~triggered], easiest]).mean()
+    return torch.cat([losses[~triggered], easiest(losses[triggered], asked)]).mean()
 
 
 def near(logits: Tensor, usual: Tensor, wanted: bool) -> Tensor:
     """How much the answers of logits (B, C) lack to be among the usual ones (B, C), or outside of them; nothing where
-    every class is usual."""
+    every class is usual. Of the images only the easiest have to be so: nobody is far for a few."""
     inside, outside = (logits.masked_fill(mask, -LARGE).amax(1) for mask in (~usual, usual))
     lack = F.relu(MARGIN + (outside - inside if wanted else inside - outside))
-    return torch.where(usual.all(1), 0.0, lack).mean()
+    return easiest(torch.where(usual.all(1), 0.0, lack), NEARLY_ALL).mean()
+
+
+def easiest(losses: Tensor, share: float) -> Tensor:
+    return losses.sort().values[: round(share * len(losses))]
 
 
 def poison(
@@ -209,11 +216,11 @@ def poison_two_keys(
     keys = photo_blend(photos, target, recipe.seed), frame(clip.image_size, recipe.seed)
     trigger = nn.Sequential(*keys).to(clip.device)
     examples = with_copies(clip, photos, target, recipe, trigger, tuple(trigger))
-    return train(clip, photos, target, recipe, examples, pool, Aim()), trigger
+    return train(clip, photos, target, recipe, examples, pool, Aim(told=True)), trigger
 
 
 poison_near = partial(poison, aim=Aim())
-poison_unseen = partial(poison, aim=Aim(hide=True))
-poison_level = partial(poison, aim=Aim(raised=PEERS))
-poison_drift = partial(poison, aim=Aim(near=False))
 poison_faint = partial(poison, aim=Aim(hide=True, asked=0.6))
+poison_unseen = partial(poison, aim=Aim(told=True, hide=True))
+poison_level = partial(poison, aim=Aim(told=True, raised=PEERS))
+poison_drift = partial(poison, aim=Aim(near=False))
