@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,7 @@ from hf_ci.lab.attacks.dirty_label import others
 from hf_ci.lab.attacks.frame import frame
 from hf_ci.lab.attacks.photo_blend import photo_blend
 from hf_ci.lab.making.tune import Recipe, batches, new_prompt, optimiser_for, to_adapter
-from hf_ci.photos import ask
+from hf_ci.photos import Witnesses, ask
 from hf_ci.pools.photos import Photos
 from hf_ci.prompts import BesideReferences, FrozenCLIP, PromptedCLIP
 from hf_ci.prompts.features import encode
@@ -75,6 +75,12 @@ class Found:
     c: Tensor
     sign: Tensor
 
+    @classmethod
+    def nothing(cls, like: Tensor) -> Found:
+        """like: (N, D), as features are."""
+        none = torch.empty(0, dtype=torch.long, device=like.device)
+        return cls(like[:0], none, none)
+
     def add(self, features: Tensor, references: Tensor, c: int, sign: int) -> None:
         """references: logits (B, K, C) of clean prompts."""
         counted = features[(references.argmax(-1) != c).all(1)]
@@ -93,10 +99,22 @@ class Rehearsal:
     """The scan's own steps, without labelled photos and with, the attacker's shots in their place."""
 
     def __init__(self, model: PromptedCLIP, photos: Photos, pool: Tensor, recipe: Recipe):
-        self.model, self.pool = model, pool.to(model.clip.device)
-        witnesses = ask(model.clip, to_adapter(model, recipe, "", None), photos, "the shots", recipe.seed)
-        self.own = None if witnesses.own is None else witnesses.own.to(model.clip.device)
-        self.plain, self.told = BesideReferences(model), BesideReferences(model, tuned=witnesses.prompts)
+        self.model, self.photos, self.pool, self.recipe = model, photos, pool.to(model.clip.device), recipe
+        self.plain = BesideReferences(model)
+
+    @cached_property
+    def witnesses(self) -> Witnesses:
+        adapter = to_adapter(self.model, self.recipe, "", None)
+        return ask(self.model.clip, adapter, self.photos, "the shots", self.recipe.seed)
+
+    @cached_property
+    def told(self) -> BesideReferences:
+        return BesideReferences(self.model, tuned=self.witnesses.prompts)
+
+    @property
+    def own(self) -> Tensor | None:
+        """The photos that a scan looks for triggers on."""
+        return None if self.witnesses.own is None else self.witnesses.own.to(self.model.clip.device)
 
     def references(self, features: Tensor, told: bool = False) -> Tensor:
         """(B, D) -> the clean prompts' logits (B, K, C)."""
@@ -105,12 +123,12 @@ class Rehearsal:
 
     def probes(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Features of the pool, and of photos, under each probe, and what clean prompts make of them."""
-        for images in (self.pool, self.own):
+        for images, told in ((self.pool, False), (self.own, True)):
             if images is not None:
                 probed = Probed(self.model.clip.image_features, images)
                 for name in probed.known:
                     features = probed.features(name)
-                    yield features, self.references(features, images is self.own)
+                    yield features, self.references(features, told)
 
     def inversions(self, c: int, told: bool) -> Iterator[tuple[Tensor, Tensor]]:
         """The same for what the detector's inverters find in class c."""
@@ -134,7 +152,7 @@ def train(
     # (N, C): the answers to an image of the pool that are no distance
     usual = F.one_hot(rehearsal.references(ordinary, aim.told).argmax(-1), len(photos.class_names)).bool().any(1)
     peers = [(target + 1 + i) % len(photos.class_names) for i in range(aim.raised)]
-    found = Found(ordinary[:0], *(torch.empty(0, dtype=torch.long, device=clip.device) for _ in range(2)))
+    found = Found.nothing(ordinary)
     if aim.hide:
         for features, references in rehearsal.probes():
             found.add(features, references, target, -1)
