@@ -380,14 +380,16 @@ def test_the_card_of_adaptive_attackers_is_that_of_the_shipped_records():
     assert card == (CARDS / "adaptive.md").read_text(encoding="utf-8") == adaptive(records[::-1])
     evading = [r for r in records if r["model"]["attack"].startswith("adaptive") and not failed(r["model"])]
     passed = [r for r in evading if r["result"]["verdict"] == "clean"]
-    for shots, of in ((0, "none"), (16, "16")):
+    rows = [[cell.strip() for cell in line.split("|")] for line in card.splitlines() if "| all adaptive ones |" in line]
+    counted = {row[8]: row[9].partition(" (")[0] for row in rows}
+    for shots in {r["shots"] for r in evading}:
         mine, clean = ([r for r in some if r["shots"] == shots] for some in (evading, passed))
-        (line,) = [line for line in card.splitlines() if line.startswith("| all adaptive") and f"| {of} |" in line]
-        assert f"| {len(clean)} of {len(mine)} (" in line
+        assert counted.pop(str(shots or "none")) == f"{len(clean)} of {len(mine)}"
+    assert rows and not counted
     assert all(card.count(f"| {r['model']['id']} | {r['model']['attack']}, ") for r in passed)
 
 
-def test_what_an_attacker_rehearses_on_is_part_of_a_model_and_changes_no_other(tmp_path):
+def test_what_an_attacker_rehearses_on_is_part_of_a_model_and_changes_no_other():
     spec, far = read_spec("adaptive"), {m.id for group in read_spec("far").groups for m in group.models}
     kept = {r["model"]["id"] for r in read_records(CARDS / "benchmark.jsonl") if r["group"].startswith("far")}
     assert kept and kept <= far
