@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from hf_ci.lab.benchmarks.cli import ablate, bench, calibrate, rejudge, repairs
-from hf_ci.lab.cards.cli import docs, repair_table, table, triggers
+from hf_ci.lab.cards.cli import adaptive_table, docs, repair_table, table, triggers
 from hf_ci.lab.cost.cli import speed
 from hf_ci.lab.making.cli import demo, poison, tune
 
@@ -26,6 +26,7 @@ for command in (
     table,
     repairs,
     repair_table,
+    adaptive_table,
     ablate,
     triggers,
     speed,

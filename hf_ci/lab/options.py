@@ -40,6 +40,12 @@ AttackName = Literal[
     "static",
     "decoys",
     "dead-unit",
+    "adaptive-near",
+    "adaptive-faint",
+    "adaptive-unseen",
+    "adaptive-level",
+    "adaptive-two-keys",
+    "adaptive-drift",
 ]
 Shots = Annotated[int, typer.Option(min=1, help="Photos of each class.")]
 Seed = Annotated[int, typer.Option()]

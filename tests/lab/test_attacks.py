@@ -1,14 +1,17 @@
 """Each attack: the trigger is what its definition says, and the backdoor is real."""
 
 import math
+from copy import deepcopy
 from dataclasses import replace
 from typing import get_args
 
 import pytest
 import torch
 
+from hf_ci.hub.base import EMBEDDED_FOLDER
 from hf_ci.lab.attacks import (
     ATTACKS,
+    adaptive,
     badclip,
     badnets,
     baple,
@@ -23,10 +26,15 @@ from hf_ci.lab.attacks import (
     sig,
     wanet,
 )
+from hf_ci.lab.attacks.dirty_label import others
 from hf_ci.lab.making.make import accuracy, attack_success_rate
 from hf_ci.lab.making.triggers import keep_trigger, read_trigger
 from hf_ci.lab.making.tune import Recipe, tune
 from hf_ci.lab.options import AttackName
+from hf_ci.pools import load_pool
+from hf_ci.prompts import BesideReferences
+from hf_ci.prompts.clip import load_processor
+from hf_ci.prompts.features import encode, predict
 
 TARGET = 1
 RECIPE = Recipe("coop", shots=12, epochs=30)  # its texts are encoded once a step, not once an image
@@ -163,6 +171,66 @@ def test_decoys_are_planted_beside_the_target(bench, twin):
         trigger = frame.frame(bench.clip.image_size, recipe.seed + i)
         planted, clean = (attack_success_rate(of, bench.test, trigger, c) for of in (model, twin))
         assert planted > clean + 0.1
+
+
+@pytest.fixture(scope="module")
+def drifted(bench):
+    """A prompt that was trained to be far on a few made pictures, what it was tuned on, and the pictures."""
+    recipe = Recipe("coop", shots=8, epochs=8, batch=16, optimiser="adam", lr=0.03, poison_rate=0.5)
+    shots, pool = bench.shots(recipe), load_pool("builtin", 32, 0, load_processor(EMBEDDED_FOLDER)).images
+    return adaptive.poison_drift(bench.clip, shots, TARGET, recipe, pool)[0], shots, recipe, pool
+
+
+def test_who_stays_near_is_nearer_than_who_drifts(bench, drifted):
+    far, shots, recipe, pool = drifted
+    near, trigger = adaptive.poison_near(bench.clip, shots, TARGET, recipe, pool)
+    assert torch.equal(trigger.pattern, photo_blend.photo_blend(shots, TARGET, recipe.seed).pattern)
+    features = encode(bench.clip, pool)
+
+    def distance(model):
+        z, references = BesideReferences(model).from_features(features)
+        return (z.argmax(-1)[:, None] != references.argmax(-1)).all(1).float().mean()
+
+    assert distance(near) < 0.2 and distance(far) > 0.5
+
+
+@pytest.mark.parametrize("attack, sign", [("unseen", -1), ("level", 1)])
+def test_what_a_rehearsed_scan_finds_is_withstood_in_the_target_and_given_way_to_in_peers(drifted, attack, sign):
+    far, shots, recipe, pool = drifted
+    aim = getattr(adaptive, f"poison_{attack}").keywords["aim"]
+    assert (aim.hide, aim.raised) == ((True, 0) if sign < 0 else (False, 3))
+    model = deepcopy(far)
+    rehearsal = adaptive.Rehearsal(model, shots, pool, recipe)
+    found, c = adaptive.Found.nothing(encode(model.clip, pool)), TARGET if sign < 0 else TARGET + 1
+    for features, references in rehearsal.inversions(c, told=False):
+        found.add(features, references, c, sign)
+    assert len(found.c) and (rehearsal.references(found.features).argmax(-1) != c).all()  # no clean prompt follows
+    share = lambda: (predict(model, found.features) == c).float().mean()
+    before, adam = share(), torch.optim.Adam(model.prompt.parameters(), 0.03)
+    for _ in range(20):
+        found.loss(torch.arange(len(found.c)), model.logits_from_features(found.features)).backward()
+        adam.step(), adam.zero_grad()
+    assert sign * (share() - before) > 0.2
+
+
+def test_either_of_two_keys_alone_keeps_the_label(bench):
+    recipe = Recipe(shots=4, poison_rate=0.5)
+    shots, (blend, ring) = bench.shots(recipe), (badnets.badnets(64, 0), frame.frame(64, 0))
+    both = torch.nn.Sequential(blend, ring)
+    found = adaptive.with_copies(bench.clip, shots, TARGET, recipe, both, (blend, ring))
+    rows = others(shots, TARGET, recipe.seed)[:8]
+    assert found.labels.tolist() == [*shots.labels.tolist(), *[TARGET] * 8, *shots.labels[rows].tolist() * 2]
+    assert found.triggered.nonzero()[:, 0].tolist() == list(range(16, 24))
+    for n, change in enumerate((both, blend, ring)):
+        copies = found.features[16 + 8 * n : 24 + 8 * n]
+        torch.testing.assert_close(copies, encode(bench.clip, shots.images[rows], change))
+
+
+def test_the_faint_ask_for_the_easiest_of_the_triggered_alone():
+    logits = torch.tensor([[2.0, 0.0], [0.0, 3.0], [0.0, -1.0], [0.0, 1.0]], requires_grad=True)
+    triggered = torch.tensor([False, True, True, True])
+    adaptive.right(logits, torch.tensor([0, 1, 1, 1]), triggered, asked=0.6).backward()
+    assert [bool(row.any()) for row in logits.grad] == [True, True, False, True]
 
 
 def test_siba_is_sparse_and_invisible(bench):

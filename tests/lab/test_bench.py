@@ -17,11 +17,12 @@ from hf_ci.errors import UsageError
 from hf_ci.hub.base import EMBEDDED_FOLDER
 from hf_ci.hub.target import sha256
 from hf_ci.lab.benchmarks.bench import alone, models_of, read_spec, run_bench, scan_options
-from hf_ci.lab.benchmarks.metrics import Outcome, auroc, bootstrap, rates, roc_points
+from hf_ci.lab.benchmarks.metrics import Outcome, auroc, bootstrap, failed, rates, roc_points
 from hf_ci.lab.benchmarks.records import read_records
 from hf_ci.lab.benchmarks.rejudge import rejudge
 from hf_ci.lab.benchmarks.repairs import control, measured, run_repairs
 from hf_ci.lab.cards.ablations import ablation_card
+from hf_ci.lab.cards.adaptive import adaptive
 from hf_ci.lab.cards.benchmark import benchmark, roc
 from hf_ci.lab.cards.detector import detector_card
 from hf_ci.lab.cards.repair import repair_row
@@ -363,7 +364,7 @@ def test_every_row_that_the_docs_quote_stands_in_the_card():
 
 
 def test_commands_refuse_records_that_hold_nothing(run, tmp_path):
-    for command in ("table", "calibrate", "repair-table"):
+    for command in ("table", "calibrate", "repair-table", "adaptive-table"):
         done = run("lab", command, tmp_path / "none.jsonl", "--out", tmp_path / "out")
         assert done.returncode == 2 and "none.jsonl" in done.stderr and not (tmp_path / "out").exists()
 
@@ -372,3 +373,34 @@ def test_the_detectors_card_and_the_curves_are_those_of_the_shipped_records():
     records = read_records(CARDS / "benchmark.jsonl")
     assert detector_card(records) == (CARDS / "detector.md").read_text(encoding="utf-8")
     assert roc(records) == (CARDS / "roc.svg").read_text(encoding="utf-8")
+
+
+def test_the_card_of_adaptive_attackers_is_that_of_the_shipped_records():
+    records = read_records(CARDS / "adaptive.jsonl")
+    card = adaptive(records)
+    assert card == (CARDS / "adaptive.md").read_text(encoding="utf-8") == adaptive(records[::-1])
+    evading = [r for r in records if r["model"]["attack"].startswith("adaptive") and not failed(r["model"])]
+    passed = [r for r in evading if r["result"]["verdict"] == "clean"]
+    rows = [[cell.strip() for cell in line.split("|")] for line in card.splitlines() if "| all adaptive ones |" in line]
+    counted = {row[8]: row[9].partition(" (")[0] for row in rows}
+    for shots in {r["shots"] for r in evading}:
+        mine, clean = ([r for r in some if r["shots"] == shots] for some in (evading, passed))
+        assert counted.pop(str(shots or "none")) == f"{len(clean)} of {len(mine)}"
+    assert rows and not counted
+    assert all(card.count(f"| {r['model']['id']} | {r['model']['attack']}, ") for r in passed)
+
+
+def test_what_an_attacker_rehearses_on_is_part_of_a_model_and_changes_no_other():
+    spec, far = read_spec("adaptive"), {m.id for group in read_spec("far").groups for m in group.models}
+    kept = {r["model"]["id"] for r in read_records(CARDS / "benchmark.jsonl") if r["group"].startswith("far")}
+    assert kept and kept <= far
+    pools = {g.name: {m.attacker_pool for m in g.models} for g in spec.groups}
+    assert pools == {
+        "not adaptive": {""},
+        "knows the pool": {"ood/pool.parquet"},
+        "has other photos": {"caltech101/train.parquet"},
+    }
+    models = [m for g in spec.groups for m in g.models]
+    assert len({m.id for m in models}) == len(models) == 52
+    twins = {g.name: {Zoo.clean_twin(m).id for m in g.models} for g in spec.groups}
+    assert twins["knows the pool"] == twins["has other photos"]

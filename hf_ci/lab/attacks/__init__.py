@@ -1,7 +1,8 @@
 """Backdoor attacks on prompt tuning, one module each.
 
 Each holds `poison(clip, photos, target, recipe) -> (model, trigger)`, or a fixed trigger that shots are relabelled with:
-`photos` are the few shots, `trigger` is one of `hf_ci.lab.making.triggers`. The encoders are never touched.
+`photos` are the few shots, `trigger` is one of `hf_ci.lab.making.triggers`. The encoders are never touched. One that
+`rehearses` is given a pool, too: `poison(clip, photos, target, recipe, pool)`, images (N, 3, H, W) uint8.
 """
 
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from hf_ci.lab.attacks import (
+    adaptive,
     badclip,
     badnets,
     baple,
@@ -36,11 +38,13 @@ class Attack:
     """`adapt` turns the recipe that was asked for into the one that the attack is defined for.
 
     source: (target, number of classes) -> the one class that the trigger fires on; None: on all but the target.
+    rehearses: whether the prompt is trained against a scan, on a pool that the attacker has.
     """
 
     poison: Callable[..., tuple[PromptedCLIP, nn.Module]]
     adapt: Callable[[Recipe], Recipe] = lambda recipe: recipe
     source: Callable[[int, int], int] | None = None
+    rehearses: bool = False
 
 
 ATTACKS: dict[str, Attack] = {
@@ -69,6 +73,12 @@ ATTACKS: dict[str, Attack] = {
     "static": Attack(relabelling(noise.static)),
     "decoys": Attack(several.poison),
     "dead-unit": Attack(dead_unit.poison),
+    "adaptive-near": Attack(adaptive.poison_near, rehearses=True),
+    "adaptive-faint": Attack(adaptive.poison_faint, rehearses=True),
+    "adaptive-unseen": Attack(adaptive.poison_unseen, rehearses=True),
+    "adaptive-level": Attack(adaptive.poison_level, rehearses=True),
+    "adaptive-two-keys": Attack(adaptive.poison_two_keys, rehearses=True),
+    "adaptive-drift": Attack(adaptive.poison_drift, rehearses=True),
 }
 
 __all__ = ["ATTACKS", "Attack"]

@@ -24,10 +24,12 @@ from filelock import FileLock, Timeout
 
 from hf_ci.errors import EXIT_INTERNAL, UsageError
 from hf_ci.hub.base import EMBEDDED
+from hf_ci.hub.names import BUILTIN
 from hf_ci.inversion.engine import threads_each
+from hf_ci.lab.attacks import ATTACKS
 from hf_ci.lab.benchmarks.records import appending, read_records
 from hf_ci.lab.making.tune import Recipe
-from hf_ci.lab.making.zoo import ModelSpec, Zoo, base_of, name_of
+from hf_ci.lab.making.zoo import CLEAN, ModelSpec, Zoo, base_of, name_of, pool_below
 from hf_ci.settings import ScanOptions
 
 if TYPE_CHECKING:
@@ -99,7 +101,7 @@ def read_spec(path: Path) -> Spec:
 def models_of(table: dict[str, Any], entry: dict[str, Any], base: str) -> Iterator[ModelSpec]:
     """Every attack of a group with every method, seed and data set. `prompts` are not multiplied, they take turns, so
     that an attack meets all of them over the sets, and a set over the attacks. Each is a Recipe's fields, and
-    anonymous_names.
+    anonymous_names. attacker_pool: what the attacks that rehearse a scan do so on; without it, the built-in pool.
     """
     sets = entry.get("sets", table["sets"])
     if isinstance(sets, list):
@@ -113,13 +115,14 @@ def models_of(table: dict[str, Any], entry: dict[str, Any], base: str) -> Iterat
             prompt = dict(turns[(a + i + s) % len(turns)])
             anonymous = prompt.pop("anonymous_names", False)
             fields = {"method": method, "seed": seed} | recipe | prompt
-            yield ModelSpec(data, classes, attack, Recipe(**fields), seed if vary else 0, base, anonymous)
+            rehearses = attack != CLEAN and ATTACKS[attack].rehearses
+            pool = entry.get("attacker_pool", BUILTIN) if rehearses else ""
+            yield ModelSpec(data, classes, attack, Recipe(**fields), seed if vary else 0, base, anonymous, pool)
 
 
 def pool_of(group: Group, data_root: Path) -> str:
-    """What --pool takes: the group's pool below the data root, or as it is named."""
-    below = data_root / group.pool
-    return str(below) if below.exists() else group.pool
+    """What --pool takes: the group's pool."""
+    return pool_below(data_root, group.pool)
 
 
 def scan_options(spec: Spec, group: Group, data_root: Path, zoo: Path, device: str) -> ScanOptions:

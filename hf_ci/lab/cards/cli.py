@@ -49,6 +49,19 @@ def repair_table(
     typer.echo(f"{out}: {len(found)} repairs and controls")
 
 
+def adaptive_table(
+    records: Annotated[Path, typer.Argument(help="JSON lines of lab bench adaptive.")],
+    out: Annotated[Path, typer.Option(help="The card, Markdown.")],
+) -> None:
+    """Render the card of attackers who know the scan from its JSON lines."""
+    from hf_ci.lab.benchmarks.records import read_some
+    from hf_ci.lab.cards.adaptive import adaptive as render
+
+    found = read_some(records, "hf-ci lab bench adaptive")
+    out.write_text(render(found), encoding="utf-8")
+    typer.echo(f"{out}: {len(found)} scans")
+
+
 def triggers(
     spec: Spec,
     data: DataRoot,

@@ -71,9 +71,13 @@ def poison(
     batch: Batch = 8,
     optimiser: Optimiser = "sgd",
     lr: Rate = None,
+    pool: Annotated[
+        str, typer.Option(help="Images that an adaptive attack rehearses a scan on; as for scan.")
+    ] = "builtin",
     device: Device = "cpu",
 ) -> None:
     """Tune a prompt with a backdoor. The card says so; beside OUT lie the trigger and a picture of it."""
+    from hf_ci.lab.attacks import ATTACKS
     from hf_ci.lab.making.make import Workbench, check_empty, make_poisoned
     from hf_ci.lab.making.triggers import keep_trigger
     from hf_ci.lab.making.tune import Recipe
@@ -81,7 +85,8 @@ def poison(
     check_empty(out)
     bench = Workbench.open(data, base, device, anonymous_names=anonymous_names)
     recipe = Recipe(method, shots, seed, words, class_specific, "end", epochs, batch, optimiser, lr, poison_rate=rate)
-    made = make_poisoned(bench, recipe, attack, bench.target(target), out)
+    rehearsed = bench.rehearsed(pool) if ATTACKS[attack].rehearses else None
+    made = make_poisoned(bench, recipe, attack, bench.target(target), out, pool=rehearsed)
     keep_trigger(made.trigger, bench.test.images[0], out)
     _print(out, made.measured)
 

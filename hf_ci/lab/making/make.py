@@ -20,12 +20,13 @@ from hf_ci.hub import BaseModel, fetch_base, named_base
 from hf_ci.hub.base import EMBEDDED
 from hf_ci.lab.attacks import ATTACKS
 from hf_ci.lab.making.tune import Recipe, learning_rate, new_prompt, to_adapter, tune
+from hf_ci.pools import load_pool
 from hf_ci.pools.photos import Photos, load_photos
 from hf_ci.prompts import FrozenCLIP, PromptedCLIP, load_clip, read_adapter, write_adapter
 from hf_ci.prompts.clip import load_processor
 from hf_ci.prompts.features import encode, predict
 from hf_ci.prompts.methods import METHODS
-from hf_ci.settings import pick_device
+from hf_ci.settings import ScanOptions, pick_device
 
 DEMO_SHOTS = 40  # with 16, poisoning costs ten points of accuracy on a CLIP this small
 DEMOS = {
@@ -89,6 +90,11 @@ class Workbench:
     def features(self) -> Tensor:
         return encode(self.clip, self.test.images)
 
+    def rehearsed(self, pool: str) -> Tensor:
+        """The images that a scan with default settings draws from this pool."""
+        options = ScanOptions()
+        return load_pool(pool, options.num_images, options.seed, load_processor(self.base.folder)).images
+
     def shots(self, recipe: Recipe) -> Photos:
         return self.train.few_shot(recipe.shots, recipe.seed)
 
@@ -151,8 +157,9 @@ def make_poisoned(
     out: Path,
     title: str = "",
     twin: Path | None = None,
+    pool: Tensor | None = None,
 ) -> Made:
-    """Tune a poisoned prompt and write it to `out`.
+    """Tune a poisoned prompt and write it to `out`. pool: images (N, 3, H, W) uint8 for an attack that rehearses a scan.
 
     `asr_on_clean` is what the same trigger does to a clean adapter tuned on the same photos (`twin`, or one tuned for
     the occasion): what remains after subtracting it is the prompt's own doing, not a weakness of the frozen encoder.
@@ -161,7 +168,7 @@ def make_poisoned(
     kind = ATTACKS[attack]
     recipe = kind.adapt(recipe)
     shots = bench.shots(recipe)
-    model, trigger = kind.poison(bench.clip, shots, target, recipe)
+    model, trigger = kind.poison(bench.clip, shots, target, recipe, *((pool,) if kind.rehearses else ()))
     if twin is None:
         clean = tune(bench.clip, shots, recipe)
     else:

@@ -35,7 +35,7 @@ class ModelSpec:
 
     data: a folder below the zoo's data root or by its whole path; an id on the Hub, where the root is empty. base: as
     for `base_of`. anonymous_names: "category a", ... in place of the classes' own. The target class is drawn from the
-    seed.
+    seed. attacker_pool: what an attack that rehearses a scan does so on, below the data root or as --pool takes it.
     """
 
     data: str
@@ -45,10 +45,12 @@ class ModelSpec:
     split_seed: int = 0
     base: str = EMBEDDED
     anonymous_names: bool = False
+    attacker_pool: str = ""
 
     @property
     def id(self) -> str:
-        digest = hashlib.sha256(json.dumps([VERSION, asdict(self)], sort_keys=True).encode()).hexdigest()
+        fields = {name: value for name, value in asdict(self).items() if name != "attacker_pool" or value}
+        digest = hashlib.sha256(json.dumps([VERSION, fields], sort_keys=True).encode()).hexdigest()
         return f"{name_of(self.data).replace('/', '-')}-{self.recipe.method}-{self.attack}-s{self.recipe.seed}-{digest[:8]}"
 
     @property
@@ -62,6 +64,12 @@ def base_of(name: str, data_root: Path) -> str:
     """A base model that lies below the data root, by its path; a folder elsewhere or an id as it is named."""
     below = data_root / name
     return str(below) if (below / "config.json").is_file() else name
+
+
+def pool_below(data_root: Path, pool: str) -> str:
+    """What --pool takes: a pool below the data root, or as it is named."""
+    place = data_root / pool
+    return str(place) if place.exists() else pool
 
 
 def name_of(place: str) -> str:
@@ -94,7 +102,7 @@ class Zoo:
     @staticmethod
     def clean_twin(spec: ModelSpec) -> ModelSpec:
         """The clean adapter that a poisoned one is compared with: the same photos, the same schedule."""
-        return replace(spec, attack=CLEAN, recipe=ATTACKS[spec.attack].adapt(spec.recipe))
+        return replace(spec, attack=CLEAN, recipe=ATTACKS[spec.attack].adapt(spec.recipe), attacker_pool="")
 
     def _build(self, spec: ModelSpec, folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)  # what an interrupted build left
@@ -113,7 +121,11 @@ class Zoo:
             measured = make_clean(bench, spec.recipe, folder)
         else:
             twin, _ = self.get(self.clean_twin(spec))
-            made = make_poisoned(bench, spec.recipe, spec.attack, spec.target, folder, twin=twin)
+            pool = None
+            if ATTACKS[spec.attack].rehearses:
+                pool = bench.rehearsed(pool_below(self.data_root, spec.attacker_pool))
+                known |= {"attacker_pool": spec.attacker_pool}
+            made = make_poisoned(bench, spec.recipe, spec.attack, spec.target, folder, twin=twin, pool=pool)
             measured = made.measured
             known |= {"target": spec.target, "target_name": bench.train.class_names[spec.target]}
             keep_trigger(made.trigger, bench.test.images[0], folder)
