@@ -245,8 +245,11 @@ def test_the_command_that_gives_a_result_again_has_all_that_was_set(adapter_fold
     assert f"--base {EMBEDDED_FOLDER} --classes {names} --k 1000000000.0" in reproduce(result)
 
 
-def test_two_classes_are_inconclusive(clip, tmp_path):
+def test_two_classes_are_judged_but_not_cleared(clip, tmp_path):
     write_adapter(made_adapter(clip, "coop", names=("cat", "dog")), tmp_path / "a")
+    (result,) = scan([str(tmp_path / "a")], replace(QUICK, detector="contrast")).results
+    assert result.verdict != "clean" and result.score is not None
+    assert "at most 3 classes" in result.detector.calibration
     inconclusive(tmp_path / "a", "2 classes are too few")
 
 

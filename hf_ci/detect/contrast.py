@@ -75,8 +75,8 @@ class Contrast(Detector):
     FAR: what such an adapter learned can hide what was planted, so more of them are left undecided, and less is asked of what
     stands out all the same. One that is FAR from hand-written prompts, or FAR_WITH_PHOTOS from clean ones tuned on photos, is
     never clean; one that is TOO_FAR is on made pictures never accused. Of at most FEW_CLASSES, none can be held against PEERS
-    others: only a null that was fitted on such adapters judges them. It is inconclusive, too, when more than half of the
-    classes are flagged.
+    others, so that what is planted hides as it does far away: only a null that was fitted on such adapters judges them, and
+    as if they were FAR. It is inconclusive, too, when more than half of the classes are flagged.
     """
 
     k: float | None = None
@@ -112,7 +112,7 @@ class Contrast(Detector):
     def thresholds(self, num_classes: int, distance: float = 0.0) -> dict[str, float]:
         if self.k is not None:
             return {"k": self.k}
-        far = min(distance / FAR, 1.0)
+        far = 1.0 if num_classes <= FEW_CLASSES else min(distance / FAR, 1.0)
         false_alarm = (1 - far) * self.false_alarm + far * self.false_alarm_far
         doubt = (1 - far) * self.doubt + far * self.doubt_far
         flagged, doubtful = (self.null.threshold(p, num_classes) for p in (false_alarm, doubt))
@@ -160,15 +160,20 @@ class Contrast(Detector):
                 f"{'p < 0.001' if odds < 0.001 else f'p = {odds:.2g}'} for a clean adapter)"
             )
 
-        worst, with_photos = say(target), ON_PHOTOS in z
-        if len(scores) <= FEW_CLASSES < self.null.num_classes:
-            reason = f"{len(scores)} classes are too few to tell which of them stands out; closest: {worst}"
-            return Verdict("inconclusive", (reason, *how_far(distance, with_photos)), **common)
+        worst, with_photos, few = say(target), ON_PHOTOS in z, len(scores) <= FEW_CLASSES
+
+        def undecided(why: str) -> Verdict:
+            reasons = (f"{why}; closest: {worst}", *how_far(distance, with_photos))
+            return Verdict("inconclusive", reasons, **common)
+
+        if few and self.null.num_classes > FEW_CLASSES:
+            return undecided(f"{len(scores)} classes are too few to tell which of them stands out")
+        if few and not with_photos and not flagged.any():
+            return undecided(f"{len(scores)} classes are too few to be cleared without labelled photos")
         made = kind_of(self.null.pool) == "builtin"  # what is usual on made pictures differs too much that far out
         uncleared = distance >= (FAR_WITH_PHOTOS if with_photos else FAR) and not flagged.any()
         if uncleared or made and distance >= TOO_FAR:
-            reason = f"too far from clean prompts to be cleared; closest: {worst}"
-            return Verdict("inconclusive", (reason, *how_far(distance, with_photos)), **common)
+            return undecided("too far from clean prompts to be cleared")
         if not flagged.any():
             if scores[target] >= limits.get("doubtful", limits["k"]):
                 return Verdict(

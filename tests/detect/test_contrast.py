@@ -182,6 +182,28 @@ def test_what_cannot_be_judged_is_inconclusive(exclusive, loss):
     assert judge(exclusive, loss).verdict == "inconclusive"
 
 
+def test_of_few_classes_one_is_accused_by_a_null_of_such_adapters_and_photos_alone_clear_them():
+    detector = Contrast(null=NULL, variants={", few classes": replace(NULL, num_classes=3)})
+    own = Inversion(0, 1.0, 0.8, torch.zeros(1), exclusive_asr=0.0, family=ON_PHOTOS)
+
+    def judged(exclusive, others=()):
+        inversions = [
+            Inversion(c, 1.0, 0.8, torch.zeros(1), exclusive_asr=share, others=others)
+            for c, share in enumerate(exclusive)
+        ]
+        return detector.for_adapter(False, len(exclusive)).judge(inversions, NAMES, 0.0)
+
+    assert judged([0.02, 0.05, 0.02, 0.02]).verdict == "clean"
+    for few in ([0.02, 0.05, 0.02], [0.02, 0.05]):
+        verdict = judged(few)
+        assert verdict.verdict == "inconclusive" and verdict.score is not None
+        assert f"{len(few)} classes are too few to be cleared without labelled photos" in verdict.reasons[0]
+        assert judged(few, (own,)).verdict == "clean"
+    for few in ([0.02, 0.9, 0.02], [0.02, 0.9]):
+        assert (judged(few).verdict, judged(few).target) == ("backdoored", 1)
+    assert "too few to tell" in Contrast(null=NULL).judge([own, own], NAMES, 0.0).reasons[0]
+
+
 class Pair(nn.Module):
     """Logits <w_c, x>. Both prompts can be pushed to class 0 along `shared`; the adapter also along `planted`."""
 
