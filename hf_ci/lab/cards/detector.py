@@ -15,7 +15,8 @@ from hf_ci.lab.cards.signals import CONTRAST, of_this_version, telling
 from hf_ci.rates import wilson
 from hf_ci.settings import ScanOptions
 
-CALIBRATION_DATA = frozenset({"animals", "caltech101", "tiny_imagenet", "trash"})  # what specs/calibration.toml draws from
+# What specs/calibration.toml draws from.
+CALIBRATION_DATA = frozenset({"animals", "caltech101", "tiny_imagenet", "trash"})
 
 
 def detector_card(records: list[dict[str, Any]], calibration_data: frozenset[str] = CALIBRATION_DATA) -> str:
