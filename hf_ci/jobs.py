@@ -243,7 +243,8 @@ def followed(
     """The shards' reports, each with its name, and notes on those that are missing."""
     from hf_ci.merge import numbered
 
-    run, started = secrets.token_hex(8), dict[str, Shard]()
+    run = secrets.token_hex(8)
+    started: dict[str, Shard] = {}
     reports: list[tuple[str, Report]] = []
     notes: list[str] = []
     with cancelling(machine, run, started), TemporaryDirectory(prefix="hf-ci-") as folder:

@@ -84,7 +84,7 @@ def load_pool(spec: str, num_images: int, seed: int, processor: CLIPImageProcess
 def side_of(processor: Any) -> int | None:
     """Height and width of the images that an image processor makes; None where they are not all square and alike."""
     made = processor.crop_size if processor.do_center_crop else processor.size
-    return int(made.height) if made and made.height == made.width else None
+    return int(made.height) if made and made.height and made.height == made.width else None
 
 
 def _procedural(seed: int, size: int) -> Iterator[np.ndarray]:
