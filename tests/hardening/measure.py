@@ -1,6 +1,6 @@
 """What hostile files, kills, faults and load do to the program, measured: python tests/hardening/measure.py PART --out FILE.
 
-Parts: hostile, kills, faults, load, pools, fuzz. Each record is one JSON line; `table` makes cards/hardening.md of them. Everything
+Parts: hostile, kills, faults, load, classes, pools, fuzz. Each record is one JSON line; `table` makes cards/hardening.md of them. Everything
 is the program as a subprocess; nothing here is imported by it.
 """
 
@@ -294,6 +294,39 @@ def load(arguments) -> Iterator[dict]:
         }  # fmt: skip
 
 
+# ---------------------------------------------------------------- many classes
+
+THINGS = (
+    "centipede", "barn", "bow tie", "dining table", "freight car", "go-kart", "nail", "obelisk", "pill bottle", "airplane",
+    "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck", "goldfish", "banana", "teapot", "umbrella",
+    "lemon", "bridge",
+)  # fmt: skip
+SORTS = (
+    "red", "green", "blue", "yellow", "black", "white", "brown", "grey", "orange", "small", "big", "old", "new", "wooden",
+    "plastic", "round", "long", "wild", "broken", "painted",
+)  # fmt: skip
+
+
+def classes(arguments) -> Iterator[dict]:
+    """An adapter with 500 classes: a shipped one's prompt, which was tuned on ten, with other names."""
+    names = [f"{sort} {thing}" for thing in THINGS for sort in SORTS]
+    for demo in ("coop", "clean"):
+        with tempfile.TemporaryDirectory() as text:
+            place = Path(text)
+            shutil.copytree(DEMOS / demo, place / "adapter")
+            about = place / "adapter" / "clip_prompt.json"
+            prompt = json.loads(about.read_text()) | {"class_names": names}
+            about.write_text(json.dumps(prompt))
+            words = ["scan", "./adapter", "--format", "json"]
+            done = peak_of(words, place, environment(place), timeout=4 * 3600)
+            result = json.loads(done["out"])["results"][0]
+        yield {
+            "method": prompt["method"], "classes": len(names), "verdict": result["verdict"], "reason": result["reasons"][0],
+            "whole": sum(not one["screened"] for one in result["classes"]), "said": done["err"].strip(),
+            "code": done["code"], "cpu_seconds": done["cpu_seconds"], "peak_mb": done["peak_mb"],
+        }  # fmt: skip
+
+
 # ---------------------------------------------------------------- large pools
 
 FIRST = """
@@ -386,6 +419,7 @@ PARTS = {
     "kills": kills,
     "faults": faults,
     "load": load,
+    "classes": classes,
     "pools": pools,
     "fuzz": fuzz,
 }
