@@ -1,7 +1,7 @@
 """What hostile files, kills, faults and load do to the program, measured: python tests/hardening/measure.py PART --out FILE.
 
-Parts: hostile, kills, faults, load, classes, pools, fuzz. Each record is one JSON line; `table` makes cards/hardening.md of them. Everything
-is the program as a subprocess; nothing here is imported by it.
+Parts: hostile, kills, faults, load, classes, pools, fuzz. Each record is one JSON line; `table` makes cards/hardening.md of
+them. Everything is the program as a subprocess; nothing here is imported by it.
 """
 
 from __future__ import annotations
