@@ -52,7 +52,6 @@ def detector_card(records: list[dict[str, Any]], calibration_data: frozenset[str
         calibrations=shipped(),
         outdated=sum(not of_this_version(r) for r in mine),
         num_scans=len(mine),
-        datasets=", ".join(sorted(calibration_data)),
         base=one["base_model"],
         precision=one["settings"]["precision"],
         num_images=ScanOptions.num_images,
