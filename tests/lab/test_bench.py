@@ -193,6 +193,14 @@ def test_card_is_the_same_bytes_from_the_same_records(bench_run):
     assert "| contrast | 1 | " in card and "the paper's own" in card
 
 
+def test_a_group_in_which_every_attack_failed_counts_none_of_them():
+    failing = [r for r in read_records(CARDS / "benchmark.jsonl") if r["model"]["attack"] == "wanet-strong"]
+    for record in failing:
+        record["model"]["asr"] = 0.1
+    card = benchmark(failing)
+    assert "wanet-strong" in card and "| contrast | 0 | 0 | - | - | - |" in card
+
+
 def test_roc_and_the_detectors_card_come_from_the_same_records(bench_run):
     from xml.etree import ElementTree
 

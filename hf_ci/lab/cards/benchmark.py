@@ -83,7 +83,7 @@ def detector_rows(records: list[dict[str, Any]]) -> dict[str, Any]:
     """One detector's records in every view that the card shows."""
     counted = [r for r in records if not failed(r["model"])]
     free = dict.fromkeys(("image_forward", "image_backward", "text_forward"), 0)
-    costs = [r["result"]["cost"] or free for r in counted]
+    costs = [r["result"]["cost"] or free for r in counted or records]  # of models whose attacks failed, too, if all did
     return {
         "counted": counted,
         "all": rates_of(counted),
