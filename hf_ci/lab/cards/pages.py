@@ -29,6 +29,7 @@ from hf_ci.lab.cards.repair import repair_row
 BLOCK = re.compile(r"^<!-- figures: (?P<name>\S+) -->\n(?P<body>.*?)^<!-- /figures -->$", re.M | re.S)
 MARK = re.compile(r"^<!-- (figures:.*|/figures) -->$", re.M)
 BOTH_WAYS = "far, shared contexts and CoCoOp"  # the regime of most models: shown without photos, too
+ALONE = "near"  # the regime that hardly needs photos: shown without
 
 
 def pages(root: Path) -> list[Path]:
@@ -60,7 +61,13 @@ def trust(root: Path) -> dict[str, Any]:
     """Of each regime the row with the most photos; of the one with most models also that without."""
     rows = [row for row in of_regimes(root)["regimes"] if row.name in REGIMES]
     most = {row.name: row.shots for row in rows}  # they come in the order of their shots
-    return {"rows": [r for r in rows if r.shots == most[r.name] or (r.name == BOTH_WAYS and not r.shots)]}
+
+    def shown(row: Row) -> bool:
+        if not row.shots:
+            return row.name in (ALONE, BOTH_WAYS) or not most[row.name]
+        return row.name != ALONE and row.shots == most[row.name]
+
+    return {"rows": [row for row in rows if shown(row)]}
 
 
 def of_regimes(root: Path) -> dict[str, Any]:
