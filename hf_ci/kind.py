@@ -56,13 +56,12 @@ def base_kind(folder: Path, name: object = None) -> str:
     """
     name = name or folder
     advice = "give a CLIP, or a SigLIP of fixed resolution, in the form of transformers with --base"
+    if not (folder / "config.json").is_file():
+        raise BaseModelError(f"{name}: no config.json", advice)
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise BaseModelError(f"{name}: no config.json", advice) from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise BaseModelError(f"{name}: config.json is not readable JSON: {error}", "fetch it again") from error
-    kind = config.get("model_type") if isinstance(config, dict) else None
+        kind = read_json(folder / "config.json").get("model_type")
+    except AdapterError as error:
+        raise BaseModelError(f"{name}: {error.message}", "fetch it again") from error
     if kind not in BASES:
         expected = " or ".join(map(repr, BASES))
         raise BaseModelError(f"{name}: model_type is {cut(repr(kind), 80)}, expected {expected}", advice)
