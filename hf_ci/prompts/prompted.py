@@ -154,11 +154,14 @@ class BesideReferences(nn.Module):
 
     def from_features(self, features: Tensor, classes: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The same as `forward`, from what `image_features` gave."""
+        own = features if features.ndim == 2 else features[:, 0]
+        return self.adapted.logits_from_features(own, classes), self.references_from(features)
+
+    def references_from(self, features: Tensor) -> Tensor:
+        """The references' logits (B, K, C) alone, of the same."""
         if features.ndim == 2:
-            own, references = features, torch.einsum("bd,kcd->bkc", features, self.texts)
-        else:
-            own, references = features[:, 0], torch.einsum("bkd,kcd->bkc", features[:, self.sees], self.texts)
-        return self.adapted.logits_from_features(own, classes), self.adapted.clip.logits(references)
+            return self.adapted.clip.logits(torch.einsum("bd,kcd->bkc", features, self.texts))
+        return self.adapted.clip.logits(torch.einsum("bkd,kcd->bkc", features[:, self.sees], self.texts))
 
 
 def hand_written(clip: FrozenCLIP, words: str = "a photo of a") -> Tensor:

@@ -119,8 +119,7 @@ class Rehearsal:
 
     def references(self, features: Tensor, told: bool = False) -> Tensor:
         """(B, D) -> the clean prompts' logits (B, K, C)."""
-        texts = (self.told if told else self.plain).texts
-        return self.model.clip.logits(torch.einsum("bd,kcd->bkc", features, texts))
+        return (self.told if told else self.plain).references_from(features)
 
     def probes(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Features of the pool, and of photos, under each probe, and what clean prompts make of them."""

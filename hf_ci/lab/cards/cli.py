@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -41,12 +42,9 @@ def repair_table(
     out: Annotated[Path, typer.Option(help="The card, Markdown.")],
 ) -> None:
     """Render the card of repairs from its JSON lines."""
-    from hf_ci.lab.benchmarks.records import read_some
-    from hf_ci.lab.cards.repair import repairs as render
+    from hf_ci.lab.cards.repair import repairs
 
-    found = read_some(records, "hf-ci lab repairs")
-    out.write_text(render(found), encoding="utf-8")
-    typer.echo(f"{out}: {len(found)} repairs and controls")
+    write_card(records, "hf-ci lab repairs", repairs, out, "repairs and controls")
 
 
 def adaptive_table(
@@ -54,12 +52,20 @@ def adaptive_table(
     out: Annotated[Path, typer.Option(help="The card, Markdown.")],
 ) -> None:
     """Render the card of attackers who know the scan from its JSON lines."""
-    from hf_ci.lab.benchmarks.records import read_some
-    from hf_ci.lab.cards.adaptive import adaptive as render
+    from hf_ci.lab.cards.adaptive import adaptive
 
-    found = read_some(records, "hf-ci lab bench adaptive")
+    write_card(records, "hf-ci lab bench adaptive", adaptive, out, "scans")
+
+
+def write_card(
+    records: Path, made_by: str, render: Callable[[list[dict[str, Any]]], str], out: Path, counted: str
+) -> None:
+    """From the records that `made_by` wrote to their card."""
+    from hf_ci.lab.benchmarks.records import read_some
+
+    found = read_some(records, made_by)
     out.write_text(render(found), encoding="utf-8")
-    typer.echo(f"{out}: {len(found)} scans")
+    typer.echo(f"{out}: {len(found)} {counted}")
 
 
 def triggers(

@@ -12,11 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_ci.errors import UsageError
-from hf_ci.prompts import FrozenCLIP, PromptedCLIP, hand_written
+from hf_ci.prompts import BesideReferences, FrozenCLIP, PromptedCLIP, hand_written
 from hf_ci.prompts.learners import Deep
 from hf_ci.prompts.methods import deep_method
 from hf_ci.prompts.methods.base import untuned
-from hf_ci.prompts.prompted import REFERENCES, reference_adapter
 
 # name in a recipe -> in an adapter
 DEEP = {"maple": "maple", "ivlp": "ivlp", "promptsrc": "promptsrc", "vpt-shallow": "vpt", "vpt-deep": "vpt"}
@@ -56,11 +55,7 @@ class StayNear:
         weights = [math.exp(-(((e + 1) / epochs - MIDDLE) ** 2) / (2 * SPREAD**2)) for e in range(epochs)]
         self.weights = [weight / sum(weights) for weight in weights]
         self.mean = [torch.zeros_like(p) for p in model.prompt.parameters()]
-        clip, names = model.clip, model.class_names
-        written = (PromptedCLIP.from_adapter(reference_adapter(clip, names, words), clip) for words in REFERENCES)
-        with torch.no_grad():
-            texts = torch.cat([prompt.text_features(torch.empty(0)) for prompt in written])  # (K, C, D)
-            self.texts = F.normalize(texts.mean(0, keepdim=True), dim=-1)  # (1, C, D)
+        self.texts = F.normalize(BesideReferences(model).texts.mean(0, keepdim=True), dim=-1)  # (1, C, D)
 
     def loss(self, features: Tensor, text: Tensor, frozen: Tensor | None) -> Tensor:
         """features (B, D) and frozen (B, D), the base model's own; text (1, C, D)."""
